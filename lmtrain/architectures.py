@@ -1,0 +1,123 @@
+"""What transformers can train with which objective, known without importing it.
+
+The tables are read from the source of the installed transformers: importing them takes seconds, and to say that T5
+is no causal model should not.
+"""
+
+import ast
+import importlib.util
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.recipe import Model, Recipe
+
+TABLES = {
+    "seq2seq": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "an encoder-decoder"),
+    "mlm": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "an encoder that sees both sides"),
+    "clm": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "a decoder that reads from left to right"),
+}
+"""Objective -> transformers' table of its models, and what such a model is. The first table that holds a model type
+says what it was made for: BERT also stands in the causal table, but without a causal mask it would see the answer."""
+
+TRAINED = re.compile(r"(bpe|wordpiece|unigram):(\d+)|(char|byte)")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@cache
+def _table(name: str) -> dict[str, str]:
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("transformers is not installed; pip install lmtrain brings it")
+    folder = Path(spec.origin).parent / "models" / "auto"
+    for file in ("modeling_auto.py", "auto_mappings.py", "configuration_auto.py"):
+        path = folder / file
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else ():
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call):
+                target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+                if isinstance(target, ast.Name) and target.id == name and statement.value.args:
+                    return dict(ast.literal_eval(statement.value.args[0]))
+    raise RuntimeError(f"transformers has no table {name}")
+
+
+def made_for(model_type: str) -> str | None:
+    """The objective of a model type, None where transformers trains no language model of it."""
+    return next((objective for objective, (name, _) in TABLES.items() if model_type in _table(name)), None)
+
+
+def check_objective(model_type: str, objective: str, shown: str | None = None) -> None:
+    """Raise InputError, naming the right objective, where `model_type` was made for another one."""
+    right = made_for(model_type)
+    shown = shown if shown and shown != model_type else model_type
+    named = shown if shown == model_type else f"{shown} ({model_type})"
+    if right is None:
+        raise InputError(f"{named} is no language model that clm, mlm or seq2seq could train")
+    if right != objective:
+        raise InputError(f"{named} is {TABLES[right][1]}: use lmtrain {right}")
+
+
+def is_architecture(name: str) -> bool:
+    return made_for(name) is not None and "/" not in name and not Path(name).exists()
+
+
+def check_model(recipe: Recipe, model: Model) -> None:
+    """Everything about the model and the tokenizer that can be known before torch is imported.
+
+    Raises UsageError for flags that do not go together, InputError for a model that is not there or not of the kind.
+    """
+    if model.config and not model.from_scratch:
+        raise UsageError("--model-config shapes a new model; it needs --from-scratch")
+    trained_tokenizer = bool(model.tokenizer and TRAINED.fullmatch(model.tokenizer))
+    if model.tokenizer and not trained_tokenizer and re.match(r"(bpe|wordpiece|unigram|char|byte)\b", model.tokenizer):
+        raise UsageError(f"--tokenizer {model.tokenizer}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
+    if trained_tokenizer and not model.from_scratch:
+        raise UsageError(f"--tokenizer {model.tokenizer} makes a new vocabulary; a trained model keeps its own "
+                         "(add --from-scratch for a new model)")  # fmt: skip
+    folder = Path(model.name)
+    if folder.is_dir():
+        _check_folder(folder, recipe.objective, model)
+    elif model.from_scratch and "/" not in model.name:
+        if not is_architecture(model.name):
+            known = [name for table, _ in TABLES.values() for name in _table(table)]
+            raise InputError(f"--model {model.name}: no such architecture{suggestion(model.name, known)}")
+        check_objective(model.name, recipe.objective)
+        if model.tokenizer is None:
+            raise UsageError(f"{model.name} from scratch has no tokenizer; train one with --tokenizer bpe:8000, "
+                             "or name one")  # fmt: skip
+    elif folder.exists():
+        raise InputError(f"{folder}: a file; --model wants the folder that it lies in")
+    elif not HUB_NAME.fullmatch(model.name) or model.name.startswith("."):
+        raise InputError(f"{model.name}: no such folder")
+
+
+def _check_folder(folder: Path, objective: str, model: Model) -> None:
+    config = read_config(folder)
+    check_objective(str(config.get("model_type")), objective, str(folder))
+    if "auto_map" in config and not model.trust_remote_code:
+        raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
+    if model.from_scratch or (folder / "adapter_config.json").exists():
+        return
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+        reason = f"only {pickled[0]}, a pickle, which can run code when read" if pickled else "none are there"
+        raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
+    for path in weights:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: 0 bytes; the weights are lost, fetch or train them again")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json, so this is not the folder of a model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise InputError(f"{path}: names no model_type")
+    return config

@@ -1,0 +1,312 @@
+"""The commands. Not one line of training logic: arguments in, a call, a result out."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmtrain import __version__, recipes
+from lmtrain.console import Console, figure
+from lmtrain.errors import LmtrainError, StorageError, UsageError
+from lmtrain.flags import canonical, typed, with_flags
+from lmtrain.recipe import (
+    RECIPES,
+    Document,
+    Recipe,
+    build,
+    from_assignments,
+    from_environment,
+    in_sections,
+    merge,
+    objective_of,
+    read_yaml,
+    to_yaml,
+)
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": canonical}
+
+app = typer.Typer(
+    name="lmtrain",
+    help="Train language models with a loss that is exact. Try: lmtrain run clm-quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+)
+recipes_app = typer.Typer(help="The recipes that come with lmtrain.", context_settings=SETTINGS)
+tokenizer_app = typer.Typer(help="Train a tokenizer, or see how one suits a text.", no_args_is_help=True,
+                            context_settings=SETTINGS)  # fmt: skip
+app.add_typer(recipes_app, name="recipes", rich_help_panel="Look and prepare")
+app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel="Look and prepare")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.", rich_help_panel="Run")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.", rich_help_panel="Run")]
+
+
+def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
+    """Whatever the user can put right is one sentence on stderr and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        from lmtrain.launch import is_first
+
+        console = Console(main_process=is_first())
+        try:
+            command(*arguments, **options)
+        except LmtrainError as error:
+            console.error(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.error("interrupted")
+            raise typer.Exit(130) from None
+        except MemoryError:
+            console.error("out of memory; use less data at once, a smaller model or a smaller --batch-size")
+            raise typer.Exit(5) from None
+
+    return wrapped
+
+
+# --- clm, mlm, seq2seq -----------------------------------------------------------------------------------------------
+
+
+def _add_training_command(recipe_class: type[Recipe]) -> None:
+    def command(
+        ctx: typer.Context,
+        config: Annotated[
+            str | None, typer.Option("--config", "-c", help="Recipe to start from: a name or a path.",
+                                     rich_help_panel="Run", show_default=False)
+        ] = None,
+        set_: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="section.key=value; train. reaches every TrainingArguments field. Repeatable.",
+                         rich_help_panel="Run", show_default=False, metavar="KEY=VALUE"),
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.", rich_help_panel="Run")
+        ] = False,
+        json: Json = False,
+        quiet: Quiet = False,
+        **flags: Any,
+    ) -> None:  # fmt: skip
+        recipe = _resolve(recipe_class, config, set_ or [], typed(ctx, flags))
+        if dry_run:
+            sys.stdout.write(to_yaml(recipe.model_dump(mode="json", exclude_none=True)))
+            return
+        _train(recipe, Console(quiet=quiet, as_json=json))
+
+    name = recipe_class.model_fields["objective"].default
+    with_flags(command, recipe_class)
+    command.__doc__ = recipe_class.__doc__
+    wrapped = says_what_is_wrong(command)
+    wrapped.__signature__ = command.__signature__  # type: ignore[attr-defined]
+    app.command(name, rich_help_panel="Train", no_args_is_help=True, context_settings=SETTINGS)(wrapped)
+
+
+def _resolve(recipe_class: type[Recipe], config: str | None, assignments: list[str], flags: Document) -> Recipe:
+    """Flag > `--set` > environment > recipe > default."""
+    where, document = "the command line", {}
+    if config is not None:
+        path = recipes.find(config)
+        where, document = str(path), read_yaml(path)
+        objective = objective_of(document, where)
+        if RECIPES[objective] is not recipe_class:
+            raise UsageError(f"{where}: a recipe for {objective}; use lmtrain {objective} or lmtrain run")
+        document = in_sections(document, recipe_class, where)
+    merged = merge(document, from_environment(recipe_class), from_assignments(assignments, recipe_class), flags)
+    return build(recipe_class, merged, where)
+
+
+def _train(recipe: Any, console: Console) -> None:
+    """Check what can be checked in milliseconds, read the data, and only then import what takes seconds."""
+    from lmtrain import architectures, launch, report, sources
+
+    _environment(recipe)
+    console.main_process = launch.is_first()
+    folder = report.RunFolder(Path(recipe.run.output_dir or "."))
+    architectures.check_model(recipe, recipe.model)
+    if launch.is_first():
+        folder = report.choose_folder(recipe.run, recipe, recipe.model.name)
+        report.check_writable(folder)
+        if recipe.run.resume and (changed := report.same_data(folder, recipe)):
+            console.warn(f"going on with other settings than before: {', '.join(changed)}")
+    train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
+    if launch.wanted(recipe.run):
+        raise typer.Exit(launch.relaunch(recipe, recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
+
+    from lmtrain import train
+
+    train.quiet_libraries()
+    results = train.train(recipe, train_rows, eval_rows, folder, console)
+    folder = report.RunFolder(train.folder_of(folder))
+    console.result(results, report.summary(results), title=f"{recipe.objective}: {recipe.model.name}")
+    console.note(f"\nThe model is in {folder.path}\n  next: {train.next_command(recipe, folder)}")
+
+
+def _environment(recipe: Any) -> None:
+    if recipe.run.offline:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    # Rows are tokenised before workers are forked; the warning about it would be printed once a worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+for _recipe_class in RECIPES.values():
+    _add_training_command(_recipe_class)
+
+
+@app.command(
+    rich_help_panel="Train",
+    context_settings={**SETTINGS, "allow_extra_args": True, "ignore_unknown_options": True,
+                      "allow_interspersed_args": False},
+)  # fmt: skip
+@says_what_is_wrong
+def run(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a recipe file.")],
+) -> None:
+    """Train as a recipe says; any flag of its objective may follow and overrides it."""
+    path = recipes.find(recipe)
+    objective = objective_of(read_yaml(path), str(path))
+    typer.main.get_command(app).main(
+        [objective, "--config", str(path), *ctx.args], prog_name="lmtrain", standalone_mode=True
+    )
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes_default(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        recipes_list()
+
+
+@recipes_app.command("list")
+@says_what_is_wrong
+def recipes_list(json: Json = False) -> None:
+    """All recipes, with what each is."""
+    known = {path.stem: recipes.headline(path) for path in recipes.shipped()}
+    Console(as_json=json).result(known, list(known.items()), title="lmtrain run …")
+
+
+@recipes_app.command("show")
+@says_what_is_wrong
+def recipes_show(name: str) -> None:
+    """Print a recipe."""
+    sys.stdout.write(recipes.find(name).read_text(encoding="utf-8"))
+
+
+@recipes_app.command("copy")
+@says_what_is_wrong
+def recipes_copy(
+    name: str,
+    to: Annotated[Path | None, typer.Argument(help="Where to; the same name here by default.")] = None,
+) -> None:
+    """Copy a recipe here, to be changed and run with lmtrain run FILE."""
+    source = recipes.find(name)
+    target = to or Path(source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UsageError(f"{target} is there already; name another file")
+    try:
+        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{target}: {error.strerror}") from None
+    Console().note(f"{target} · next: lmtrain run {target}")
+
+
+# --- tokenizer -------------------------------------------------------------------------------------------------------
+
+DataFlag = Annotated[list[str], typer.Option("--data", "-d", help="As for training: file, folder, glob, -, hub id.")]
+Column = Annotated[str | None, typer.Option("--text-column", help="Column of the text.", show_default=False)]
+
+
+def _text_rows(data: list[str], text_column: str | None) -> Any:
+    from lmtrain import sources
+
+    section = RECIPES["clm"].model_fields["data"].annotation
+    return sources.load(data, section(train=data, text_column=text_column))  # type: ignore[misc]
+
+
+@tokenizer_app.command("train")
+@says_what_is_wrong
+def tokenizer_train(
+    data: DataFlag,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write.")],
+    kind: Annotated[str, typer.Option(help="bpe:N, wordpiece:N, unigram:N, char or byte.")] = "bpe:8000",
+    objective: Annotated[str, typer.Option(help="clm, mlm or seq2seq: decides the special tokens.")] = "clm",
+    text_column: Column = None,
+) -> None:
+    """Train a tokenizer on text."""
+    from lmtrain.architectures import TRAINED
+
+    if not TRAINED.fullmatch(kind):
+        raise UsageError(f"--kind {kind}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
+    if objective not in RECIPES:
+        raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise UsageError(f"--output-dir {output_dir} is not empty; name another folder")
+    rows = _text_rows(data, text_column)
+    from lmtrain import tokenizer
+    from lmtrain.objectives import OBJECTIVES
+
+    trained = tokenizer.train(kind, rows.texts(), OBJECTIVES[objective].frame)
+    try:
+        trained.save_pretrained(output_dir)
+    except OSError as error:
+        raise StorageError(f"{output_dir}: {error.strerror}") from None
+    Console().note(f"{len(trained):,} entries in {output_dir} · next: lmtrain tokenizer stats {output_dir} --data …")
+
+
+@tokenizer_app.command("stats")
+@says_what_is_wrong
+def tokenizer_stats(
+    tokenizer: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    data: DataFlag,
+    text_column: Column = None,
+    json: Json = False,
+) -> None:
+    """Tokens per word, bytes per token and the share of unknown tokens on your text."""
+    rows = _text_rows(data, text_column)
+    from lmtrain import model, train
+    from lmtrain import tokenizer as tokenizers
+
+    train.quiet_libraries()
+    loaded = model.load_tokenizer(model.Model(name=tokenizer), rows, None)  # type: ignore[arg-type]
+    figures = tokenizers.stats(loaded, rows.texts())
+    Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=tokenizer)
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Look and prepare", context_settings=SETTINGS)
+@says_what_is_wrong
+def doctor(json: Json = False, quiet: Quiet = False) -> None:
+    """Environment and devices, and whether loss and resume are exact on this machine."""
+    if find_spec("torch") is None:
+        raise UsageError("torch is not installed; pip install lmtrain brings it")
+    from lmtrain import exactness, train
+
+    train.quiet_libraries()
+    console = Console(quiet=quiet, as_json=json)
+    report = exactness.report(console)
+    exactness.show(report, console)
+    raise typer.Exit(0 if report["exact"] else 1)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if show:
+        sys.stdout.write(f"lmtrain {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,171 @@
+"""Which columns of the data are meant, and whether a row's values there can be used.
+
+Four kinds of rows: `text` (one string), `prompt` (prompt, completion), `messages` (a chat) and `pairs` (source,
+target). Columns are named by flags or found by name; what is found is said aloud, never assumed in silence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.recipe import Data
+
+Record = Mapping[str, Any]
+
+OPTIONS = {
+    "messages": ("messages_column",),
+    "prompt": ("prompt_column", "completion_column"),
+    "text": ("text_column",),
+    "pairs": ("source_column", "target_column"),
+}
+
+# In order: what names its purpose comes before what might also be something else.
+FAMILIAR = (
+    ("messages", ("messages",)),
+    ("prompt", ("prompt", "completion")),
+    ("prompt", ("prompt", "response")),
+    ("text", ("text",)),
+    ("text", ("content",)),
+    ("text", ("document",)),
+    ("text", ("sentence",)),
+    ("prompt", ("instruction", "response")),
+    ("prompt", ("question", "answer")),
+    ("pairs", ("source", "target")),
+    ("pairs", ("document", "summary")),
+    ("pairs", ("article", "highlights")),
+    ("pairs", ("article", "summary")),
+    ("pairs", ("dialogue", "summary")),
+    ("pairs", ("text", "summary")),
+    ("pairs", ("input", "target")),
+    ("pairs", ("input", "output")),
+    ("pairs", ("question", "answer")),
+)
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class BadRow(Exception):
+    """A row whose value cannot be used; the text says why, the reader adds where."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A kind of rows and the dotted paths of its columns."""
+
+    kind: str
+    paths: tuple[str, ...]
+    found: bool
+    """Found by name rather than given."""
+
+    def __str__(self) -> str:
+        return " and ".join(f"'{path}'" for path in self.paths)
+
+    def value(self, record: Record) -> Any:
+        """The usable value of a record; None where it is empty. Raises BadRow.
+
+        A string for `text`, two strings for `prompt` and `pairs`, a list of messages for `messages`.
+        """
+        if self.kind == "messages":
+            return _chat(reach(record, self.paths[0]), self.paths[0])
+        strings = [_string(reach(record, path), path) for path in self.paths]
+        if any(not string.strip() for string in strings):
+            return None
+        return strings[0] if self.kind == "text" else tuple(strings)
+
+
+_ABSENT = object()
+
+
+def reach(record: Record, path: str) -> Any:
+    """The value at a dotted path; a column whose own name holds the dots comes first."""
+    if path in record:
+        return record[path]
+    value: Any = record
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _ABSENT
+        value = value[part]
+    return value
+
+
+def _string(value: Any, path: str) -> str:
+    if value is _ABSENT:
+        raise BadRow(f"column '{path}': is missing")
+    if value is None:
+        raise BadRow(f"column '{path}': is null")
+    if not isinstance(value, str):
+        raise BadRow(f"column '{path}': is {type(value).__name__} {visible(repr(value), 30)}, not text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow(f"column '{path}': holds a lone surrogate, which is no character") from None
+    return value
+
+
+def _chat(value: Any, path: str) -> list[dict[str, str]] | None:
+    if value is _ABSENT or value is None:
+        raise BadRow(f"column '{path}': is {'missing' if value is _ABSENT else 'null'}")
+    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+        raise BadRow(f"column '{path}': is not a list of {{role, content}} messages")
+    if not value:
+        return None
+    messages = []
+    for number, message in enumerate(value, 1):
+        role = message.get("role")
+        if role not in ROLES:
+            raise BadRow(f"column '{path}', message {number}: unknown role {visible(repr(role))}; "
+                         f"there are {', '.join(ROLES)}")  # fmt: skip
+        messages.append({**message, "content": _string(message.get("content"), f"{path}[{number}].content")})
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        raise BadRow(f"column '{path}': no assistant turn, so nothing would be trained")
+    return messages
+
+
+def choose(first: Record, data: Data, where: str) -> Selection:
+    """The columns to read, decided on the first record of a file.
+
+    Raises UsageError for half a pair of flags, InputError for a column that is not there or cannot be guessed.
+    """
+    options = data.model_dump()
+    for kind in data.KINDS:
+        given = [options.get(option) for option in OPTIONS[kind]]
+        if all(given):
+            for path in given:
+                _require(first, path, where)
+            return Selection(kind, tuple(given), found=False)
+        if any(given):
+            flags = " and ".join(f"--{option.replace('_', '-')}" for option in OPTIONS[kind])
+            raise UsageError(f"{flags} belong together; one is missing")
+    if selection := _languages(first, options, where):
+        return selection
+    for kind, names in FAMILIAR:
+        if kind in data.KINDS and all(name in first for name in names):
+            return Selection(kind, names, found=True)
+    flags = " or ".join(" ".join(f"--{o.replace('_', '-')}" for o in OPTIONS[kind]) for kind in reversed(data.KINDS))
+    raise InputError(f"{where}: which column to use? It has {_names(first)}; say it with {flags}")
+
+
+def _languages(first: Record, options: dict[str, Any], where: str) -> Selection | None:
+    """Columns that are named by their languages: {"de": …, "en": …} or {"translation": {"de": …, "en": …}}."""
+    source, target = options.get("source_lang"), options.get("target_lang")
+    nested = isinstance(first.get("translation"), Mapping)
+    if source and target:
+        for prefix in ("", "translation."):
+            if all(reach(first, prefix + language) is not _ABSENT for language in (source, target)):
+                return Selection("pairs", (prefix + source, prefix + target), found=True)
+    if nested and "source_column" in options:
+        languages = ", ".join(first["translation"])
+        raise InputError(f"{where}: a translation of {languages}; say which way with --source-lang and --target-lang")
+    return None
+
+
+def _require(first: Record, path: str, where: str) -> None:
+    if reach(first, path) is _ABSENT and path.split(".")[0] not in first:
+        raise InputError(f"{where}: no column '{visible(path)}'; it has {_names(first)}{suggestion(path, first)}")
+
+
+def _names(record: Record) -> str:
+    names = [visible(str(name), 40) for name in record]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

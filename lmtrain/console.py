@@ -1,0 +1,77 @@
+"""What people see: notes and lines on stderr, tables on stdout."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+from lmtrain.errors import visible
+
+
+class Console:
+    """Notes go to stderr unless `quiet`; the result goes to stdout, as a table or, with `as_json`, as one document."""
+
+    def __init__(self, quiet: bool = False, as_json: bool = False, main_process: bool = True):
+        self.quiet, self.as_json, self.main_process = quiet, as_json, main_process
+        # Plain lines in a log file are not to be broken at 80 columns.
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.out = RichConsole(highlight=False)
+
+    @property
+    def live(self) -> bool:
+        return self.err.is_terminal and not self.quiet and self.main_process
+
+    def note(self, text: str) -> None:
+        if self.main_process and not self.quiet:
+            self.err.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        """Said even with --quiet."""
+        if self.main_process:
+            self.err.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def error(self, text: str) -> None:
+        if self.main_process:
+            for line in text.splitlines():
+                self.err.print(f"[bold red]lmtrain:[/] {escape(line)}")
+
+    def result(self, document: dict[str, Any], rows: list[tuple[str, str]], title: str) -> None:
+        if not self.main_process:
+            return
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+            sys.stdout.flush()
+            return
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows:
+            table.add_row(escape(name), escape(value))
+        self.out.print(table)
+
+    def ledger(self, ledgers: dict[str, dict[str, Any]]) -> None:
+        """The ledgers side by side, one line a count that is not zero anywhere."""
+        if self.quiet or not self.main_process:
+            return
+        table = Table(title="What became of every row and token", title_justify="left")
+        table.add_column("")
+        for name in ledgers:
+            table.add_column(name, justify="right")
+        for count in next(iter(ledgers.values())):
+            values = [ledger[count] for ledger in ledgers.values()]
+            if count != "fingerprint" and any(values):
+                shown = [f"{v:,}" if isinstance(v, int) else f"{v:.1%}" for v in values]
+                table.add_row(count.replace("_", " "), *shown)
+        self.err.print(table)
+
+    def samples(self, samples: list[dict[str, str]]) -> None:
+        for sample in samples:
+            self.note("\n".join(f"  {name:>9}: {visible(text, 200)}" for name, text in sample.items()) + "\n")
+
+
+def figure(value: Any) -> str:
+    """A figure for people: four significant digits, whole numbers in full."""
+    if isinstance(value, float):
+        return f"{value:,.4f}" if 0.001 <= abs(value) < 1000 else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,290 @@
+"""Rows -> token ids, with every row and token entered in the ledger."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lmtrain import chat
+from lmtrain.collate import IGNORED
+from lmtrain.errors import InputError, UsageError
+from lmtrain.ledger import Ledger
+from lmtrain.packing import Ragged
+from lmtrain.recipe import Data, TextData
+from lmtrain.sources import Rows
+from lmtrain.tokenizer import framing, ids_and_bytes, ids_of
+
+Key = tuple[int | None, int]
+"""(epoch, row): what a batch asks for. Masks are a function of it; epoch is None at evaluation."""
+
+DEFAULT_LENGTH = 1024
+
+BLANK = {"input_ids": np.zeros(1, np.int64), "labels": np.full(1, IGNORED)}
+"""A row that trains nothing: fills the last batches where processes have to keep step."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most tokens that a row of each column may have, decided once and used for training and evaluation."""
+
+    positions: int | None
+    """What the model can read; None: any length."""
+    resolved: dict[str, int]
+
+    def of(self, name: str, asked: int | None, needed: int | None = None) -> int:
+        """The limit for the option `name`. Raises UsageError where more is asked than the model has positions."""
+        if name not in self.resolved:
+            if asked and self.positions and asked > self.positions:
+                raise UsageError(f"--{name.replace('_', '-')} {asked}: the model has {self.positions} positions; "
+                                 f"ask for {self.positions} at most")  # fmt: skip
+            default = min(self.positions or DEFAULT_LENGTH, DEFAULT_LENGTH)
+            self.resolved[name] = asked or (min(needed, default) if needed else default)
+        return self.resolved[name]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one data set is to the model: rows of ids by column, ready to be asked for by (epoch, row)."""
+
+    columns: dict[str, Ragged]
+    ledger: Ledger
+    origins: np.ndarray | None = None
+    """For rows that are one row of the data each: which one."""
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, row = key
+        content = BLANK if row == len(self) else {name: column[row] for name, column in self.columns.items()}
+        return {"key": (epoch, row), **content}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, over all that the model reads."""
+        labels = self.columns.get("labels")
+        return self.columns["input_ids"].lengths + (labels.lengths if labels else 0)
+
+
+Encode = Callable[[Rows, PreTrainedTokenizerBase, Any, Limits, bool], Examples]
+
+
+def _start(rows: Rows) -> Ledger:
+    return Ledger(
+        rows_read=len(rows) + rows.rows_empty + rows.rows_bad,
+        rows_empty=rows.rows_empty,
+        rows_bad=rows.rows_bad,
+        fingerprint=rows.fingerprint(),
+    )
+
+
+def _finish(columns: dict[str, Ragged], ledger: Ledger, rows: Rows, **more: Any) -> Examples:
+    assert ledger.balances(), f"the ledger does not balance: {ledger}"
+    if not len(columns["input_ids"]):
+        raise InputError(f"{rows.place(0)} and after: no row is left ({ledger.rows_dropped} dropped as too long or "
+                         "with nothing to train)")  # fmt: skip
+    return Examples(columns, ledger, **more)
+
+
+# --- causal ----------------------------------------------------------------------------------------------------------
+
+
+def causal(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
+    """Columns `input_ids`; `trained` (bool) where not all of them are; with `measure`, `num_bytes` of each token."""
+    return {"text": _causal_text, "prompt": _prompts, "messages": _chats}[rows.kind](
+        rows, tokenizer, data, limits, measure
+    )
+
+
+def _causal_text(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
+) -> Examples:
+    length = limits.of("max_length", data.max_length)
+    before, after = _marks(tokenizer)
+    ledger = _start(rows)
+    measure = measure and tokenizer.is_fast
+    ids, sizes = [], []
+    for tokens, bytes_of, document in _tokenised(rows, tokenizer, measure):
+        end = after if rows.ends(document[-1]) else []
+        kept = _fit(ledger, len(before) + len(tokens) + len(end), length, rows, document, data)
+        if kept:
+            ids.append(np.concatenate([before, tokens, end])[:kept])
+            sizes.append(np.concatenate([[0] * len(before), bytes_of, [0] * len(end)])[:kept])
+    columns = {"input_ids": Ragged.of(ids), **({"num_bytes": Ragged.of(sizes)} if measure else {})}
+    cut = {name: c.joined(length) if data.packing else c.split(length) for name, c in columns.items()}
+    return _finish(cut, ledger, rows)
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """(begin, end) marks of a document: what the tokenizer adds, and always an end token, so that stopping is learnt."""
+    before, after = framing(tokenizer)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in after:
+        after = [*after, tokenizer.eos_token_id]
+    return before, after
+
+
+def _tokenised(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, measure: bool
+) -> Iterator[tuple[Sequence[int], Sequence[int], range]]:
+    """(ids, bytes of each, rows) of each document; every row is tokenised on its own."""
+    if measure:
+        encoded = ids_and_bytes(tokenizer, rows.values)
+    else:
+        encoded = ((ids, ()) for ids in ids_of(tokenizer, rows.values))
+    for document in rows.documents():
+        parts = [next(encoded) for _ in document]
+        if len(parts) == 1:
+            yield (*parts[0], document)
+        else:
+            yield [i for ids, _ in parts for i in ids], [size for _, sizes in parts for size in sizes], document
+
+
+def _fit(ledger: Ledger, tokens: int, length: int, rows: Rows, document: range, data: TextData) -> int:
+    """How many of a document's tokens are kept, as --on-long says; entered in the ledger."""
+    policy = data.on_long or "split"
+    if rows.running and policy != "split":
+        raise UsageError(f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)")
+    if tokens <= length or policy == "split":
+        ledger.use(tokens, rows=rows.count(document))
+        return tokens
+    return _cut(ledger, tokens, length, rows.place(document[0]), policy)
+
+
+def _cut(ledger: Ledger, tokens: int, length: int, place: str, policy: str) -> int:
+    if policy == "error":
+        raise InputError(f"{place}: {tokens} tokens, the limit is {length}; --on-long says what to do with such rows")
+    if policy == "drop":
+        ledger.drop(tokens)
+        return 0
+    ledger.use(tokens, truncated=tokens - length)
+    return length
+
+
+def _prompts(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
+) -> Examples:
+    """Prompt and completion are tokenised apart, as they will be when the model is asked; a line break parts them."""
+    before, after = _marks(tokenizer)
+    prompts = [prompt if prompt[-1:].isspace() or answer[:1].isspace() else prompt + "\n" for prompt, answer in rows.values]
+    answers = [answer for _, answer in rows.values]
+    pairs = zip(ids_of(tokenizer, prompts), ids_of(tokenizer, answers), strict=True)
+
+    def encoded() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for prompt, answer in pairs:
+            ids = np.concatenate([before, prompt, answer, after])
+            yield ids, np.arange(len(ids)) >= len(before) + len(prompt)
+
+    return _partly_trained(rows, encoded(), data, limits)
+
+
+def _chats(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool) -> Examples:
+    encoded = (chat.encode(tokenizer, messages, rows.place(i)) for i, messages in enumerate(rows.values))
+    return _partly_trained(rows, encoded, data, limits)
+
+
+def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: Limits) -> Examples:
+    """One example a row; a row of which nothing trained is left is dropped, in the ledger."""
+    length = limits.of("max_length", data.max_length)
+    policy = data.on_long or "truncate"
+    if policy == "split":
+        raise UsageError("--on-long split is for plain text; a prompt or a chat is cut with truncate, drop or error")
+    ledger = _start(rows)
+    ids, trained, origins = [], [], []
+    for index, (tokens, mask) in enumerate(encoded):
+        if not mask[1 : min(length, len(tokens))].any():
+            ledger.drop(len(tokens))
+            continue
+        if len(tokens) <= length:
+            kept = len(tokens)
+            ledger.use(kept)
+        else:
+            kept = _cut(ledger, len(tokens), length, rows.place(index), policy)
+        if kept:
+            ids.append(tokens[:kept])
+            trained.append(mask[:kept])
+            origins.append(index)
+    columns = {"input_ids": Ragged.of(ids), "trained": Ragged.of(trained, np.bool_)}
+    return _finish(columns, ledger, rows, origins=np.array(origins))
+
+
+# --- masked ----------------------------------------------------------------------------------------------------------
+
+
+def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
+    """Column `input_ids`, every row framed as the tokenizer frames a text ([CLS] … [SEP])."""
+    length = limits.of("max_length", data.max_length)
+    before, after = framing(tokenizer)
+    room = length - len(before) - len(after)
+    if room < 1:
+        raise UsageError(f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens")
+    ledger = _start(rows)
+    separator = after[:1] if data.packing else []
+    ids = []
+    for tokens, _, document in _tokenised(rows, tokenizer, measure=False):
+        end = separator if rows.ends(document[-1]) and document[-1] + 1 < len(rows.values) else []
+        kept = _fit(ledger, len(tokens) + len(end), room, rows, document, data)
+        if kept:
+            ids.append(np.concatenate([tokens, end])[:kept])
+    texts = Ragged.of(ids)
+    cut = texts.joined(room) if data.packing else texts.split(room)
+    return _finish({"input_ids": cut.framed(before, after)}, ledger, rows)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
+    """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
+    _set_languages(tokenizer, data)
+    sources = tokenizer([data.source_prefix + source for source, _ in rows.values], verbose=False)["input_ids"]
+    targets = tokenizer(text_target=[target for _, target in rows.values], verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is not None:
+        targets = [ids if end in ids[-2:] else [*ids, end] for ids in targets]
+    longest = (
+        limits.of("max_source_length", data.max_source_length, _percentile(sources)),
+        limits.of("max_target_length", data.max_target_length, _percentile(targets)),
+    )
+    special = set(tokenizer.all_special_ids)
+    ledger = _start(rows)
+    kept: tuple[list[Any], list[Any]] = ([], [])
+    origins = []
+    for index, pair in enumerate(zip(sources, targets, strict=True)):
+        short = [_shorten(ids, most, special) for ids, most in zip(pair, longest, strict=True)]
+        total, left = sum(map(len, pair)), sum(map(len, short))
+        if left == total:
+            ledger.use(total)
+        elif not _cut(ledger, total, left, rows.place(index), data.on_long):
+            continue
+        for column, ids in zip(kept, short, strict=True):
+            column.append(ids)
+        origins.append(index)
+    columns = {"input_ids": Ragged.of(kept[0]), "labels": Ragged.of(kept[1])}
+    return _finish(columns, ledger, rows, origins=np.array(origins))
+
+
+def _percentile(rows: list[list[int]]) -> int:
+    return max(int(np.percentile([len(ids) for ids in rows], 99, method="higher")), 2)
+
+
+def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:
+    """The first `most` ids, but with the special tokens of the end kept: a cut target still ends."""
+    if len(ids) <= most:
+        return ids
+    tail = 0
+    while tail < most - 1 and ids[-tail - 1] in special:
+        tail += 1
+    return [*ids[: most - tail], *ids[len(ids) - tail :]]
+
+
+def _set_languages(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+    """Tell a multilingual tokenizer (mBART, M2M100, NLLB) which way the translation goes."""
+    for attribute, language in (("src_lang", data.source_lang), ("tgt_lang", data.target_lang)):  # type: ignore[attr-defined]
+        if language and hasattr(tokenizer, attribute):
+            try:
+                setattr(tokenizer, attribute, language)
+            except (KeyError, ValueError):
+                known = ", ".join(sorted(getattr(tokenizer, "lang_code_to_id", {}))[:12])
+                raise UsageError(f"language {language!r}: the tokenizer does not know it; it has {known}, …") from None

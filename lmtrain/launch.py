@@ -1,0 +1,48 @@
+"""More processes: the same command once more, under the distributed launcher."""
+
+import os
+import subprocess
+import sys
+
+from lmtrain.errors import UsageError
+from lmtrain.recipe import Recipe, Run
+
+
+def is_launched() -> bool:
+    """Whether a launcher (torchrun, accelerate) started this process as one of several."""
+    return "LOCAL_RANK" in os.environ or "WORLD_SIZE" in os.environ
+
+
+def is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wanted(run: Run) -> bool:
+    return not is_launched() and ((run.num_processes or 1) > 1 or run.accelerate_config is not None)
+
+
+def relaunch(recipe: Recipe, run: Run, data: list[str], arguments: list[str]) -> int:
+    """Run `python -m lmtrain ARGUMENTS` in as many processes as the recipe wants; the first failure's exit code.
+
+    Raises UsageError for data from standard input, which processes cannot share.
+    """
+    if "-" in data:
+        raise UsageError("standard input cannot be shared by several processes; save it to a file")
+    if run.accelerate_config:
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", run.accelerate_config]
+        command = [sys.executable, *launcher, "-m", "lmtrain", *arguments]
+        return subprocess.run(command, check=False).returncode
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import run as distribute
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // (run.num_processes or 1), 1)))
+    # Its own account of a failure is a page on every process; ours is one sentence, already printed.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    own = ["--standalone", "--nproc-per-node", str(run.num_processes), "-m", "lmtrain", *arguments]
+    try:
+        distribute(get_args_parser().parse_args(own))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0

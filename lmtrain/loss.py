@@ -1,0 +1,118 @@
+"""The exact loss: the mean negative log-likelihood over the supervised tokens of a whole optimiser step.
+
+transformers' Trainer believes that every model divides by `num_items_in_batch`; most masked and encoder-decoder
+models do not, so that their loss and gradient come out multiplied by the number of micro-batches and processes. Here
+the sum over a micro-batch is divided by the count over the step, whatever the model would do.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from lmtrain.collate import IGNORED, Batch
+
+OWN_LOSS_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What evaluation keeps of a batch, per row; no logits.
+
+    `nll` [rows] float64: sum of the negative log-likelihood (nats) of the supervised tokens; `tokens`, `correct` and
+    `correct_top5` [rows] int64: how many there are, and how many of them are the best guess or among the best five.
+    """
+
+    nll: torch.Tensor
+    tokens: torch.Tensor
+    correct: torch.Tensor
+    correct_top5: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """The loss of an objective.
+
+    `shift` is 1 where position t predicts label t + 1 (causal), 0 where logits and labels are aligned. `own` says
+    that the model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary
+    terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well.
+    """
+
+    shift: int
+    label_smoothing: float = 0.0
+    own: bool = False
+
+    def __call__(self, network: Any, batch: Batch, items: torch.Tensor | int) -> torch.Tensor:
+        """The share of this micro-batch in the loss of a step with `items` supervised tokens; summed up it is exact.
+
+        `network` may be wrapped (DistributedDataParallel); `batch` holds `labels` [rows, length].
+        """
+        if self.own:
+            output = network(**batch)
+            tokens = (batch["labels"] != IGNORED).sum()
+            # A micro-batch without a label has no mean: nothing, but with a gradient, so that processes keep step.
+            return output.loss * tokens / items if tokens else output.logits.sum() * 0.0
+        logits, labels = self.aligned(network, batch)
+        total = F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(),
+            labels.reshape(-1),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / items
+
+    def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""
+        inputs = dict(batch)
+        labels = inputs.pop("labels")
+        model = _bare(network)
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        logits = network(**inputs).logits
+        if self.shift:
+            return logits[:, : -self.shift], labels[:, self.shift :]
+        return logits, labels
+
+    @torch.no_grad()
+    def score(self, network: Any, batch: Batch) -> RowScores:
+        """Plain log-likelihoods, never smoothed, never the model's own loss: what perplexity is made of."""
+        logits, labels = self.aligned(network, batch)
+        precise = torch.float32 if logits.device.type == "mps" else torch.float64
+        counted = labels != IGNORED
+        nll, correct, top5 = (torch.zeros(len(labels), dtype=d, device=labels.device) for d in (precise, int, int))
+        for row in range(len(labels)):  # row by row: a float32 copy of a whole batch of logits would be the peak
+            at = counted[row]
+            scores, truth = logits[row][at].float(), labels[row][at]
+            nll[row] = F.cross_entropy(scores, truth, reduction="none").to(precise).sum()
+            best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
+            correct[row] = (best[:, 0] == truth).sum()
+            top5[row] = (best == truth[:, None]).sum()
+        return RowScores(nll, counted.sum(1), correct, top5)
+
+
+def _bare(network: Any) -> PreTrainedModel:
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(network)
+
+
+@torch.no_grad()
+def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
+    """Whether the model's loss on `batch` differs from the cross entropy of its logits.
+
+    Asked of the model itself rather than kept as a list of names, which would be out of date with the next release.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        labels = batch["labels"]
+        if not (labels != IGNORED).any():
+            return False
+        own = getattr(network(**batch), "loss", None)
+        plain = TokenLoss(shift)(network, batch, (labels != IGNORED).sum())
+        return own is not None and bool((own - plain).abs() > OWN_LOSS_TOLERANCE * plain.abs().clamp(min=1))
+    finally:
+        network.train(was_training)

@@ -1,0 +1,187 @@
+"""Tokenizer and network: from the hub, from a folder, or from nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lmtrain import tokenizer as tokenizers
+from lmtrain.architectures import TRAINED, check_objective, is_architecture
+from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.recipe import Model
+from lmtrain.sources import Rows
+
+# What the libraries raise when what they are asked to load is not there or not sound.
+LOADING = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, HfHubHTTPError)
+
+
+def load_config(model: Model, objective: str) -> PretrainedConfig:
+    """The model's configuration. Raises InputError where there is none, or for another objective."""
+    if model.from_scratch and is_architecture(model.name):
+        return AutoConfig.for_model(model.name)
+    try:
+        config = AutoConfig.from_pretrained(model.name, trust_remote_code=model.trust_remote_code)
+    except LOADING as error:
+        raise InputError(_not_loaded("model", model.name, error)) from None
+    check_objective(config.model_type, objective, model.name)
+    return config
+
+
+def load_tokenizer(model: Model, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, or one trained on `rows`, or the model's own. Raises InputError."""
+    if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
+        tokenizer = _trained_once(model.tokenizer, rows, frame)
+    else:
+        name = model.tokenizer or model.name
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+        except LOADING as error:
+            raise InputError(_not_loaded("tokenizer", name, error)) from None
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
+    """Trained by the first process, for all: two trainings need not break ties alike."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    made = [tokenizers.train(specification, rows.texts(), frame) if state.is_main_process else None]
+    return broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can read at once; None where its positions are relative."""
+    if getattr(config, "relative_attention_num_buckets", None):
+        return None
+    names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_source_positions")
+    length = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    if length and config.model_type in OFFSET_POSITIONS:
+        # Their positions start behind the pad id, so that many entries of the table are never reached.
+        return length - config.pad_token_id - 1
+    return length
+
+
+OFFSET_POSITIONS = frozenset(
+    ["roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "longformer", "mpnet", "xmod",
+     "data2vec-text", "ibert", "luke", "esm"]
+)  # fmt: skip
+
+
+def load_network(
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """(the network in float32, what to say about it). Raises InputError for weights that are not all as they should be."""
+    extra = {"attn_implementation": model.attn} if model.attn else {}
+    if model.from_scratch:
+        config = _shaped(config, model, tokenizer)
+        try:
+            network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **extra)
+        except LOADING as error:
+            raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
+        return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
+    try:
+        network, report = auto_model.from_pretrained(
+            model.name,
+            config=config,
+            dtype=torch.float32,  # a bfloat16 checkpoint would else be trained in bfloat16 altogether
+            use_safetensors=True,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+            **extra,
+        )
+    except LOADING as error:
+        raise InputError(_not_loaded("model", model.name, error)) from None
+    notes = _check_weights(network, report, model.name)
+    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+        raise InputError(f"{model.name}: {network.get_input_embeddings().num_embeddings} embeddings, but the tokenizer "
+                         f"has {len(tokenizer)} entries; they do not belong together")  # fmt: skip
+    return network, notes
+
+
+def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The default configuration with the recipe's sizes, and with the tokenizer's vocabulary and special ids."""
+    defaults = config.to_dict()
+    known = {*defaults, *config.attribute_map}
+    for name in model.config:
+        if name not in known:
+            raise UsageError(f"--model-config {name}: {config.model_type} has no such size{suggestion(name, known)}")
+    start_is_pad = defaults.get("decoder_start_token_id") in (None, defaults.get("pad_token_id"))
+    end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+    ids = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": end,
+        "bos_token_id": next((i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None), end),
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "decoder_vocab_size": len(tokenizer),
+        "decoder_start_token_id": tokenizer.pad_token_id if start_is_pad else end,
+        "forced_eos_token_id": end,
+        "forced_bos_token_id": None,
+    }
+    always = {"pad_token_id", "eos_token_id"} | ({"decoder_start_token_id"} if config.is_encoder_decoder else set())
+    given = {name: value for name, value in ids.items() if name in defaults or name in always}
+    try:
+        # The class and not for_model: a folder's own configuration is a starting point too.
+        return type(config)(**{**defaults, **given, **_by_first_name(config, model.config)})
+    except LOADING as error:
+        raise UsageError(f"--model-config: {str(error).splitlines()[-1].strip()}") from None
+
+
+def _by_first_name(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
+    """`hidden_size` is `n_embd` to a GPT-2: the names of its own constructor."""
+    return {config.attribute_map.get(name, name): value for name, value in sizes.items()}
+
+
+def _check_weights(network: PreTrainedModel, report: dict[str, Any], name: str) -> list[str]:
+    """Say which head is new and which weights are left out; everything else that does not fit is an error."""
+    body = f"{network.base_model_prefix}."
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if report["mismatched_keys"]:
+        raise InputError(f"{name}: weights of another shape than config.json says: {_some(report['mismatched_keys'])}")
+    same_class = type(network).__name__ in (network.config.architectures or [])
+    lost = [key for key in missing if same_class or key.startswith(body)]
+    if lost:
+        raise InputError(f"{name}: weights are missing: {_some(lost)}; the file is damaged or not of this model")
+    strange = [key for key in unexpected if key.startswith(body) and ".pooler." not in f".{key}"]
+    if strange:
+        raise InputError(f"{name}: has weights that the model has no place for: {_some(strange)}")
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{name}: {key} holds NaN or infinity; the file is damaged")
+    notes = [f"the head is new and starts at random: {_some(missing)}"] if missing else []
+    return notes + ([f"not needed here and left out: {_some(unexpected)}"] if unexpected else [])
+
+
+def _some(keys: list[Any]) -> str:
+    names = [str(key[0]) if isinstance(key, tuple) else str(key) for key in keys]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> str:
+    """One line on why a model or a tokenizer could not be had."""
+    if Path(name).is_dir():
+        return f"{name}: the {what} cannot be loaded: {_first_line(error)}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return f"{name}: the hub gives it only to whom its authors allow; ask there, then `hf auth login`"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"{name}: no such folder, and no such {what} on the hub (private ones need `hf auth login`)"
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return f"{name}: the hub answers {cause.response.status_code}; try again later"
+        cause = cause.__cause__ or cause.__context__
+    return f"{name}: no such folder, and the hub gives no such {what}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,50 @@
+"""THE table: what the three objectives differ in. Nothing else in the package asks which one it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+from lmtrain import collate, encode, generate
+from lmtrain.tokenizer import Frame
+
+
+@dataclass(frozen=True)
+class Objective:
+    auto_model: Any
+    """Where the weights go."""
+    encode: encode.Encode
+    """Rows -> ids."""
+    collate: Callable[..., collate.Collate]
+    """Ids -> batch."""
+    sample: Callable[..., list[generate.Sample]]
+    """What the model writes, to look at."""
+    frame: Frame
+    """Special tokens of a tokenizer trained for it."""
+    shift: int = 0
+    """1: position t predicts token t + 1."""
+    accuracy: str = "token_accuracy"
+    top5: str | None = None
+    transforms: bool = False
+    """Whether outputs are generated and compared with references."""
+
+
+_SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+OBJECTIVES = {
+    "clm": Objective(
+        AutoModelForCausalLM, encode.causal, collate.causal, generate.sample_causal,
+        Frame(_SEQUENCE, "<s> $A"), shift=1,
+    ),
+    "mlm": Objective(
+        AutoModelForMaskedLM, encode.masked, collate.masked, generate.sample_masked,
+        Frame({"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+               "mask_token": "[MASK]"}, "[CLS] $A [SEP]"),
+        accuracy="masked_accuracy", top5="masked_accuracy_top5",
+    ),
+    "seq2seq": Objective(
+        AutoModelForSeq2SeqLM, encode.pairs, collate.pairs, generate.sample_pairs,
+        Frame(_SEQUENCE, "$A </s>"), transforms=True,
+    ),
+}  # fmt: skip

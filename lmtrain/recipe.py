@@ -1,0 +1,589 @@
+"""THE declaration of every option: its name, type, default and help stand here and nowhere else.
+
+Flags, `LMTRAIN_*` variables, recipe keys, help texts and the reference are made from these classes. A recipe is
+frozen: nobody writes into it after `load` has merged default < recipe file < environment < `--set` < flag.
+"""
+
+import ast
+import importlib.util
+import os
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML, YAMLError
+
+from lmtrain.errors import InputError, UsageError, suggestion
+
+Document = dict[str, Any]
+
+
+def option(default: Any = None, flag: str | None = None, aliases: tuple[str, ...] = (), **constraints: Any) -> Any:
+    """A pydantic field that also is a flag.
+
+    `flag` is its spelling on the command line where that is not the field's name; `aliases` are further names, good
+    as flags and as recipe keys; `hidden=True` leaves it out of `--help`; `shortcuts` are flags that stand for one
+    value, such as `--bf16` for `--precision bf16`.
+    """
+    extra = {name: constraints.pop(name) for name in ("hidden", "short", "shortcuts") if name in constraints}
+    return Field(default, json_schema_extra={"flag": flag, "aliases": list(aliases), **extra}, **constraints)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _key_values(value: Any) -> Any:
+    """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in _split_outside_brackets(value) if part.strip()]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError("write it as name=value,name=value")
+    return {name.strip(): parse_yaml(text) for name, _, text in pairs}
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """Split at commas, but not at those of a list such as `[0, 2]`."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _duration(value: Any) -> Any:
+    """`"90"`, `"90s"`, `"30m"`, `"1.5h"` or `"2d"` -> seconds."""
+    if not isinstance(value, str):
+        return value
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, scale = (value[:-1], unit[value[-1]]) if value[-1:] in unit else (value, 1)
+    try:
+        return float(number) * scale
+    except ValueError:
+        raise ValueError("write it as 90s, 30m, 1.5h or 2d") from None
+
+
+Strings = Annotated[list[str], BeforeValidator(_as_list)]
+Every = Annotated[int, Field(gt=0)] | Literal["epoch"]
+Length = Annotated[int, Field(ge=2, le=10_000_000)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class Model(Section):
+    name: str = option(..., flag="model", short="m", aliases=("model_name_or_path", "model"))
+    """Hub id, local folder or, with --from-scratch, an architecture such as gpt2, bert or t5."""
+    from_scratch: bool = option(False)
+    """Start from random weights; nothing is downloaded for an architecture name."""
+    config: Annotated[dict[str, Any], BeforeValidator(_key_values)] = option(
+        {}, flag="model_config", aliases=("config_overrides", "model_config")
+    )
+    """With --from-scratch: sizes as name=value,… e.g. n_layer=4,n_embd=256."""
+    tokenizer: str | None = option(None, aliases=("tokenizer_name",))
+    """Hub id or folder; or trained on the data: bpe:N, wordpiece:N, unigram:N, char, byte. Default: the model's."""
+    attn: str | None = option(None, aliases=("attn_implementation",), hidden=True)
+    """Attention implementation: sdpa, eager, flash_attention_2. Default: the model's best."""
+    trust_remote_code: bool = option(False)
+    """Run code that comes with the model. Only for authors whom you trust."""
+
+
+class Data(Section):
+    KINDS: ClassVar[tuple[str, ...]]
+    """The kinds of rows that this objective can read, see columns.py."""
+
+    train: Strings = option(
+        ..., flag="data", short="d", aliases=("train_file", "dataset", "dataset_name", "data"), min_length=1
+    )
+    """File, folder, glob, - (stdin) or hub id org/name[:config][@split]; #N at the end takes N rows. Repeatable."""
+    eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"))
+    """What to evaluate on, in the same forms. Default: a part of --data, see --val-split."""
+    val_split: float = option(0.05, aliases=("validation_split",), ge=0, lt=1)
+    """Without --eval-data: the share of the rows held out, shuffled by --seed. 0 evaluates nothing."""
+    encoding: str | None = option(None, hidden=True)
+    """Encoding of text files. Default: UTF-8, or UTF-16 where the file starts with its mark."""
+    on_bad: Literal["error", "drop"] = option("error")
+    """A row without usable text: stop and name it, or leave it out and count it."""
+
+    @property
+    def unit(self) -> str:
+        """What one document of a text file is: line, paragraph or document."""
+        return "line"
+
+
+class TextData(Data):
+    KINDS = ("text",)
+
+    text_column: str | None = option(None, aliases=("dataset_text_field",))
+    """Column of the text; dots reach inside: doc.body. Default: found by name, and said."""
+    sample_by: Literal["line", "paragraph", "document"] | None = option(None)
+    """What one document of a .txt file is. Default: the whole file with packing, else each line."""
+    max_length: Length | None = option(
+        None, short="L", aliases=("block_size", "max_seq_length")
+    )
+    """Tokens in one row at most. Default: the model's positions, 1024 at most."""
+    packing: bool = option(True)
+    """Text is joined and cut into full rows, nothing lost; --no-packing: every document by itself."""
+    on_long: Literal["truncate", "split", "drop", "error"] | None = option(None)
+    """A text longer than a row. Default: split; for prompts and chats truncate."""
+
+    @property
+    def unit(self) -> str:
+        return self.sample_by or ("document" if self.packing else "line")
+
+
+class ClmData(TextData):
+    KINDS = ("messages", "prompt", "text")
+
+    prompt_column: str | None = option(None)
+    """With --completion-column: the loss is on the completion alone."""
+    completion_column: str | None = option(None)
+    """What the model learns to answer, its end included."""
+    messages_column: str | None = option(None)
+    """Column of chats [{role, content}, …]; the loss is on the assistant's turns alone."""
+
+
+class MlmData(TextData):
+    mask_probability: float = option(0.15, aliases=("mlm_probability",), gt=0, lt=1)
+    """Share of the tokens to predict."""
+    mask_split: str = option("80/10/10", pattern=r"^\d+/\d+/\d+$")
+    """Of these: % masked / % replaced by a random token / % kept."""
+
+    @model_validator(mode="after")
+    def _mask_split_adds_up(self) -> Self:
+        if sum(map(int, self.mask_split.split("/"))) != 100:
+            raise ValueError("mask_split: the three parts must add up to 100")
+        return self
+
+
+class PairData(Data):
+    KINDS = ("pairs",)
+
+    source_column: str | None = option(None)
+    """Column of the input; dots reach inside: translation.en. Default: found by name, and said."""
+    target_column: str | None = option(None, aliases=("summary_column",))
+    """Column of the output to learn."""
+    source_prefix: str = option("")
+    """Put before every input, e.g. 'summarize: ' for T5."""
+    source_lang: str | None = option(None)
+    """With a path STEM as --data: read STEM.<lang> as input, line by line."""
+    target_lang: str | None = option(None)
+    """The same for the output; also sets the language of multilingual tokenizers."""
+    max_source_length: Length | None = option(None)
+    """Tokens of an input at most. Default: what 99 % of the data need."""
+    max_target_length: Length | None = option(None)
+    """Tokens of an output at most. Default: what 99 % of the data need."""
+    on_long: Literal["truncate", "drop", "error"] = option("truncate")
+    """A pair longer than that."""
+
+
+class Train(Section):
+    """Also takes any other field of transformers' TrainingArguments under its own name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    epochs: float = option(3.0, aliases=("num_train_epochs",), gt=0)
+    """Times through the data."""
+    max_steps: int | None = option(None, ge=0)
+    """Stop after this many optimiser steps; 0 only evaluates."""
+    max_time: Annotated[float, BeforeValidator(_duration), Field(gt=0)] | None = option(None)
+    """Stop after this long: 90s, 30m, 2h."""
+    learning_rate: float | None = option(None, aliases=("lr",), gt=0)
+    """Peak learning rate. Default: 5e-5 for a trained model, 5e-4 from scratch; 1e-4 and 1e-3 for T5's family."""
+    batch_size: int = option(8, short="b", aliases=("per_device_train_batch_size",), ge=1, le=1_000_000)
+    """Rows per device and micro-batch."""
+    grad_accum: int = option(1, aliases=("gradient_accumulation_steps",), ge=1)
+    """Micro-batches per optimiser step; the loss does not depend on it."""
+    warmup_steps: float = option(0.0, ge=0)
+    """Steps of rising learning rate; below 1: a share of all steps."""
+    lr_scheduler: str = option("linear", aliases=("lr_scheduler_type",))
+    """linear, cosine, constant, constant_with_warmup, …"""
+    weight_decay: float = option(0.0, ge=0, hidden=True)
+    """AdamW's weight decay."""
+    optim: str = option("adamw_torch_fused", hidden=True)
+    """Optimiser, by transformers' names."""
+    max_grad_norm: float = option(1.0, ge=0, hidden=True)
+    """Clip the gradient's norm; 0: never."""
+    label_smoothing: float = option(0.0, aliases=("label_smoothing_factor",), ge=0, lt=1, hidden=True)
+    """Label smoothing of the training loss; evaluation is never smoothed."""
+    seed: int = option(42, ge=0)
+    """Decides the split, the order, the weights and the masks."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", shortcuts={"bf16": "bf16", "fp16": "fp16"}
+    )
+    """auto: bf16 on GPUs that have it, else fp32."""
+    compile: bool = option(False, aliases=("torch_compile",), hidden=True)
+    """Compile the model with torch.compile."""
+    gradient_checkpointing: bool = option(False)
+    """Less memory for about a third more time."""
+    log_every: int = option(10, aliases=("logging_steps",), ge=1, hidden=True)
+    """Steps between two lines of the log."""
+    save_every: Every = option("epoch", aliases=("save_steps",))
+    """Steps between two checkpoints, or 'epoch'."""
+    keep: int = option(2, aliases=("save_total_limit",), ge=1, hidden=True)
+    """Checkpoints to keep; the best one is kept besides."""
+    report_to: Strings = option(["none"], hidden=True)
+    """Trackers: tensorboard, wandb, trackio, … or none. Repeatable."""
+
+
+class Eval(Section):
+    every: Every = option("epoch", flag="eval_every", aliases=("eval_steps", "eval_every"))
+    """Steps between two evaluations, or 'epoch'."""
+    batch_size: int = option(
+        8, flag="eval_batch_size", aliases=("per_device_eval_batch_size", "eval_batch_size"), ge=1, hidden=True
+    )
+    """Rows per device; the figures do not depend on it."""
+    best_metric: str = option("eval_loss", aliases=("metric_for_best_model",))
+    """The model with the best value of this is the one that is kept."""
+    early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
+    """Stop after this many evaluations without a better one."""
+    samples: int = option(3, ge=0)
+    """Rows to show the model's own writing on, at each evaluation."""
+
+
+class PairEval(Eval):
+    num_beams: int = option(1, ge=1)
+    """Beams when generating; 1 is greedy."""
+    max_new_tokens: int | None = option(None, ge=1, hidden=True)
+    """Tokens to generate at most. Default: --max-target-length."""
+
+
+class Run(Section):
+    output_dir: str | None = option(None, short="o")
+    """Run folder. Default: runs/<objective>-<model>-<time>."""
+    resume: str | None = option(None, aliases=("resume_from_checkpoint",))
+    """Go on from a checkpoint: auto (the newest in --output-dir) or a path."""
+    overwrite: bool = option(False)
+    """Replace the run that is in --output-dir."""
+    num_processes: int | None = option(None, ge=1)
+    """Start this many processes, one per GPU (or on the CPU)."""
+    accelerate_config: str | None = option(None, hidden=True)
+    """Launch as this file of `accelerate config` says."""
+    offline: bool = option(False)
+    """Never ask the hub; use what is on this machine."""
+
+
+class Recipe(Section):
+    objective: Literal["clm", "mlm", "seq2seq"] = option(..., aliases=("task",))
+    """What is learned: clm, mlm or seq2seq."""
+
+    # Where the run comes from and goes to is no part of what is done, so a saved recipe can be run again.
+    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite"}
+
+    def saved(self) -> Document:
+        """The recipe as a document, without the fields that only this one run needs."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        document["run"] = {key: value for key, value in document["run"].items() if key not in self.UNSAVED}
+        return document
+
+
+class Clm(Recipe):
+    """Predict the next token: GPT-2, Llama, Qwen and their like. For text generation and chat."""
+
+    objective: Literal["clm"] = "clm"
+    model: Model
+    data: ClmData
+    train: Train = Field(default_factory=Train)
+    eval: Eval = Field(default_factory=Eval)
+    run: Run = Field(default_factory=Run)
+
+
+class Mlm(Recipe):
+    """Fill masked tokens from both sides: BERT, RoBERTa, ModernBERT. For encoders that understand text."""
+
+    objective: Literal["mlm"] = "mlm"
+    model: Model
+    data: MlmData
+    train: Train = Field(default_factory=Train)
+    eval: Eval = Field(default_factory=Eval)
+    run: Run = Field(default_factory=Run)
+
+
+class Seq2seq(Recipe):
+    """Turn one text into another: T5, BART, Marian, Pegasus. For translation, summaries and answers."""
+
+    objective: Literal["seq2seq"] = "seq2seq"
+    model: Model
+    data: PairData
+    train: Train = Field(default_factory=Train)
+    eval: PairEval = Field(default_factory=PairEval)
+    run: Run = Field(default_factory=Run)
+
+
+RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq}
+
+
+# --- the leaves of a recipe class, from which flags and documentation are made ---------------------------------------
+
+
+@dataclass(frozen=True)
+class Leaf:
+    section: str
+    name: str
+    field: FieldInfo
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        return typing.cast(Mapping[str, Any], self.field.json_schema_extra or {})
+
+    @property
+    def flag(self) -> str:
+        """Its spelling on the command line, with underscores and without the leading dashes."""
+        return self.extra.get("flag") or self.name
+
+    @property
+    def aliases(self) -> list[str]:
+        return [alias for alias in self.extra["aliases"] if alias != self.flag]
+
+    @property
+    def default(self) -> Any:
+        return None if self.field.is_required() else self.field.default
+
+
+@cache
+def leaves(recipe_class: type[Recipe]) -> tuple[Leaf, ...]:
+    sections = {name: field.annotation for name, field in recipe_class.model_fields.items() if name != "objective"}
+    return tuple(
+        Leaf(section, name, field)
+        for section, section_class in sections.items()
+        for name, field in section_class.model_fields.items()
+    )
+
+
+def names_of(leaf: Leaf) -> Iterator[str]:
+    yield from (leaf.flag, leaf.name, *leaf.extra["aliases"])
+
+
+# --- reading and merging ---------------------------------------------------------------------------------------------
+
+
+def parse_yaml(text: str) -> Any:
+    """Read one YAML 1.2 value: `5e-5` is a number, `no` is a word. Not YAML at all: the text itself."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return text
+
+
+def read_yaml(path: Path) -> Document:
+    """The mapping in a recipe file.
+
+    Raises InputError, with the line, for what is not YAML, holds a key twice or is no mapping.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).split("\n")[0]
+        raise InputError(f"{path}{line}: {problem}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a UTF-8 text; a recipe is a YAML file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections; see `lmtrain recipes show clm-quickstart`")
+    return document
+
+
+def to_yaml(document: Document) -> str:
+    from io import StringIO
+
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.width = 1000
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def objective_of(document: Document, where: str) -> str:
+    """The objective that a recipe document names. Raises UsageError."""
+    objective = document.get("objective", document.get("task"))
+    if objective not in RECIPES:
+        got = "it is missing" if objective is None else f"got {objective!r}"
+        raise UsageError(f"{where}: objective must be clm, mlm or seq2seq; {got}")
+    return objective
+
+
+def in_sections(document: Document, recipe_class: type[Recipe], where: str) -> Document:
+    """Put every key under its section and its first name.
+
+    A key may stand in its section or, by the name of its flag, at the top. Raises UsageError for keys that are
+    unknown, or given twice under two names: all of them at once.
+    """
+    result: Document = {}
+    problems = []
+    for section, key, value in _entries(document, {leaf.section for leaf in leaves(recipe_class)}):
+        try:
+            if key in ("objective", "task") and section is None:
+                result["objective"] = value
+                continue
+            place, name = _locate(recipe_class, section, key, value)
+            if name in result.setdefault(place, {}):
+                raise UsageError("given twice, under two names")
+            result[place][name] = value
+        except UsageError as error:
+            problems.append(f"{where}: {f'{section}.' if section else ''}{key}: {error}")
+    if problems:
+        raise UsageError("\n".join(problems))
+    return result
+
+
+def _entries(document: Document, sections: set[str]) -> Iterator[tuple[str | None, str, Any]]:
+    for key, value in document.items():
+        if key in sections and (isinstance(value, dict) or value is None):
+            yield from ((key, str(name).replace("-", "_"), inner) for name, inner in (value or {}).items())
+        else:
+            yield None, str(key).replace("-", "_"), value
+
+
+def _locate(recipe_class: type[Recipe], section: str | None, key: str, value: Any) -> tuple[str, str]:
+    """The (section, field) that a key stands for."""
+    candidates = [leaf for leaf in leaves(recipe_class) if section in (None, leaf.section)]
+    for leaf in candidates:
+        # `batch_size` at the top is the flag --batch-size, not eval.batch_size whose flag is another.
+        if key in ((leaf.flag, *leaf.aliases) if section is None else names_of(leaf)):
+            return leaf.section, leaf.name
+    if section == "train":
+        _check_training_argument(key, value)
+        return section, key
+    elsewhere = [name for name, other in RECIPES.items() if key in {leaf.flag for leaf in leaves(other)}]
+    if section is None and elsewhere:
+        raise UsageError(f"an option of {' and '.join(elsewhere)} only")
+    known = {name for leaf in candidates for name in names_of(leaf)} | (set() if section else {"objective"})
+    raise UsageError(f"no such key{suggestion(key, known)}")
+
+
+# --- TrainingArguments, known without importing transformers ----------------------------------------------------------
+
+OURS = {
+    "output_dir": "--output-dir",
+    "do_train": "the command",
+    "do_eval": "the command",
+    "do_predict": "the command",
+    "eval_strategy": "--eval-every",
+    "save_strategy": "--save-every",
+    "logging_strategy": "--log-every",
+    "load_best_model_at_end": "--best-metric",
+    "run_name": "--output-dir",
+    "remove_unused_columns": "the objective",
+    "label_names": "the objective",
+    "average_tokens_across_devices": "the exact loss",
+    "auto_find_batch_size": "--batch-size",
+    "train_sampling_strategy": "the exact order of the data",
+    "dataloader_drop_last": "the promise that no row is lost",
+    "bf16_full_eval": "--precision",
+    "fp16_full_eval": "--precision",
+    "resume_from_checkpoint": "--resume",
+}
+"""Fields of TrainingArguments that lmtrain sets itself, and what decides them."""
+
+
+@cache
+def training_arguments() -> dict[str, str]:
+    """Every field of the installed transformers' TrainingArguments with its annotation.
+
+    Read from the source, because importing transformers takes seconds and a misspelt key should not.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("transformers is not installed; pip install lmtrain brings it")
+    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
+    (definition,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for statement in definition.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def _check_training_argument(key: str, value: Any) -> None:
+    own = {name for leaf in leaves(Clm) if leaf.section == "train" for name in names_of(leaf)}
+    if key in OURS:
+        raise UsageError(f"lmtrain sets this itself; it follows from {OURS[key]}")
+    if key not in training_arguments():
+        raise UsageError(f"no such key{suggestion(key, own | (set(training_arguments()) - set(OURS)))}")
+    expected = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(training_arguments()[key])
+    if expected and not isinstance(value, expected):
+        raise UsageError(f"should be {training_arguments()[key]}, got {value!r}")
+
+
+# --- the order of truth ----------------------------------------------------------------------------------------------
+
+
+def merge(*documents: Document) -> Document:
+    """Later documents win, leaf by leaf; all are in sections already."""
+    result: Document = {}
+    for document in documents:
+        for section, content in document.items():
+            result[section] = {**result.get(section, {}), **content} if isinstance(content, dict) else content
+    return result
+
+
+def from_environment(recipe_class: type[Recipe], environment: Mapping[str, str] = os.environ) -> Document:
+    """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
+    own = {name.upper(): name for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
+    everywhere = {name.upper() for other in RECIPES.values() for leaf in leaves(other) for name in names_of(leaf)}
+    document = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix("LMTRAIN_")
+        if name == variable:
+            continue
+        if name not in everywhere:
+            raise UsageError(f"{variable}: no such option{suggestion(name, everywhere)} in the environment")
+        if name in own:
+            document[own[name]] = parse_yaml(text)
+    return in_sections(document, recipe_class, "environment")
+
+
+def from_assignments(assignments: list[str], recipe_class: type[Recipe]) -> Document:
+    """What `--set section.key=value` says; the value is read as YAML. Raises UsageError."""
+    result: Document = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not equals or not dot:
+            raise UsageError(f"--set {assignment}: write it as section.key=value, e.g. train.adam_beta2=0.98")
+        if section not in {leaf.section for leaf in leaves(recipe_class)}:
+            sections = ", ".join(dict.fromkeys(leaf.section for leaf in leaves(recipe_class)))
+            raise UsageError(f"--set {assignment}: no section {section!r}; there are {sections}")
+        result = merge(result, in_sections({section: {key: parse_yaml(text)}}, recipe_class, "--set"))
+    return result
+
+
+def build(recipe_class: type[Recipe], document: Document, where: str) -> Recipe:
+    """The frozen recipe of a merged document. Raises UsageError naming every bad value at once."""
+    document = {**document, "model": document.get("model", {}), "data": document.get("data", {})}
+    try:
+        return recipe_class.model_validate(document)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_problem(recipe_class, problem) for problem in error.errors()))
+        raise UsageError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _problem(recipe_class: type[Recipe], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location[:2])
+    leaf = next((x for x in leaves(recipe_class) if [x.section, x.name] == location[:2]), None)
+    flag = f" (--{leaf.flag.replace('_', '-')})" if leaf else ""
+    if problem["type"] == "missing":
+        return f"{path}{flag} is required"
+    if leaf and leaf.field.annotation == Every:
+        return f"{path}{flag}: should be a number of steps above 0 or 'epoch', got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}{flag}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"

@@ -1,0 +1,32 @@
+"""The shipped recipes: the folder is the registry."""
+
+from pathlib import Path
+
+from lmtrain.errors import InputError, UsageError, suggestion
+
+HERE = Path(__file__).parent
+# In a wheel the folder lies inside the package, in a checkout beside it.
+FOLDER = next((folder for folder in (HERE / "recipes", HERE.parent / "recipes") if folder.is_dir()), HERE / "recipes")
+
+
+def shipped() -> list[Path]:
+    return sorted(FOLDER.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The file of a shipped recipe, or the path itself. Raises UsageError for an unknown name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; name the recipe file in it, e.g. {path / 'recipe.yaml'}")
+    names = {recipe.stem: recipe for recipe in shipped()}
+    if name.removesuffix(".yaml") in names:
+        return names[name.removesuffix(".yaml")]
+    raise UsageError(f"no recipe {name!r}: neither a file nor a shipped recipe{suggestion(name, names)} "
+                     f"The shipped ones: {', '.join(names)}")  # fmt: skip
+
+
+def headline(path: Path) -> str:
+    """The first line of a recipe: what it is and the figure it should give."""
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")

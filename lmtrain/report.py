@@ -1,0 +1,159 @@
+"""The run folder: what is in it, when it may be written, and the model card."""
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmtrain.console import figure
+from lmtrain.errors import StorageError, UsageError
+from lmtrain.recipe import Recipe, Run, read_yaml, to_yaml
+
+RECIPE, RESULTS, METRICS, SAMPLES = "recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self, recipe: Recipe, overwrite: bool) -> None:
+        """Make the folder and write the recipe; with `overwrite`, what an earlier run wrote is removed first.
+
+        Only what a run writes is touched, whatever else lies there. Raises StorageError.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                for name in (RESULTS, METRICS, SAMPLES, "README.md"):
+                    (self.path / name).unlink(missing_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            write_whole(self.path / RECIPE, to_yaml(recipe.saved()))
+        except OSError as error:
+            raise storage_error(self.path, error) from None
+
+    def append(self, name: str, document: dict[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(document, ensure_ascii=False) + "\n")
+            stream.flush()
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run says it again."""
+        for name in (METRICS, SAMPLES):
+            path = self.path / name
+            if path.exists():
+                lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+                write_whole(path, "".join(line + "\n" for line in lines))
+
+    def finish(self, results: dict[str, Any], command: str) -> None:
+        write_whole(self.path / RESULTS, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+        write_whole(self.path / "README.md", card(results, command))
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line).get("step", 0))
+    except ValueError:
+        return 1 << 62  # a line that was cut off when the run died
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is whole or not there."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: {error.strerror or error}; free some space or choose another --output-dir")
+
+
+def choose_folder(run: Run, recipe: Recipe, model: str) -> RunFolder:
+    """Where this run goes. Raises UsageError for a folder that holds a run and neither --resume nor --overwrite."""
+    if run.resume and run.resume != "auto":
+        checkpoint = Path(run.resume)
+        if not (checkpoint / "trainer_state.json").is_file():
+            raise UsageError(f"--resume {run.resume}: no checkpoint there; give a folder checkpoint-N, or auto")
+        return RunFolder(Path(run.output_dir) if run.output_dir else checkpoint.resolve().parent.parent)
+    if run.resume and not run.output_dir:
+        raise UsageError("--resume auto looks in --output-dir; say which run to go on with")
+    if run.output_dir is None:
+        name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "model"
+        return RunFolder(Path("runs") / f"{recipe.objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path = Path(run.output_dir)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output-dir {path}: a file; name a folder")
+    used = path.is_dir() and any(path.iterdir())
+    if used and not (run.overwrite or run.resume):
+        raise UsageError(f"--output-dir {path} is not empty; go on with --resume auto, replace with --overwrite, "
+                         "or name another folder")  # fmt: skip
+    if used and run.overwrite and not (path / RECIPE).exists():
+        raise UsageError(f"--output-dir {path}: not a run of lmtrain, so --overwrite will not touch it")
+    return RunFolder(path)
+
+
+def check_writable(folder: RunFolder) -> None:
+    """Raise StorageError before hours of work where the folder, or the one it will be made in, cannot be written."""
+    there = folder.path
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"{there}: no permission to write there; choose another --output-dir")
+
+
+def same_data(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """The settings in which `recipe` differs from the run that it goes on with."""
+    if not (folder.path / RECIPE).exists():
+        return []
+    before, now = read_yaml(folder.path / RECIPE), recipe.saved()
+    return [
+        f"{section}.{name}"
+        for section in ("model", "data", "train")
+        for name in sorted({*before.get(section, {}), *now[section]})
+        if before.get(section, {}).get(name) != now[section].get(name)
+    ]
+
+
+def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of the table that ends a run."""
+    rows = [(name, figure(value)) for name, value in results["metrics"].items()]
+    train = results["train"]
+    for name in ("steps", "first_loss", "last_loss", "tokens_trained", "tokens_per_second"):
+        if name in train:
+            rows.append((name.replace("_", " "), figure(train[name])))
+    rows.append(("seconds", figure(train["seconds"])))
+    return rows
+
+
+def card(results: dict[str, Any], command: str) -> str:
+    """The model card (README.md of the run folder)."""
+    figures = "\n".join(f"| {name} | {figure(value)} |" for name, value in results["metrics"].items())
+    ledger = results["data"]["train"]
+    settings = "\n".join(f"| {name} | {value} |" for name, value in results["environment"].items())
+    return f"""# {results['model']}, trained with lmtrain {results['objective']}
+
+| figure | on held-out data |
+|---|---|
+{figures or '| – | nothing was held out |'}
+
+Trained for {results['train']['steps']:,} steps on {ledger['rows_used']:,} rows and {ledger['tokens_used']:,} tokens
+(data fingerprint `{ledger['fingerprint'][:16]}`).
+
+Once more, from this folder's `{RECIPE}`:
+
+```
+{command}
+```
+
+| environment | |
+|---|---|
+{settings}
+"""

@@ -1,0 +1,607 @@
+"""Any `--data` -> rows, with the file and line of each.
+
+Text formats are read here with the standard library, line by line, because every error has to name its line and
+nothing may be changed on the way (a CSV cell "NA" or "007" stays what it is). Parquet and Arrow go through pyarrow,
+hub ids through datasets.
+"""
+
+import bz2
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import random
+import re
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from glob import glob, has_magic
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+from lmtrain.columns import BadRow, Record, Selection, choose
+from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.recipe import Data
+
+TEXT, PARQUET, ARROW = (".txt",), (".parquet",), (".arrow",)
+JSON_LINES, JSON, CSV, TSV = (".jsonl", ".ndjson"), (".json",), (".csv",), (".tsv",)
+FORMATS = TEXT + JSON_LINES + JSON + CSV + TSV + PARQUET + ARROW
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+LOCAL_DATASET = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+
+LONGEST_PIECE = 20_000
+"""Characters: a longer line of running text is tokenised in pieces, cut before white space."""
+
+_NUMBERED = re.compile(r"(.+)#(\d+)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file, or one split of a hub dataset, that can be read any number of times."""
+
+    name: str
+    read: Callable[[], Iterator[tuple[int, Record]]]
+    """Yields (number, record); the number is a line of the file, or a row where there are no lines."""
+    unit: str = "line"
+    is_text: bool = False
+    limit: int | None = None
+
+    def place(self, number: int) -> str:
+        return f"{self.name}, {self.unit} {number}"
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        for taken, numbered in enumerate(self.read()):
+            if taken == self.limit:
+                return
+            yield numbered
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is left of the data once its usable values are picked out.
+
+    `values[i]` is a string (text), two strings (prompt, pairs) or a list of messages; it stands in `places[i]` =
+    (table, number). Rows of one `groups[i]` stay together when a part is held out. Where `running`, the values of
+    one table follow one another as one document.
+    """
+
+    kind: str
+    running: bool
+    tables: tuple[Table, ...]
+    values: list[Any]
+    places: list[tuple[int, int]]
+    groups: list[int]
+    last_numbers: dict[int, int]
+    rows_empty: int = 0
+    rows_bad: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Rows with something in them; the pieces of one long line are one row."""
+        return sum(place != before for place, before in zip(self.places, [None, *self.places], strict=False))
+
+    def place(self, index: int) -> str:
+        table, number = self.places[index]
+        return self.tables[table].place(number)
+
+    def texts(self) -> Iterator[str]:
+        """Every text of every row, for training a tokenizer."""
+        for value in self.values:
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, tuple):
+                yield from value
+            else:
+                yield from (message["content"] for message in value)
+
+    def documents(self) -> Iterator[range]:
+        """The rows of each document: one row, or an unbroken stretch of running text."""
+        start = 0
+        for index in range(1, len(self.values) + 1):
+            if index == len(self.values) or not (self.running and self._continues(index)):
+                yield range(start, index)
+                start = index
+
+    def ends(self, index: int) -> bool:
+        """Whether a document really ends with this row, rather than before a stretch that was held out."""
+        table, number = self.places[index]
+        return not self.running or number == self.last_numbers[table]
+
+    def count(self, document: range) -> int:
+        """Rows in a document; the pieces of one long line are one row."""
+        return len({self.places[index] for index in document})
+
+    def _continues(self, index: int) -> bool:
+        (table, number), (table_before, number_before) = self.places[index], self.places[index - 1]
+        return table == table_before and number - number_before <= 1
+
+    def subset(self, indices: list[int]) -> "Rows":
+        return replace(
+            self,
+            values=[self.values[i] for i in indices],
+            places=[self.places[i] for i in indices],
+            groups=[self.groups[i] for i in indices],
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 over all values in order."""
+        digest = hashlib.sha256()
+        for value in self.values:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+
+# --- specification -> tables -----------------------------------------------------------------------------------------
+
+
+def open_tables(specifications: list[str], data: Data, split: str = "train") -> tuple[Table, ...]:
+    """The tables that the `--data` or `--eval-data` arguments name. Raises InputError."""
+    tables = [table for specification in specifications for table in _resolve(specification, data, split)]
+    return tuple(tables)
+
+
+def _resolve(specification: str, data: Data, split: str) -> list[Table]:
+    numbered = None if Path(specification).exists() else _NUMBERED.fullmatch(specification)
+    path, limit = (numbered[1], int(numbered[2])) if numbered else (specification, None)
+    tables = list(_tables(path, data, split))
+    if limit is None:
+        return tables
+    if len(tables) == 1:
+        return [replace(tables[0], limit=limit)]
+    return [Table(path, lambda: _chained(tables), tables[0].unit, tables[0].is_text, limit)]
+
+
+def _chained(tables: list[Table]) -> Iterator[tuple[int, Record]]:
+    for table in tables:
+        yield from table
+
+
+def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
+    if path == "-":
+        return [_stdin(data)]
+    if "://" in path:
+        raise InputError(f"{visible(path)}: addresses are not read; download the file, or name a hub dataset org/name")
+    there = Path(path)
+    if there.is_dir():
+        return _folder(there, data)
+    if os.path.lexists(there):
+        return [_file(there, data)]
+    if parallel := _parallel(path, data):
+        return [parallel]
+    if has_magic(path):
+        matches = sorted(Path(match) for match in glob(path, recursive=True))
+        files = [match for match in matches if match.is_file() and _format(match)]
+        if not files:
+            raise InputError(f"{path}: no file fits this pattern; the formats are {' '.join(FORMATS)}")
+        return [_file(match, data) for match in files]
+    known_suffix = _format(there) is not None
+    local = LOCAL_DATASET.fullmatch(path)
+    if local and Path(local["name"]).is_dir() and (local["config"] or local["split"]):
+        return [_dataset(local, split)]
+    hub = HUB_ID.fullmatch(path)
+    if hub and not known_suffix:
+        return [_dataset(hub, split)]
+    parent = there.parent if there.parent.is_dir() else Path()
+    near = suggestion(there.name, [entry.name for entry in parent.iterdir()])
+    raise InputError(f"{visible(path, 200)}: no such file or folder{near}")
+
+
+def _format(path: Path) -> str | None:
+    """`.csv` for both `x.csv` and `x.csv.gz`; None for what is not data."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def _folder(folder: Path, data: Data) -> list[Table]:
+    files = [
+        Path(parent, name)
+        for parent, folders, names in os.walk(folder)
+        if folders.sort() or True  # os.walk goes where this list says: sorted, so that the order is the same anywhere
+        for name in sorted(names)
+        if not name.startswith(".") and _format(Path(name)) and Path(parent, name).is_file()
+    ]
+    if not files:
+        raise InputError(f"{folder}: no data in this folder; the formats are {' '.join(FORMATS)}")
+    return [_file(file, data) for file in files]
+
+
+def _file(path: Path, data: Data) -> Table:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: not a regular file")
+    form = _format(path)
+    if form is None:
+        raise InputError(f"{path}: unknown format; name it {' '.join(FORMATS)}, if need be with {' '.join(COMPRESSIONS)}")
+    name = str(path)
+    if form in PARQUET + ARROW:
+        return Table(name, partial(_read_columnar, path, form), unit="row")
+    return Table(name, partial(_guarded, READERS[form], path, data.encoding), is_text=form in TEXT)
+
+
+def _parallel(stem: str, data: Data) -> Table | None:
+    """STEM.de and STEM.en, compressed or not, as one table with the columns de and en."""
+    languages = getattr(data, "source_lang", None), getattr(data, "target_lang", None)
+    if not all(languages):
+        return None
+    candidates = [[Path(f"{stem}.{language}{end}") for end in ("", *COMPRESSIONS)] for language in languages]
+    found = [next((path for path in paths if path.is_file()), None) for paths in candidates]
+    if not any(found):
+        return None
+    for path, language in zip(found, languages, strict=True):
+        if path is None:
+            raise InputError(f"{stem}.{language}: no such file, though its twin is there")
+    return Table(stem, partial(_read_parallel, found, languages, data.encoding))
+
+
+def _stdin(data: Data) -> Table:
+    """Standard input, kept in memory: it can be read only once. JSON lines where the first line is one, else text."""
+    content = sys.stdin.buffer.read()
+    name = "standard input"
+    is_json = content.lstrip()[:1] in (b"{", b"[")
+    reader = _read_json_lines if is_json else _read_text
+    open_again = partial(io.BytesIO, content)
+    return Table(name, partial(reader, open_again, data.encoding, name), is_text=not is_json)
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+
+
+def _guarded(reader: Callable[..., Iterator[Any]], path: Path, encoding: str | None) -> Iterator[tuple[int, Record]]:
+    """`reader` over a file, with what the operating system and the decompressors raise said in our words."""
+    try:
+        yield from reader(partial(_open, path), encoding, str(path))
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: damaged or not what its name says: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    end = path.suffix.lower()
+    if end == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(path), compression="zstd")
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(end, open)
+    return opener(path, "rb")
+
+
+@contextmanager
+def _decoded(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, newline: str | None) -> Iterator[IO[str]]:
+    """The file as text. Raises InputError, with the line, where a byte does not fit the encoding."""
+    try:
+        with opener() as raw:
+            start = raw.read(2)
+        guessed = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with opener() as raw:
+            buffered: Any = raw if isinstance(raw, io.BufferedIOBase) else io.BytesIO(raw.read())
+            yield io.TextIOWrapper(buffered, encoding or guessed, newline=newline)
+    except LookupError:
+        raise UsageError(f"--encoding {encoding}: no such encoding{suggestion(str(encoding), ['utf-8', 'euc-kr', 'cp949', 'latin-1', 'utf-16', 'shift_jis'])}") from None  # fmt: skip  # noqa: E501
+    except UnicodeDecodeError:
+        line = _undecodable_line(opener, encoding or guessed)
+        raise InputError(f"{name}, line {line}: not {encoding or guessed.removesuffix('-sig').upper()} text; "
+                         f"say what it is with --encoding, e.g. --encoding euc-kr or latin-1") from None  # fmt: skip
+
+
+def _undecodable_line(opener: Callable[[], IO[bytes]], encoding: str) -> int:
+    with opener() as raw:
+        for number, line in enumerate(raw, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_text(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Iterator[tuple[int, Record]]:
+    # newline=None: \n, \r\n and \r end a line and arrive as \n; U+2028, form feeds and the like stay in it.
+    with _decoded(opener, encoding, name, newline=None) as lines:
+        for number, line in enumerate(lines, 1):
+            yield number, {"text": line}
+
+
+def _read_json_lines(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Iterator[tuple[int, Record]]:
+    with _decoded(opener, encoding, name, newline=None) as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.lstrip().startswith("["):
+                yield from _whole_json(line + lines.read(), name)
+                return
+            if line.strip():
+                yield number, _object(line, number, name)
+
+
+def _read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Iterator[tuple[int, Record]]:
+    with _decoded(opener, encoding, name, newline=None) as lines:
+        yield from _whole_json(lines.read(), name)
+
+
+def _object(line: str, number: int, name: str) -> Record:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        column = getattr(error, "colno", 1)
+        reason = getattr(error, "msg", str(error))
+        raise InputError(f"{name}, line {number}, column {column}: not JSON: {reason}") from None
+    except RecursionError:
+        raise InputError(f"{name}, line {number}: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{name}, line {number}: a row is an object {{…}}, this is {type(value).__name__}")
+    return value
+
+
+def _whole_json(text: str, name: str) -> Iterator[tuple[int, Record]]:
+    """A file that is one array of objects, one object with one list of objects in it, or objects one after another."""
+    decoder, values = json.JSONDecoder(), []
+    between = re.compile(r"[\s,]*")
+    position = len(text) - len(text.lstrip())
+    while position < len(text):
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except ValueError as error:
+            line = 1 + text.count("\n", 0, getattr(error, "pos", 0))
+            reason = getattr(error, "msg", str(error))
+            raise InputError(f"{name}, line {line}: not JSON: {reason}") from None
+        values.append(value)
+        position = between.match(text, position).end()  # type: ignore[union-attr]
+    rows = values
+    if len(values) == 1 and isinstance(values[0], dict):
+        lists = [v for v in values[0].values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        rows = lists[0] if len(lists) == 1 else values
+    elif len(values) == 1:
+        rows = values[0]
+    for number, value in enumerate(rows, 1):
+        if not isinstance(value, dict):
+            raise InputError(f"{name}, row {number}: a row is an object {{…}}, this is {type(value).__name__}")
+        yield number, value
+
+
+def _read_csv(
+    opener: Callable[[], IO[bytes]], encoding: str | None, name: str, separator: str
+) -> Iterator[tuple[int, Record]]:
+    csv.field_size_limit(sys.maxsize)
+    # Tab-separated files do not quote: a quotation mark in one is a quotation mark.
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    with _decoded(opener, encoding, name, newline="") as lines:
+        reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+        try:
+            header = next(reader, None)
+            if header is None:
+                return
+            if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+                raise InputError(f"{name}, line 1: one odd column '{visible(header[0])}'; a .csv is separated by commas, "
+                                 "a .tsv by tabs")  # fmt: skip
+            twice = [column for column in header if header.count(column) > 1]
+            if twice:
+                raise InputError(f"{name}, line 1: duplicate column '{visible(twice[0])}'")
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise InputError(f"{name}, line {reader.line_num}: {len(cells)} cells, but the header has "
+                                     f"{len(header)}: {', '.join(map(visible, header))}")  # fmt: skip
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{name}, line {reader.line_num}: {error}") from None
+
+
+READERS: dict[str, Callable[..., Iterator[tuple[int, Record]]]] = {
+    **dict.fromkeys(TEXT, _read_text),
+    **dict.fromkeys(JSON_LINES, _read_json_lines),
+    **dict.fromkeys(JSON, _read_json),
+    **dict.fromkeys(CSV, partial(_read_csv, separator=",")),
+    **dict.fromkeys(TSV, partial(_read_csv, separator="\t")),
+}
+
+
+def _read_columnar(path: Path, form: str) -> Iterator[tuple[int, Record]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        source: Any = str(path)
+        if path.suffix.lower() in COMPRESSIONS:
+            with _open(path) as raw:
+                source = pyarrow.BufferReader(raw.read())
+        if form in PARQUET:
+            batches = pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000)
+        else:
+            batches = _arrow_batches(source)
+        for batch in batches:
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+    except (pyarrow.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: damaged or not {form[1:]}: {reason}") from None
+
+
+def _arrow_batches(source: Any) -> Iterator[Any]:
+    """Record batches of an Arrow file, be it of the stream format (as datasets writes) or of the file format."""
+    import pyarrow
+
+    try:
+        file = pyarrow.ipc.open_file(source)
+        yield from (file.get_batch(index) for index in range(file.num_record_batches))
+    except pyarrow.ArrowInvalid:
+        stream = pyarrow.memory_map(source) if isinstance(source, str) else source
+        yield from pyarrow.ipc.open_stream(stream)
+
+
+def _read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str | None) -> Iterator[tuple[int, Record]]:
+    sides = [_guarded(_read_text, path, encoding) for path in paths]
+    number = 0
+    while True:
+        lines = [next(side, None) for side in sides]
+        if lines[0] is None and lines[1] is None:
+            return
+        if lines[0] is None or lines[1] is None:
+            counts = [number + (line is not None) + sum(1 for _ in side) for line, side in zip(lines, sides, strict=True)]
+            raise InputError(f"{paths[0]} and {paths[1]}: {counts[0]} vs {counts[1]} lines; "
+                             "line by line they must belong together")  # fmt: skip
+        number += 1
+        yield number, {lang: line[1]["text"].rstrip("\n") for lang, line in zip(languages, lines, strict=True)}
+
+
+def _dataset(match: re.Match[str], default_split: str) -> Table:
+    return Table(match[0], partial(_read_dataset, match["name"], match["config"], match["split"] or default_split), "row")
+
+
+def _read_dataset(name: str, config: str | None, split: str) -> Iterator[tuple[int, Record]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if split == "validation":
+            # Nobody named a split: the one for validation where there is one, else the one for tests.
+            there = datasets.get_dataset_split_names(name, config)
+            split = next((s for s in ("validation", "valid", "dev", "test") if s in there), split)
+        table = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # datasets and the hub raise dozens of kinds; all mean that there is no data
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise InputError(f"{name}: no such file, and as a hub dataset it cannot be loaded: {visible(reason, 200)}") from None
+    yield from enumerate(table, 1)
+
+
+# --- tables -> rows --------------------------------------------------------------------------------------------------
+
+
+def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
+    """Read everything that `specifications` name and pick out the usable values.
+
+    Raises InputError for data that is not there, broken, without the columns meant, or without a usable row.
+    """
+    tables = open_tables(specifications, data, split)
+    running = data.unit == "document" and any(table.is_text for table in tables)
+    rows = Rows("", running, tables, [], [], [], {})
+    for index, table in enumerate(tables):
+        rows = _read_table(rows, index, table, data)
+    if not rows.values or rows.running and not any(value.strip() for value in rows.values):
+        counted = f"{rows.rows_empty} empty" + (f", {rows.rows_bad} bad" if rows.rows_bad else "")
+        raise InputError(f"{', '.join(visible(s, 200) for s in specifications)}: no usable text ({counted} rows)")
+    return replace(rows, groups=_passages(rows) if running else list(range(len(rows.values))))
+
+
+def _read_table(rows: Rows, index: int, table: Table, data: Data) -> Rows:
+    selection: Selection | None = None
+    paragraph = data.unit == "paragraph" and table.is_text
+    numbered = iter(_paragraphs(table) if paragraph else table)
+    peeked = list(islice(numbered, 100))  # a column may be missing in some rows, the first one too
+    columns = {name: value for _, record in reversed(peeked) for name, value in record.items()}
+    for number, record in chain(peeked, numbered):
+        if selection is None:
+            selection = choose(columns, data, table.name)
+            if rows.kind and selection.kind != rows.kind:
+                raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {rows.kind} rows")
+            rows = replace(rows, kind=selection.kind, notes=[*rows.notes, *_note(selection, table)])
+        if table.is_text and rows.running:
+            for piece in _pieces(record["text"]):
+                rows.values.append(piece)
+                rows.places.append((index, number))
+            rows.last_numbers[index] = number
+            continue
+        try:
+            value = selection.value(record)
+        except BadRow as problem:
+            if data.on_bad == "error":
+                raise InputError(f"{table.place(number)}, {problem}; --on-bad drop leaves such rows out") from None
+            rows = replace(rows, rows_bad=rows.rows_bad + 1)
+            continue
+        if value is None:
+            rows = replace(rows, rows_empty=rows.rows_empty + 1)
+            continue
+        rows.values.append(value.rstrip("\n") if table.is_text else value)
+        rows.places.append((index, number))
+    return rows
+
+
+def _note(selection: Selection, table: Table) -> list[str]:
+    if table.is_text or not selection.found:
+        return []
+    return [f"{table.name}: using column{'s' if len(selection.paths) > 1 else ''} {selection}"]
+
+
+def _paragraphs(table: Table) -> Iterator[tuple[int, Record]]:
+    """Lines joined up to the next blank one; the number is that of the first line."""
+    lines: list[str] = []
+    start = 1
+    for number, record in table:
+        if record["text"].strip():
+            start = start if lines else number
+            lines.append(record["text"])
+        elif lines:
+            yield start, {"text": "".join(lines)}
+            lines = []
+    if lines:
+        yield start, {"text": "".join(lines)}
+
+
+def _pieces(line: str) -> Iterator[str]:
+    start = 0
+    while len(line) - start > LONGEST_PIECE:
+        cut = line.rfind(" ", start + 1, start + LONGEST_PIECE)
+        cut = cut if cut > 0 else start + LONGEST_PIECE
+        yield line[start:cut]
+        start = cut
+    yield line[start:]
+
+
+def _passages(rows: Rows) -> list[int]:
+    """Running text held out row by row would be torn to single lines, so some hundred passages are made of it."""
+    total = sum(map(len, rows.values))
+    enough = min(max(total // 100, 200), 4000)
+    groups, group, size = [], 0, 0
+    for index, value in enumerate(rows.values):
+        if size >= enough or (index and rows.places[index][0] != rows.places[index - 1][0]):
+            group, size = group + 1, 0
+        groups.append(group)
+        size += len(value)
+    return groups
+
+
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """(rows to train on, rows to evaluate on): a seeded, shuffled share of the groups, at least one.
+
+    Each part keeps the order of the data. Raises InputError where there is only one group.
+    """
+    groups = sorted(set(rows.groups))
+    if len(groups) < 2:
+        raise InputError(f"{rows.tables[0].name}: too little to hold a part out; give --eval-data, or --val-split 0")
+    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
+    held = set(random.Random(seed).sample(groups, count))
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, group in enumerate(rows.groups):
+        sides[group in held].append(index)
+    return rows.subset(sides[0]), replace(rows.subset(sides[1]), rows_empty=0, rows_bad=0)
+
+
+def read(data: Data, seed: int) -> tuple[Rows, Rows | None]:
+    """(rows to train on, rows to evaluate on), as the recipe's data section says.
+
+    Raises InputError for data that cannot be used, UsageError where only one side can be read from standard input.
+    """
+    if [*data.train, *data.eval].count("-") > 1:
+        raise UsageError("standard input can be read only once; save one of the two to a file")
+    train = load(data.train, data)
+    if data.eval:
+        held = load(data.eval, data, split="validation")
+        if held.kind != train.kind:
+            raise InputError(f"--eval-data holds {held.kind} rows, --data {train.kind} rows")
+        return train, held
+    return hold_out(train, data.val_split, seed) if data.val_split else (train, None)

@@ -1,0 +1,184 @@
+"""Tokenizers trained on the data, and what a tokenizer does to a text."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lmtrain.architectures import TRAINED
+from lmtrain.errors import InputError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens of an objective, and how they stand around a text (`$A`)."""
+
+    tokens: dict[str, str]
+    template: str
+
+
+def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedTokenizerFast:
+    """A tokenizer of the kind `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte`, with N entries at most.
+
+    bpe and byte work on bytes and lose nothing. wordpiece and unigram compose Unicode (NFC), so that Hangul stays
+    in syllables; char knows the characters of the data. Raises InputError where N leaves no room to learn anything.
+    """
+    match = TRAINED.fullmatch(specification)
+    assert match, "check_model lets no other specification pass"
+    kind, size = match[1] or match[3], int(match[2] or 0)
+    specials = list(frame.tokens.values())
+    unknown = frame.tokens["unk_token"]
+    if size and size < len(specials) + (256 if kind == "bpe" else 2):
+        raise InputError(f"--tokenizer {specification}: too few; {kind} needs {256 + len(specials)} and more")
+    tokenizer = BUILDERS[kind](texts, size, specials, unknown)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=frame.template,
+        pair=f"{frame.template} {frame.template.replace('$A', '$B')}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens)
+
+
+def _byte_level(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _bpe(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
+    tokenizer = _byte_level(Tokenizer(models.BPE()))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _byte(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
+    entries = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = _byte_level(Tokenizer(models.BPE({entry: index for index, entry in enumerate(entries)}, [])))
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+def _char(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
+    entries = [*specials, *sorted(set().union(*texts))]
+    vocabulary = {entry: index for index, entry in enumerate(entries)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.BertNormalizer(strip_accents=False, lowercase=False), normalizers.NFC()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _unigram(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=specials, unk_token=unknown, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+BUILDERS = {"bpe": _bpe, "byte": _byte, "char": _char, "wordpiece": _wordpiece, "unigram": _unigram}
+
+
+def framing(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """(ids that the tokenizer puts before a text, ids that it puts after it)."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed = tokenizer("a")["input_ids"]
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
+    return [], []
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+    """The bare ids of each text, special tokens not added.
+
+    The Rust tokenizer is asked directly, without the Python objects around every encoding: about twice as fast.
+    """
+    if not tokenizer.is_fast:
+        yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return
+    backend = _unlimited(tokenizer)
+    for start in range(0, len(texts), 4096):
+        for encoding in backend.encode_batch_fast(texts[start : start + 4096], add_special_tokens=False):
+            yield encoding.ids
+
+
+def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """The bare ids of each text, and how many of the text's UTF-8 bytes each token stands for.
+
+    A token stands for the bytes from its own start to the next token's, so that the sum is the length of the text,
+    also where several tokens share one character. Needs a fast tokenizer.
+    """
+    backend = _unlimited(tokenizer)
+    for start in range(0, len(texts), 4096):
+        batch = texts[start : start + 4096]
+        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
+            yield encoding.ids, _token_bytes(text, [begin for begin, _ in encoding.offsets])
+
+
+def _token_bytes(text: str, starts: list[int]) -> list[int]:
+    if not starts:
+        return []
+    at = list(range(len(text) + 1))
+    if not text.isascii():
+        at = [0]
+        for character in text:
+            at.append(at[-1] + len(character.encode()))
+    bounds = [0, *(at[start] for start in starts[1:]), at[-1]]
+    return [after - before for before, after in zip(bounds, bounds[1:], strict=False)]
+
+
+def _unlimited(tokenizer: PreTrainedTokenizerBase) -> Any:
+    # A tokenizer.json may carry the truncation and padding of whoever saved it: rows would be cut in silence.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def stats(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, float]:
+    """How a tokenizer suits a text.
+
+    `fertility` is tokens per word (a run of letters and digits, or one other sign), `bytes_per_token` the UTF-8 bytes
+    that a token stands for, `unknown_rate` the share of tokens that are the unknown token.
+    """
+    texts = list(texts)
+    tokens = words = size = unknown = 0
+    for text, ids in zip(texts, ids_of(tokenizer, texts), strict=True):
+        tokens += len(ids)
+        unknown += sum(token == tokenizer.unk_token_id for token in ids)
+        words += len(re.findall(r"\w+|[^\w\s]", text))
+        size += len(text.encode())
+    return {
+        "vocabulary": len(tokenizer),
+        "texts": len(texts),
+        "words": words,
+        "bytes": size,
+        "tokens": tokens,
+        "fertility": tokens / max(words, 1),
+        "bytes_per_token": size / max(tokens, 1),
+        "unknown_rate": unknown / max(tokens, 1),
+    }
