@@ -18,23 +18,26 @@ Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[Row]], Batch]
 
+Fixed = dict[str, int]
+"""Lengths to pad every batch to, by the name of their limit, for a model that reads the padding."""
+
 IGNORED = -100
 """The label of a position that is not predicted, by convention of torch's cross entropy."""
 
 
-def padded(arrays: list[np.ndarray], fill: int) -> torch.Tensor:
-    """[rows, longest] int64, filled up on the right."""
-    longest = max(map(len, arrays))
+def padded(arrays: list[np.ndarray], fill: int, length: int | None = None) -> torch.Tensor:
+    """[rows, length or longest] int64, filled up on the right."""
+    longest = length or max(map(len, arrays))
     out = np.full((len(arrays), longest), fill, dtype=np.int64)
     for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = array
     return torch.from_numpy(out)
 
 
-def _inputs(arrays: list[np.ndarray], pad: int) -> Batch:
+def _inputs(arrays: list[np.ndarray], pad: int, length: int | None) -> Batch:
     return {
-        "input_ids": padded(arrays, pad),
-        "attention_mask": padded([np.ones(len(array), dtype=np.int64) for array in arrays], 0),
+        "input_ids": padded(arrays, pad, length),
+        "attention_mask": padded([np.ones(len(array), dtype=np.int64) for array in arrays], 0, length),
     }
 
 
@@ -43,9 +46,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-def causal(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int) -> Collate:
+def causal(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Collate:
     """Labels are the ids themselves, from the second of a row on: the first is predicted by nothing."""
-    pad = pad_id(tokenizer)
+    pad, length = pad_id(tokenizer), (fixed or {}).get("max_length")
 
     def collate(rows: list[Row]) -> Batch:
         labels = []
@@ -53,12 +56,12 @@ def causal(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int) -> Collate:
             own = np.where(row["trained"], row["input_ids"], IGNORED) if "trained" in row else row["input_ids"].copy()
             own[0] = IGNORED
             labels.append(own)
-        return {**_inputs([row["input_ids"] for row in rows], pad), "labels": padded(labels, IGNORED)}
+        return {**_inputs([row["input_ids"] for row in rows], pad, length), "labels": padded(labels, IGNORED, length)}
 
     return collate
 
 
-def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int) -> Collate:
+def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Collate:
     """A share of the tokens is to be predicted; of these most are masked, some replaced, some kept (BERT, 2018).
 
     Raises InputError where the tokenizer has no mask token.
@@ -69,7 +72,7 @@ def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int) -> Collate:
     special = np.array(sorted(set(tokenizer.all_special_ids)))
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
     to_mask, to_replace, _ = (int(part) / 100 for part in data.mask_split.split("/"))
-    pad = pad_id(tokenizer)
+    pad, length = pad_id(tokenizer), (fixed or {}).get("max_length")
 
     def draw(row: Row) -> tuple[np.ndarray, np.ndarray]:
         epoch, number = row["key"]
@@ -83,16 +86,18 @@ def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int) -> Collate:
 
     def collate(rows: list[Row]) -> Batch:
         drawn = [draw(row) if "labels" not in row else (row["input_ids"], row["labels"]) for row in rows]
-        return {**_inputs([ids for ids, _ in drawn], pad), "labels": padded([labels for _, labels in drawn], IGNORED)}
+        labels = padded([labels for _, labels in drawn], IGNORED, length)
+        return {**_inputs([ids for ids, _ in drawn], pad, length), "labels": labels}
 
     return collate
 
 
-def pairs(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int) -> Collate:
+def pairs(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Collate:
     """Source and target padded apart; the decoder's inputs follow from the labels, see loss.py."""
-    pad = pad_id(tokenizer)
+    pad, lengths = pad_id(tokenizer), fixed or {}
 
     def collate(rows: list[Row]) -> Batch:
-        return {**_inputs([row["input_ids"] for row in rows], pad), "labels": padded([r["labels"] for r in rows], IGNORED)}
+        labels = padded([row["labels"] for row in rows], IGNORED, lengths.get("max_target_length"))
+        return {**_inputs([row["input_ids"] for row in rows], pad, lengths.get("max_source_length")), "labels": labels}
 
     return collate

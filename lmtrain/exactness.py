@@ -2,7 +2,8 @@
 
 Fourteen rows of unequal length make one optimiser step, cut into micro-batches and processes in four ways, the last
 micro-batch short. Loss and gradient norm have to agree, with one another and with a computation in float64, one row
-at a time, that knows nothing of batches, padding or Trainer.
+at a time, that knows nothing of batches or Trainer, nor of padding (but for ProphetNet, which reads it: see
+loss.reads_padding; there every target is padded to the same length).
 """
 
 import json
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
+from lmtrain.collate import Batch
 from lmtrain.console import Console, figure
 from lmtrain.encode import Examples, Limits
-from lmtrain.loss import TokenLoss, has_own_loss
+from lmtrain.loss import TokenLoss
 from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.recipe import RECIPES, Model
@@ -34,7 +36,7 @@ LAYOUTS = {"16×1": (16, 1, 1), "4×4": (4, 4, 1), "2×8": (2, 8, 1), "2 process
 """Name -> (rows per device, micro-batches, processes)."""
 
 _BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-_QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
          "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0,
          "attention_dropout": 0.0, "activation_dropout": 0.0}  # fmt: skip
@@ -42,8 +44,8 @@ _BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_atten
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("clm", {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "llama": ("clm", {**_BERT, "num_key_value_heads": 2}),
-    "bert": ("mlm", {**_BERT, **_QUIET}),
-    "roberta": ("mlm", {**_BERT, **_QUIET}),
+    "bert": ("mlm", {**_BERT, **_NO_DROPOUT}),
+    "roberta": ("mlm", {**_BERT, **_NO_DROPOUT}),
     "modernbert": ("mlm", {**_BERT, "layer_types": ["full_attention", "sliding_attention"], "local_attention": 8}),
     "t5": ("seq2seq", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}),
     "bart": ("seq2seq", _BART),
@@ -74,10 +76,10 @@ def _case(family: str) -> tuple[PreTrainedModel, Examples, Any, TokenLoss]:
     set_seed(1)
     model = Model(name=family, from_scratch=True, config=sizes)
     network, _ = load_network(model, AutoConfig.for_model(family), tokenizer, objective.auto_model)
-    collate = objective.collate(tokenizer, data, 1)
-    examples = objective.encode(rows, tokenizer, data, Limits(64, {}), False)
-    batch = collate([examples[0, row] for row in range(4)])
-    return network, examples, collate, TokenLoss(objective.shift, own=has_own_loss(network, batch, objective.shift))
+    limits = Limits(64, {})
+    examples = objective.encode(rows, tokenizer, data, limits, False)
+    collate, loss = objective.fit(network, examples, tokenizer, data, 1, limits)
+    return network, examples, collate, loss
 
 
 def _step(family: str, batch_size: int, micro_batches: int) -> tuple[float, float]:
@@ -104,8 +106,7 @@ def _reference(family: str) -> tuple[float, float]:
     nll, count = torch.zeros((), dtype=torch.float64), 0
     for row in range(len(examples)):
         batch = collate([examples[0, row]])
-        ids, labels = batch["input_ids"], batch["labels"]
-        for logits, targets in _predictions(network, ids, labels):
+        for logits, targets in _predictions(network, batch):
             scored = (targets != -100).nonzero()[:, 0]
             nll = nll - torch.log_softmax(logits[scored], dim=-1)[range(len(scored)), targets[scored]].sum()
             count += len(scored)
@@ -115,16 +116,18 @@ def _reference(family: str) -> tuple[float, float]:
     return loss.item(), squares**0.5
 
 
-def _predictions(network: Any, ids: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _predictions(network: Any, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(logits [length, vocabulary], the label that each position is to predict) of one row, for each stream."""
-    config = network.config
+    config, labels = network.config, batch["labels"]
+    ids = batch["input_ids"][:, : int(batch["attention_mask"].sum())]
     if not config.is_encoder_decoder:
         logits = network(input_ids=ids).logits[0]
         causal = type(network).__name__ in ("GPT2LMHeadModel", "LlamaForCausalLM")
         yield (logits[:-1], labels[0, 1:]) if causal else (logits, labels[0])
         return
     start = torch.full((1, 1), config.decoder_start_token_id)
-    output = network(input_ids=ids, decoder_input_ids=torch.cat([start, labels[:, :-1]], dim=1))
+    before = torch.cat([start, labels[:, :-1]], dim=1)
+    output = network(input_ids=ids, decoder_input_ids=before.where(before >= 0, torch.tensor(config.pad_token_id)))
     yield output.logits[0], labels[0]
     if "logits_ngram" in output:  # ProphetNet learns the tokens after the next one too
         for stream in output.logits_ngram[0]:

@@ -5,6 +5,8 @@ models do not, so that their loss and gradient come out multiplied by the number
 the sum over a micro-batch is divided by the count over the step, whatever the model would do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,11 @@ from transformers import PreTrainedModel
 
 from lmtrain.collate import IGNORED, Batch
 
-OWN_LOSS_TOLERANCE = 1e-3
+OWN_LOSS_TOLERANCE = 2e-5
+"""Relative; on random weights even a quite different loss comes out close to the log of the vocabulary."""
+
+PADDING_TOLERANCE = 1e-4
+"""Relative to the largest logit; what padding does by rounding alone is a hundred times less."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +111,35 @@ def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
 
     Asked of the model itself rather than kept as a list of names, which would be out of date with the next release.
     """
+    with _evaluating(network):
+        own = getattr(network(**batch), "loss", None)
+        count = (batch["labels"] != IGNORED).sum()
+        if own is None or not count:
+            return False
+        plain = TokenLoss(shift)(network, batch, count)
+        return bool((own - plain).abs() > OWN_LOSS_TOLERANCE * plain.abs())
+
+
+@torch.no_grad()
+def reads_padding(network: PreTrainedModel, alone: Batch, together: Batch) -> bool:
+    """Whether what the model says of a row depends on how far its batch is padded.
+
+    `alone` holds one row, `together` the same row first in a longer batch. No model should; ProphetNet does (the
+    relative positions of its predicting streams are mixed up over the length of the batch).
+    """
+    with _evaluating(network):
+        (bare, _), (padded, _) = (TokenLoss(0).aligned(network, batch) for batch in (alone, together))
+        bare = bare[0][: min(bare.shape[1], padded.shape[1])]
+        counted = (alone["labels"][0] != IGNORED)[: len(bare)]
+        gap = (bare - padded[0][: len(bare)])[counted].abs()
+        return bool(len(gap) and gap.max() > PADDING_TOLERANCE * bare.abs().max())
+
+
+@contextmanager
+def _evaluating(network: PreTrainedModel) -> Iterator[None]:
     was_training = network.training
     network.eval()
     try:
-        labels = batch["labels"]
-        if not (labels != IGNORED).any():
-            return False
-        own = getattr(network(**batch), "loss", None)
-        plain = TokenLoss(shift)(network, batch, (labels != IGNORED).sum())
-        return own is not None and bool((own - plain).abs() > OWN_LOSS_TOLERANCE * plain.abs().clamp(min=1))
+        yield
     finally:
         network.train(was_training)

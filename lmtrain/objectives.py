@@ -4,9 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lmtrain import collate, encode, generate
+from lmtrain.errors import UsageError
+from lmtrain.loss import TokenLoss, has_own_loss, reads_padding
 from lmtrain.tokenizer import Frame
 
 
@@ -28,6 +36,26 @@ class Objective:
     top5: str | None = None
     transforms: bool = False
     """Whether outputs are generated and compared with references."""
+
+
+    def fit(
+        self, network: PreTrainedModel, examples: encode.Examples, tokenizer: PreTrainedTokenizerBase, data: Any,
+        seed: int, limits: encode.Limits, label_smoothing: float = 0.0,
+    ) -> tuple[collate.Collate, TokenLoss]:
+        """The collator and the loss for this very model, after asking it two questions on a few rows.
+
+        Raises UsageError where the loss cannot be smoothed.
+        """
+        collator = self.collate(tokenizer, data, seed)
+        rows = [examples[0, row] for row in range(min(len(examples), 4))]
+        batch = collator(rows)
+        own = has_own_loss(network, batch, self.shift)
+        if own and label_smoothing:
+            raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
+        shortest = min(rows, key=lambda row: sum(len(ids) for name, ids in row.items() if name != "key"))
+        if reads_padding(network, collator([shortest]), collator([shortest, *rows])):
+            collator = self.collate(tokenizer, data, seed, limits.resolved)
+        return collator, TokenLoss(self.shift, label_smoothing, own)
 
 
 _SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}

@@ -31,9 +31,9 @@ from lmtrain.encode import Examples, Key, Limits
 from lmtrain.errors import BrokenDown, InputError, Interrupted, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Evaluation
 from lmtrain.generate import COMPLETION_TOKENS, Settings
-from lmtrain.loss import TokenLoss, has_own_loss
+from lmtrain.loss import TokenLoss
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
-from lmtrain.objectives import OBJECTIVES, Objective
+from lmtrain.objectives import OBJECTIVES
 from lmtrain.progress import LiveProgress
 from lmtrain.report import METRICS, SAMPLES, RunFolder, storage_error
 from lmtrain.sources import Rows
@@ -54,14 +54,15 @@ def train(recipe: Any, train_rows: Rows, eval_rows: Rows | None, folder: RunFold
 
     config = load_config(recipe.model, recipe.objective)
     tokenizer = load_tokenizer(recipe.model, train_rows, objective.frame)
-    collate = objective.collate(tokenizer, recipe.data, recipe.train.seed)
+    objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
     limits = Limits(positions(network.config), {})
     examples = objective.encode(train_rows, tokenizer, recipe.data, limits, False)
     held_out = objective.encode(eval_rows, tokenizer, recipe.data, limits, True) if eval_rows else None
+    collate, loss = objective.fit(
+        network, examples, tokenizer, recipe.data, recipe.train.seed, limits, recipe.train.label_smoothing
+    )
     _account(examples, held_out, collate, recipe)
-
-    loss = _loss(network, examples, collate, objective, recipe)
     evaluation = held_out and Evaluation(
         objective, held_out, eval_rows, tokenizer, collate, loss, recipe.eval.batch_size, _settings(recipe, limits)
     )
@@ -371,14 +372,6 @@ def _settings(recipe: Any, limits: Limits) -> Settings:
     if "max_target_length" not in limits.resolved:
         return Settings()
     return Settings(recipe.eval.num_beams, recipe.eval.max_new_tokens or limits.resolved["max_target_length"])
-
-
-def _loss(network: Any, examples: Examples, collate: Any, objective: Objective, recipe: Any) -> TokenLoss:
-    batch = collate([examples[0, row] for row in range(min(len(examples), 4))])
-    own = has_own_loss(network, batch, objective.shift)
-    if own and recipe.train.label_smoothing:
-        raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
-    return TokenLoss(objective.shift, recipe.train.label_smoothing, own)
 
 
 def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments: TrainingArguments) -> list[str]:
