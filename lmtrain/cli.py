@@ -276,7 +276,7 @@ def tokenizer_stats(
     from lmtrain import tokenizer as tokenizers
 
     train.quiet_libraries()
-    loaded = model.load_tokenizer(model.Model(name=tokenizer), rows, None)  # type: ignore[arg-type]
+    loaded, _ = model.load_tokenizer(model.Model(name=tokenizer), rows, None)
     figures = tokenizers.stats(loaded, rows.texts())
     Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=tokenizer)
 

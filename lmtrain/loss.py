@@ -50,7 +50,7 @@ class TokenLoss:
     label_smoothing: float = 0.0
     own: bool = False
 
-    def __call__(self, network: Any, batch: Batch, items: torch.Tensor | int) -> torch.Tensor:
+    def __call__(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
         """The share of this micro-batch in the loss of a step with `items` supervised tokens; summed up it is exact.
 
         `network` may be wrapped (DistributedDataParallel); `batch` holds `labels` [rows, length].
@@ -59,7 +59,7 @@ class TokenLoss:
             output = network(**batch)
             tokens = (batch["labels"] != IGNORED).sum()
             # A micro-batch without a label has no mean: nothing, but with a gradient, so that processes keep step.
-            return output.loss * tokens / items if tokens else output.logits.sum() * 0.0
+            return output.loss * tokens / items.clamp(min=1) if tokens else output.logits.sum() * 0.0
         logits, labels = self.aligned(network, batch)
         total = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
@@ -68,7 +68,8 @@ class TokenLoss:
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        return total / items
+        # A step in which chance masks nothing at all has a loss of 0, not 0 / 0.
+        return total / items.clamp(min=1)
 
     def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""

@@ -8,6 +8,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lmtrain import chat
 from lmtrain import tokenizer as tokenizers
 from lmtrain.architectures import TRAINED, check_objective, is_architecture
 from lmtrain.errors import InputError, UsageError, suggestion
@@ -30,9 +31,15 @@ def load_config(model: Model, objective: str) -> PretrainedConfig:
     return config
 
 
-def load_tokenizer(model: Model, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
-    """The tokenizer that the recipe names, or one trained on `rows`, or the model's own. Raises InputError."""
+def load_tokenizer(
+    model: Model, rows: Rows, frame: tokenizers.Frame | None
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """(the tokenizer that the recipe names, or one trained on `rows`, or the model's own; what to say about it).
+
+    Raises InputError.
+    """
     if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
+        assert frame
         tokenizer = _trained_once(model.tokenizer, rows, frame)
     else:
         name = model.tokenizer or model.name
@@ -44,7 +51,8 @@ def load_tokenizer(model: Model, rows: Rows, frame: tokenizers.Frame) -> PreTrai
             raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    template = chat.ensure_template(tokenizer) if rows.kind == "messages" else None
+    return tokenizer, [template] if template else []
 
 
 def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
@@ -129,9 +137,13 @@ def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokeniz
     }
     always = {"pad_token_id", "eos_token_id"} | ({"decoder_start_token_id"} if config.is_encoder_decoder else set())
     given = {name: value for name, value in ids.items() if name in defaults or name in always}
+    wanted = {**given, **_by_first_name(config, model.config)}
     try:
-        # The class and not for_model: a folder's own configuration is a starting point too.
-        return type(config)(**{**defaults, **given, **_by_first_name(config, model.config)})
+        if is_architecture(model.name):
+            # Made anew, so that what follows from a size (heads from width, decoder from encoder) follows from ours.
+            return AutoConfig.for_model(model.name, **wanted)
+        config.update(wanted)
+        return config
     except LOADING as error:
         raise UsageError(f"--model-config: {str(error).splitlines()[-1].strip()}") from None
 

@@ -29,6 +29,7 @@ from typing import IO, Any
 
 from lmtrain.columns import BadRow, Record, Selection, choose
 from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.examples import EXAMPLES
 from lmtrain.recipe import Data
 
 TEXT, PARQUET, ARROW = (".txt",), (".parquet",), (".arrow",)
@@ -169,6 +170,8 @@ def _chained(tables: list[Table]) -> Iterator[tuple[int, Record]]:
 def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
     if path == "-":
         return [_stdin(data)]
+    if path.startswith("example:"):
+        return [_example(path)]
     if "://" in path:
         raise InputError(f"{visible(path)}: addresses are not read; download the file, or name a hub dataset org/name")
     there = Path(path)
@@ -194,6 +197,14 @@ def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
     parent = there.parent if there.parent.is_dir() else Path()
     near = suggestion(there.name, [entry.name for entry in parent.iterdir()])
     raise InputError(f"{visible(path, 200)}: no such file or folder{near}")
+
+
+def _example(path: str) -> Table:
+    name = path.removeprefix("example:")
+    if name not in EXAMPLES:
+        raise InputError(f"{path}: no such example; there are {', '.join(EXAMPLES)}")
+    read, is_text = EXAMPLES[name]
+    return Table(path, read, unit="line" if is_text else "row", is_text=is_text)
 
 
 def _format(path: Path) -> str | None:

@@ -53,7 +53,7 @@ def train(recipe: Any, train_rows: Rows, eval_rows: Rows | None, folder: RunFold
     set_seed(recipe.train.seed)
 
     config = load_config(recipe.model, recipe.objective)
-    tokenizer = load_tokenizer(recipe.model, train_rows, objective.frame)
+    tokenizer, told = load_tokenizer(recipe.model, train_rows, objective.frame)
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
     limits = Limits(positions(network.config), {})
@@ -66,7 +66,7 @@ def train(recipe: Any, train_rows: Rows, eval_rows: Rows | None, folder: RunFold
     evaluation = held_out and Evaluation(
         objective, held_out, eval_rows, tokenizer, collate, loss, recipe.eval.batch_size, _settings(recipe, limits)
     )
-    for line in [*train_rows.notes, *notes, *_spoken(limits, recipe, loss, config, arguments)]:
+    for line in [*train_rows.notes, *told, *notes, *_spoken(limits, recipe, loss, config, arguments)]:
         console.note(line)
     console.ledger({name: e.ledger.document() for name, e in (("train", examples), ("eval", held_out)) if e})
 

@@ -1,0 +1,124 @@
+"""Everything is made here from nothing: tiny data, tiny models, no network."""
+
+import os
+
+# Before anything imports the hub's client, which reads them once.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+for variable in [name for name in os.environ if name.startswith("LMTRAIN_")]:
+    del os.environ[variable]
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+TINY = {
+    "gpt2": "n_embd=32,n_layer=2,n_head=2,n_positions=128",
+    "bert": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,max_position_embeddings=128",
+    "t5": "d_model=32,d_kv=16,d_ff=64,num_layers=2,num_heads=2",
+}
+TOKENIZERS = {"gpt2": "bpe:300", "bert": "wordpiece:200", "t5": "unigram:60"}
+
+NOUNS = ("cat", "dog", "bird", "fish", "child", "king", "river", "tree")
+VERBS = ("sees", "likes", "finds", "hears", "follows", "meets")
+
+
+def sentences(count: int) -> list[str]:
+    return [
+        f"the {NOUNS[i % 8]} {VERBS[i % 6]} the {NOUNS[(i * 5 + i // 8) % 8]}" + (" again and again" if i % 3 else "")
+        for i in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+
+def lmtrain(*arguments: Any) -> Outcome:
+    """Run the command line in this process; an exception that is not ours is raised, as a traceback would be."""
+    from lmtrain.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="lmtrain")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def trained(*arguments: Any) -> dict[str, Any]:
+    outcome = lmtrain(*arguments, "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    return outcome.json
+
+
+def scratch(model: str) -> list[str]:
+    """The flags of a tiny model from nothing."""
+    return ["--model", model, "--from-scratch", "--model-config", TINY[model], "--tokenizer", TOKENIZERS[model]]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test in a folder of its own, with a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """text.jsonl, pairs.jsonl, prompts.jsonl, chats.jsonl, prose.txt."""
+    folder = tmp_path_factory.mktemp("material")
+    lines = sentences(60)
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    write("text.jsonl", [{"text": line} for line in lines])
+    write("pairs.jsonl", [{"source": line, "target": " ".join(reversed(line.split()))} for line in lines])
+    write("prompts.jsonl", [{"question": f"What of the {n}?", "answer": line} for n, line in zip(NOUNS * 8, lines, strict=False)])
+    write(
+        "chats.jsonl",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"Tell me of the {NOUNS[i % 8]}."},
+                    {"role": "assistant", "content": line},
+                    {"role": "user", "content": "Go on."},
+                    {"role": "assistant", "content": lines[-i - 1]},
+                ]
+            }
+            for i, line in enumerate(lines)
+        ],
+    )
+    (folder / "prose.txt").write_text("\n".join(lines * 4) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny GPT-2."""
+    return _run("clm", "gpt2", material / "text.jsonl", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def bert(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run("mlm", "bert", material / "text.jsonl", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def t5(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run("seq2seq", "t5", material / "pairs.jsonl", tmp_path_factory)
+
+
+def _run(objective: str, model: str, data: Path, factory: pytest.TempPathFactory) -> Path:
+    folder = factory.mktemp("runs") / model
+    trained(objective, *scratch(model), "--data", data, "-o", folder, "--max-steps", 4, "--val-split", 0.1, "--lr", 1e-3)
+    return folder

@@ -1,0 +1,171 @@
+"""The command line from outside: help, precedence, streams, exit codes."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import lmtrain, scratch, trained
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "tokenizers", "numpy", "pyarrow")
+
+
+def imported_by(*arguments: str) -> set[str]:
+    code = (
+        "import sys\nfrom lmtrain.cli import app\n"
+        f"try:\n    app({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
+        "print('\\n', *sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["clm", "--help"], ["recipes"], ["clm", "--model", "gpt2", "--data", "x", "--dry-run"],
+     ["clm", "--model", "gpt2", "--data", "no-such-file.txt"], ["clm", "--from-scratch", "--model", "t5", "--data", "x"]],
+)  # fmt: skip
+def test_what_needs_no_torch_imports_none_of_the_heavy_libraries(arguments: list[str]):
+    assert not imported_by(*arguments) & set(HEAVY)
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm", "seq2seq"])
+def test_help_shows_at_most_45_flags_and_cuts_none_of_them(objective: str):
+    text = lmtrain(objective, "--help").out
+    assert 20 < len(re.findall(r"^│ --", text, re.MULTILINE)) <= 45
+    assert not re.search(r"--[\w-]*…", text), "a flag is cut off"
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_flags_win_over_set_over_environment_over_recipe(monkeypatch: pytest.MonkeyPatch):
+    Path("r.yaml").write_text(
+        "objective: clm\nmodel: {name: gpt2}\ndata: {train: x.txt}\n"
+        "train: {epochs: 1, batch_size: 1, seed: 1, learning_rate: 1e-3}\n"
+    )
+    monkeypatch.setenv("LMTRAIN_BATCH_SIZE", "2")
+    monkeypatch.setenv("LMTRAIN_SEED", "2")
+    monkeypatch.setenv("LMTRAIN_LEARNING_RATE", "2e-3")
+    text = lmtrain("run", "r.yaml", "--lr", "4e-3", "--set", "train.seed=3", "--set", "train.learning_rate=3e-3", "--dry-run").out
+    for line in ("epochs: 1.0", "batch_size: 2", "seed: 3", "learning_rate: 0.004"):
+        assert f"  {line}\n" in text
+
+
+def test_a_dry_run_prints_a_recipe_that_prints_itself():
+    flags = ["--model", "bert", "--data", "a b.txt", "--set", "train.adam_beta2=0.98", "--mask-split", "70/20/10"]
+    first = lmtrain("mlm", *flags, "--dry-run").out
+    Path("again.yaml").write_text(first)
+    assert lmtrain("run", "again.yaml", "--dry-run").out == first
+    assert "adam_beta2: 0.98" in first
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--per_device_train_batch_size", "3"], ["--per-device-train-batch-size", "3"], ["-b", "3"], ["--batch_size=3"]],
+)
+def test_every_alias_and_both_dashes_mean_the_same_flag(flags: list[str]):
+    assert "batch_size: 3" in lmtrain("clm", "--model", "gpt2", "--data", "x", *flags, "--dry-run").out
+
+
+def test_a_flag_can_be_turned_off_and_a_shortcut_sets_its_option():
+    text = lmtrain("clm", "--model", "m", "--data", "x", "--no-packing", "--bf16", "--max-time", "1.5h", "--dry-run").out
+    assert "packing: false" in text
+    assert "precision: bf16" in text
+    assert "max_time: 5400.0" in text
+
+
+# What a newcomer gets wrong: (arguments, exit code, what the message must hold).
+MISTAKES = {
+    "missing file": (["clm", "--model", "GPT2", "--data", "txet.jsonl"], 3, ["txet.jsonl", "no such file", "text.jsonl"]),
+    "wrong column": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--text-column", "txt"], 3, ["no column 'txt'", "it has text"]),
+    "empty file": (["clm", "--model", "GPT2", "--data", "empty.txt"], 3, ["empty.txt", "no usable text"]),
+    "misspelt flag": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--epoch", "3"], 2, ["--epoch", "--epochs"]),
+    "misspelt key": (["run", "typo.yaml"], 2, ["typo.yaml", "learing_rate", "did you mean 'learning_rate'"]),
+    "wrong objective": (["clm", "--from-scratch", "--model", "t5", "--data", "text.jsonl"], 3, ["t5 is an encoder-decoder: use lmtrain seq2seq"]),
+    "folder exists": (["clm", "--model", "GPT2", "--data", "text.jsonl", "-o", "GPT2"], 2, ["not empty", "--overwrite", "--resume"]),
+    "unknown architecture": (["clm", "--from-scratch", "--model", "gtp2", "--data", "text.jsonl"], 3, ["no such architecture", "gpt2"]),
+    "too long": (["clm", "--model", "GPT2", "--data", "text.jsonl", "-L", "4096"], 2, ["--max-length 4096", "128 positions"]),
+    "no mask token": (["mlm", "--model", "BERT", "--tokenizer", "GPT2", "--data", "text.jsonl"], 3, ["no mask token", "wordpiece"]),
+    "half a pair": (["clm", "--model", "GPT2", "--data", "prompts.jsonl", "--prompt-column", "question"], 2, ["--completion-column", "missing"]),
+    "a value out of range": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--lr", "-1", "-b", "0"], 2, ["--learning-rate", "--batch-size", "got -1"]),
+    "unknown TrainingArguments": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.adam_beta3=1"], 2, ["train.adam_beta3", "did you mean 'adam_beta"]),
+    "what lmtrain sets itself": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.eval_strategy=no"], 2, ["--eval-every"]),
+    "no recipe of this name": (["run", "clm-quikstart"], 2, ["did you mean 'clm-quickstart'"]),
+    "an option of another objective": (["run", "foreign.yaml"], 2, ["mask_probability", "an option of mlm only"]),
+}  # fmt: skip
+NEED_TORCH = {"too long", "no mask token"}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_with_the_remedy(mistake: str, material: Path, gpt2: Path, bert: Path):
+    for file in material.iterdir():
+        Path(file.name).symlink_to(file)
+    Path("GPT2").symlink_to(gpt2)
+    Path("BERT").symlink_to(bert)
+    Path("empty.txt").touch()
+    Path("typo.yaml").write_text("task: clm\nmodel: gpt2\ndata: text.jsonl\ntrain:\n  learing_rate: 0.001\n")
+    Path("foreign.yaml").write_text("objective: clm\nmodel: gpt2\ndata: text.jsonl\nmask_probability: 0.3\n")
+    before = sorted(Path().iterdir())
+    arguments, code, wanted = MISTAKES[mistake]
+    outcome = lmtrain(*arguments)
+    message = re.sub(r"\s*│?\n│?\s*", " ", outcome.err)
+    assert outcome.code == code, outcome.err
+    assert all(part in message for part in wanted), outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert sorted(Path().iterdir()) == before, "something was left behind"
+
+
+def test_a_mistake_that_needs_no_torch_does_not_import_it(material: Path):
+    for name in set(MISTAKES) - NEED_TORCH - {"folder exists"}:
+        arguments = [argument.replace("GPT2", "gpt2") for argument in MISTAKES[name][0]]
+        assert not imported_by(*arguments) & {"torch", "transformers"}, name
+
+
+def test_json_is_the_only_thing_on_stdout_and_quiet_says_nothing(material: Path):
+    arguments = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--max-steps", 2]
+    outcome = lmtrain(*arguments, "--json", "-o", "a")
+    assert json.loads(outcome.out) == json.loads(Path("a/results.json").read_text())
+    assert "step 2/2" in outcome.err
+    assert lmtrain(*arguments, "--quiet", "-o", "b").err == ""
+
+
+def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material: Path):
+    command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "text.jsonl"),
+               "--max-steps", "3", "--json", "--quiet", "--lr", "1e-3", "-b", "4"]  # fmt: skip
+    done = subprocess.run([*command, "-o", "two", "--num-processes", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
+    one = trained(*command[3:-2], "-b", 8, "-o", "one", "--set", "model.config={'n_embd': 32, 'n_layer': 2, 'n_head': 2, "
+                  "'n_positions': 128}")  # fmt: skip
+    assert two["environment"]["processes"] == 2
+    assert two["initial_metrics"]["eval_loss"] == pytest.approx(one["initial_metrics"]["eval_loss"], rel=1e-6)
+    assert two["train"]["tokens_trained"] == one["train"]["tokens_trained"]
+
+
+def test_a_mistake_under_several_processes_is_said_once_with_its_exit_code(material: Path, gpt2: Path):
+    command = [sys.executable, "-m", "lmtrain", "clm", "--model", str(gpt2), "--data", str(material / "text.jsonl"),
+               "-L", "4096", "--num-processes", "2"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("128 positions") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "lmtrain", "clm", *scratch("gpt2"),
+               "--data", str(material / "prose.txt"), "--epochs", "10000", "-o", "run", "--eval-every", "1000"]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = Path("run/metrics.jsonl")
+    for _ in range(600):
+        if log.exists() and log.read_text().count("\n") > 3:
+            break
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
+    subprocess.run(["kill", "-TERM", *children.stdout.split()], check=True)
+    _, err = running.communicate(timeout=60)
+    assert "lmtrain run run/recipe.yaml --resume auto -o run" in err
+    assert list(Path("run/checkpoints").glob("checkpoint-*"))
+    assert json.loads(Path("run/results.json").read_text())["status"] == "interrupted"

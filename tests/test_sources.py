@@ -1,0 +1,269 @@
+"""Any --data -> rows."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from lmtrain import sources
+from lmtrain.errors import InputError, UsageError
+from lmtrain.recipe import ClmData, MlmData, PairData
+
+LINES = ["The first line.", "두 번째 줄.", "NA", "007", 'with "quotes", and a comma']
+ROWS = [{"id": i, "text": line} for i, line in enumerate(LINES)]
+
+
+def csv_text(separator: str) -> str:
+    quote = (lambda cell: '"' + cell.replace('"', '""') + '"') if separator == "," else (lambda cell: cell)
+    return "".join(separator.join([str(i), quote(t)]) + "\n" for i, t in [("id", "text"), *enumerate(LINES)])
+
+
+def arrow(form: str) -> bytes:
+    table, sink = pa.Table.from_pylist(ROWS), io.BytesIO()
+    if form == "parquet":
+        pa.parquet.write_table(table, sink)
+    else:
+        with (pa.ipc.new_stream if form == "stream" else pa.ipc.new_file)(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
+
+
+FORMATS = {
+    "a.txt": "".join(line + "\n" for line in LINES).encode(),
+    "a.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
+    "a.json": json.dumps(ROWS, indent=1).encode(),
+    "b.json": json.dumps({"version": 1, "data": ROWS}).encode(),
+    "c.json": "".join(map(json.dumps, ROWS)).encode(),
+    "a.csv": csv_text(",").encode(),
+    "a.tsv": csv_text("\t").encode(),
+    "a.parquet": arrow("parquet"),
+    "a.arrow": arrow("stream"),
+    "b.arrow": arrow("file"),
+}
+
+
+
+def zst_file(content: bytes, path: Path) -> None:
+    with pa.output_stream(str(path), compression="zstd") as stream:
+        stream.write(content)
+
+
+def load(*specifications: object, data: type = ClmData, **options: object) -> sources.Rows:
+    section = data(train=["x"], **options)
+    return sources.load([str(s) for s in specifications], section)
+
+
+@pytest.mark.parametrize("end", ["", ".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_and_compression_gives_the_same_texts(name: str, end: str, tmp_path: Path):
+    path = tmp_path / (name + end)
+    if end == ".zst":
+        zst_file(FORMATS[name], path)
+    else:
+        pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[end]
+        path.write_bytes(pack(FORMATS[name]))
+    assert load(path, packing=False).values == LINES
+
+
+def test_folders_globs_and_several_arguments_are_read_in_order(tmp_path: Path):
+    for name in ("b/2.jsonl", "a/1.jsonl", "a/.hidden.jsonl", "a/notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+    os.symlink(tmp_path, tmp_path / "b" / "loop")
+    assert load(tmp_path).values == ["a/1.jsonl", "b/2.jsonl"]
+    assert load(tmp_path / "*" / "*.jsonl").values == ["a/1.jsonl", "b/2.jsonl"]
+    assert load(tmp_path / "b", tmp_path / "a").values == ["b/2.jsonl", "a/1.jsonl"]
+
+
+def test_a_real_name_wins_over_a_glob_and_over_a_row_count(tmp_path: Path):
+    for name in ("x[0-9]*.jsonl", "y#3"):
+        (tmp_path / name).write_text('{"text": "here"}\n')
+    assert load(tmp_path / "x[0-9]*.jsonl").values == ["here"]
+    with pytest.raises(InputError, match="unknown format"):
+        load(tmp_path / "y#3")
+
+
+def test_a_number_sign_takes_the_first_rows_also_over_several_files(tmp_path: Path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name}{i}"}}\n' for i in range(3)))
+    assert load(f"{tmp_path}/a.jsonl#2").values == ["a0", "a1"]
+    assert load(f"{tmp_path}#4").values == ["a0", "a1", "a2", "b0"]
+
+
+@pytest.mark.parametrize(("content", "kind"), [(b"one\ntwo\n", "text"), (b'{"text": "one"}\n{"text": "two"}\n', "json")])
+def test_standard_input_is_text_or_json_lines(content: bytes, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert load("-", packing=False).values == ["one", "two"]
+
+
+def test_standard_input_cannot_be_both_sides():
+    with pytest.raises(UsageError, match="only once"):
+        sources.read(ClmData(train=["-"], eval=["-"]), 1)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_parallel_files_are_read_line_by_line(end: str, tmp_path: Path):
+    for language, lines in (("de", "ja\nnein\n"), ("en", "yes\nno\n")):
+        content = lines.encode()
+        (tmp_path / f"train.{language}{end}").write_bytes(gzip.compress(content) if end else content)
+    rows = load(tmp_path / "train", data=PairData, source_lang="de", target_lang="en")
+    assert rows.values == [("ja", "yes"), ("nein", "no")]
+
+
+def test_parallel_files_of_different_length_are_refused_with_both_counts(tmp_path: Path):
+    (tmp_path / "train.de").write_text("a\nb\nc\n")
+    (tmp_path / "train.en").write_text("a\nb\n")
+    with pytest.raises(InputError, match="3 vs 2 lines"):
+        load(tmp_path / "train", data=PairData, source_lang="de", target_lang="en")
+
+
+def test_nested_columns_are_reached_by_dots_and_by_language(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"doc": {"body": "deep"}, "translation": {"de": "ja", "en": "yes"}}\n')
+    assert load(path, text_column="doc.body").values == ["deep"]
+    assert load(path, data=PairData, source_column="translation.en", target_column="translation.de").values == [("yes", "ja")]
+    assert load(path, data=PairData, source_lang="de", target_lang="en").values == [("ja", "yes")]
+    with pytest.raises(InputError, match="de, en; say which way"):
+        load(path, data=PairData)
+
+
+def test_a_local_folder_of_a_dataset_goes_through_datasets(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}-00000-of-00001.parquet").write_bytes(arrow("parquet"))
+    assert load(f"{tmp_path}@test").values == LINES
+    assert load(f"{tmp_path}@train#2").values == LINES[:2]
+
+
+def test_a_hub_dataset_that_cannot_be_had_is_one_sentence():
+    with pytest.raises(InputError, match=r"nobody/nothing: no such file, and as a hub dataset"):
+        load("nobody/nothing")
+
+
+# content, what the message must hold
+BROKEN = {
+    "a.jsonl": [
+        (b'{"text": "ok"}\n{"text": "cut\n', "line 2, column"),
+        (b'{"text": "ok"}\n[1]\n', "line 2: a row is an object"),
+        (b'{"text": "ok"}\n{"text": null}\n', "line 2, column 'text': is null"),
+        (b'{"text": "ok"}\n{"txt": "x"}\n', "line 2, column 'text': is missing"),
+        (b'{"text": "ok"}\n{"text": 7}\n', "line 2, column 'text': is int 7, not text"),
+        (b'{"text": "\\ud800"}\n', "line 1, column 'text': holds a lone surrogate"),
+        (b'{"body": "x"}\n', "It has body"),
+        (b'{"text": " "}\n', "no usable text"),
+        (b"", "no usable text"),
+    ],
+    "a.txt": [
+        (b"ok\n\xff\xfa\n", "line 2: not UTF-8 text; say what it is with --encoding"),
+        (b" \n\n", "no usable text"),
+    ],
+    "a.csv": [
+        (b"text,text\na,b\n", "duplicate column 'text'"),
+        (b"text,label\na,b\nc\n", "line 3: 1 cells, but the header has 2: text, label"),
+        (b"text;label\na;b\n", "one odd column 'text;label'"),
+        (b"text\n", "no usable text"),
+    ],
+    "a.jsonl.gz": [
+        (gzip.compress(b'{"text": "ok"}\n' * 99)[:40], "damaged"),
+        (b'{"text": "ok"}\n', "damaged or not what its name says"),
+    ],
+    "a.parquet": [(b"PAR1PAR1", "damaged or not parquet"), (arrow("parquet")[:60], "damaged or not parquet")],
+}
+
+
+@pytest.mark.parametrize(("name", "content", "wanted"), [(n, c, w) for n, cases in BROKEN.items() for c, w in cases])
+def test_bad_input_is_refused_with_its_place(name: str, content: bytes, wanted: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / name, packing=False)
+    assert wanted in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_bad_and_empty_rows_are_counted_where_that_is_asked(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": "b"}\n')
+    rows = load(path, on_bad="drop")
+    assert (rows.values, rows.rows_bad, rows.rows_empty) == (["a", "b"], 2, 1)
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa\nb\n", "a\nb\n".encode("utf-16"), b"a\r\nb\r\n", b"a\rb"])
+def test_marks_and_line_ends_are_no_part_of_the_text(content: bytes, tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(content)
+    assert load(tmp_path / "a.txt", packing=False).values == ["a", "b"]
+
+
+def test_other_encodings_are_read_when_named(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes("가나다\n".encode("euc-kr"))
+    assert load(tmp_path / "a.txt", encoding="euc-kr", packing=False).values == ["가나다"]
+    with pytest.raises(UsageError, match="no such encoding; did you mean 'euc-kr'"):
+        load(tmp_path / "a.txt", encoding="euckrr")
+
+
+def test_unicode_line_separators_do_not_end_a_row(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a\u2028b\x85c\x0bd\x0ce\nf\n", encoding="utf-8")
+    assert len(load(tmp_path / "a.txt", packing=False).values) == 2
+
+
+@pytest.mark.parametrize(
+    ("unit", "documents"),
+    [("line", [["a"], ["b"], ["c"]]), ("paragraph", [["a\nb"], ["c"]]), ("document", [["a\n", "b\n", "\n", "c\n"]])],
+)
+def test_a_text_file_is_lines_paragraphs_or_one_document(unit: str, documents: list[list[str]], tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a\nb\n\nc\n")
+    rows = load(tmp_path / "a.txt", sample_by=unit)
+    assert [[rows.values[i] for i in document] for document in rows.documents()] == documents
+
+
+def test_a_monstrous_line_is_one_row_in_pieces_and_nothing_is_lost(tmp_path: Path):
+    text = "word " * 20_000
+    (tmp_path / "a.txt").write_text(text)
+    rows = load(tmp_path / "a.txt")
+    assert "".join(rows.values) == text
+    assert len(rows) == 1
+    assert max(map(len, rows.values)) <= sources.LONGEST_PIECE
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_holding_out_is_seeded_shuffled_and_loses_nothing(packing: bool, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(1000)))
+    rows = load(tmp_path / "a.txt", packing=packing)
+    train, held = sources.hold_out(rows, 0.05, seed=1)
+    assert sorted(train.values + held.values) == sorted(rows.values)
+    assert 0.03 <= len(held) / 1000 <= 0.08
+    assert held.values == sources.hold_out(rows, 0.05, seed=1)[1].values
+    assert held.values != sources.hold_out(rows, 0.05, seed=2)[1].values
+    assert held.values[0] != "line 950 of the text"
+
+
+def test_one_row_cannot_be_held_out(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one\n")
+    with pytest.raises(InputError, match="--val-split 0"):
+        sources.read(ClmData(train=[str(tmp_path / "a.txt")]), 1)
+
+
+def test_odd_files_are_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    os.symlink(tmp_path / "gone", tmp_path / "dangling.jsonl")
+    os.symlink(tmp_path / "loop.jsonl", tmp_path / "loop.jsonl")
+    (tmp_path / "empty").mkdir()
+    for name, wanted in (("pipe.jsonl", "not a regular file"), ("dangling.jsonl", "No such file"),
+                         ("loop.jsonl", "symbolic links"), ("empty", "no data in this folder")):  # fmt: skip
+        with pytest.raises(InputError, match=wanted):
+            load(tmp_path / name)
+    with pytest.raises(InputError, match="not a regular file"):
+        load("/dev/zero.txt" if Path("/dev/zero.txt").exists() else "/dev/null")
+
+
+def test_masked_data_takes_text_only(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(InputError, match="--text-column"):
+        load(tmp_path / "a.jsonl", data=MlmData)
+    assert load(tmp_path / "a.jsonl", data=ClmData).kind == "prompt"
