@@ -145,7 +145,9 @@ def _fit(ledger: Ledger, tokens: int, length: int, rows: Rows, document: range, 
     """How many of a document's tokens are kept, as --on-long says; entered in the ledger."""
     policy = data.on_long or "split"
     if rows.running and policy != "split":
-        raise UsageError(f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)")
+        raise UsageError(
+            f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)"
+        )
     if tokens <= length or policy == "split":
         ledger.use(tokens, rows=rows.count(document))
         return tokens
@@ -167,7 +169,9 @@ def _prompts(
 ) -> Examples:
     """Prompt and completion are tokenised apart, as they will be when the model is asked; a line break parts them."""
     before, after = _marks(tokenizer)
-    prompts = [prompt if prompt[-1:].isspace() or answer[:1].isspace() else prompt + "\n" for prompt, answer in rows.values]
+    prompts = [
+        prompt if prompt[-1:].isspace() or answer[:1].isspace() else prompt + "\n" for prompt, answer in rows.values
+    ]
     answers = [answer for _, answer in rows.values]
     pairs = zip(ids_of(tokenizer, prompts), ids_of(tokenizer, answers), strict=True)
 

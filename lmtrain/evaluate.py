@@ -97,8 +97,6 @@ class Evaluation:
         was_training = network.training
         network.eval()
         try:
-            return self.objective.sample(
-                network, self.tokenizer, self.examples, count, self.collate, self.settings
-            )
+            return self.objective.sample(network, self.tokenizer, self.examples, count, self.collate, self.settings)
         finally:
             network.train(was_training)

@@ -21,9 +21,9 @@ def python_docs() -> Iterator[tuple[int, Record]]:
 
 
 def numbers() -> Iterator[tuple[int, Record]]:
-    """Numbers in English or Korean words, and in digits: 8,000 of those below ten thousand, always the same."""
+    """Numbers in English or Korean words, and in digits: 12,000 of those below a hundred thousand, always the same."""
     chosen = random.Random(0)
-    drawn = chosen.sample(range(1, 10_000), 8_000)
+    drawn = chosen.sample(range(1, 100_000), 12_000)
     for row, number in enumerate(drawn, 1):
         words = english(number) if row % 2 else korean(number)
         yield row, {"source": words, "target": str(number)}

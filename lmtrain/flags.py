@@ -65,7 +65,12 @@ def _parameter(
     leaf: Leaf, names: list[str], annotation: Any, metavar: str, hidden: bool, shortcut: str | None = None
 ) -> Parameter:
     settings = typer.Option(
-        *names, help=_help(leaf), rich_help_panel=PANELS[leaf.section], hidden=hidden, metavar=metavar, show_default=False
+        *names,
+        help=_help(leaf),
+        rich_help_panel=PANELS[leaf.section],
+        hidden=hidden,
+        metavar=metavar,
+        show_default=False,
     )
     name = f"{leaf.section}__{leaf.name}" + (f"__{shortcut}" if shortcut else "")
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, settings])

@@ -56,7 +56,12 @@ Sample = dict[str, str]
 
 @torch.no_grad()
 def sample_causal(
-    network: Any, tokenizer: PreTrainedTokenizerBase, examples: Examples, count: int, collate: Collate, settings: Settings
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    count: int,
+    collate: Collate,
+    settings: Settings,
 ) -> list[Sample]:
     """The start of a row (of a prompt row: the prompt), how the model goes on, and how the text does."""
     samples = []
@@ -92,7 +97,12 @@ def _room(network: Any, used: int, wanted: int) -> int:
 
 @torch.no_grad()
 def sample_masked(
-    network: Any, tokenizer: PreTrainedTokenizerBase, examples: Examples, count: int, collate: Collate, settings: Settings
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    count: int,
+    collate: Collate,
+    settings: Settings,
 ) -> list[Sample]:
     """The start of a row with its masks, with the model's best guesses in their places, and as it was."""
     samples = []
@@ -112,7 +122,12 @@ def sample_masked(
 
 
 def sample_pairs(
-    network: Any, tokenizer: PreTrainedTokenizerBase, examples: Examples, count: int, collate: Collate, settings: Settings
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    count: int,
+    collate: Collate,
+    settings: Settings,
 ) -> list[Sample]:
     """A source, what the model makes of it, and the target."""
     rows = list(range(min(count, len(examples))))

@@ -37,10 +37,15 @@ class Objective:
     transforms: bool = False
     """Whether outputs are generated and compared with references."""
 
-
     def fit(
-        self, network: PreTrainedModel, examples: encode.Examples, tokenizer: PreTrainedTokenizerBase, data: Any,
-        seed: int, limits: encode.Limits, label_smoothing: float = 0.0,
+        self,
+        network: PreTrainedModel,
+        examples: encode.Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Any,
+        seed: int,
+        limits: encode.Limits,
+        label_smoothing: float = 0.0,
     ) -> tuple[collate.Collate, TokenLoss]:
         """The collator and the loss for this very model, after asking it two questions on a few rows.
 

@@ -36,7 +36,9 @@ class Ragged:
 
     def split(self, length: int) -> "Ragged":
         """Every row on its own, cut every `length`."""
-        starts = [start + _cuts(end - start, length)[:-1] for start, end in zip(self.offsets, self.offsets[1:], strict=False)]
+        starts = [
+            start + _cuts(end - start, length)[:-1] for start, end in zip(self.offsets, self.offsets[1:], strict=False)
+        ]
         return Ragged(self.values, np.concatenate([*starts, [len(self.values)]]).astype(np.int64))
 
     def framed(self, before: Sequence[int], after: Sequence[int]) -> "Ragged":

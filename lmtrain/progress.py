@@ -33,7 +33,9 @@ class LiveProgress(TrainerCallback):
                 TextColumn("{task.fields[news]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[evaluated]}"),
             ]  # fmt: skip
             self.bar = Progress(*columns, console=self.console.err, transient=True)
-            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, news="", evaluated="")
+            self.task = self.bar.add_task(
+                "", total=state.max_steps, completed=state.global_step, news="", evaluated=""
+            )
             self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -44,7 +46,9 @@ class LiveProgress(TrainerCallback):
         logs = logs or {}
         if "eval_loss" in logs:
             names = [name for name in logs if name.startswith("eval_")]
-            shown = [f"{name.removeprefix('eval_') if name != 'eval_loss' else name} {figure(logs[name])}" for name in names]
+            shown = [
+                f"{name.removeprefix('eval_') if name != 'eval_loss' else name} {figure(logs[name])}" for name in names
+            ]
             self.evaluated = " · ".join(shown)
             if self.bar:
                 self.bar.update(self.task, evaluated=f"eval_loss {figure(logs['eval_loss'])}")

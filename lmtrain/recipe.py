@@ -130,9 +130,7 @@ class TextData(Data):
     """Column of the text; dots reach inside: doc.body. Default: found by name, and said."""
     sample_by: Literal["line", "paragraph", "document"] | None = option(None)
     """What one document of a .txt file is. Default: the whole file with packing, else each line."""
-    max_length: Length | None = option(
-        None, short="L", aliases=("block_size", "max_seq_length")
-    )
+    max_length: Length | None = option(None, short="L", aliases=("block_size", "max_seq_length"))
     """Tokens in one row at most. Default: the model's positions, 1024 at most."""
     packing: bool = option(True)
     """Text is joined and cut into full rows, nothing lost; --no-packing: every document by itself."""
@@ -220,9 +218,7 @@ class Train(Section):
     """Label smoothing of the training loss; evaluation is never smoothed."""
     seed: int = option(42, ge=0)
     """Decides the split, the order, the weights and the masks."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", shortcuts={"bf16": "bf16", "fp16": "fp16"}
-    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", shortcuts={"bf16": "bf16", "fp16": "fp16"})
     """auto: bf16 on GPUs that have it, else fp32."""
     compile: bool = option(False, aliases=("torch_compile",), hidden=True)
     """Compile the model with torch.compile."""

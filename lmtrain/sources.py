@@ -237,7 +237,9 @@ def _file(path: Path, data: Data) -> Table:
         raise InputError(f"{path}: not a regular file")
     form = _format(path)
     if form is None:
-        raise InputError(f"{path}: unknown format; name it {' '.join(FORMATS)}, if need be with {' '.join(COMPRESSIONS)}")
+        raise InputError(
+            f"{path}: unknown format; name it {' '.join(FORMATS)}, if need be with {' '.join(COMPRESSIONS)}"
+        )
     name = str(path)
     if form in PARQUET + ARROW:
         return Table(name, partial(_read_columnar, path, form), unit="row")
@@ -293,7 +295,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _decoded(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, newline: str | None) -> Iterator[IO[str]]:
+def _decoded(
+    opener: Callable[[], IO[bytes]], encoding: str | None, name: str, newline: str | None
+) -> Iterator[IO[str]]:
     """The file as text. Raises InputError, with the line, where a byte does not fit the encoding."""
     try:
         with opener() as raw:
@@ -455,7 +459,9 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
         yield from pyarrow.ipc.open_stream(stream)
 
 
-def _read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str | None) -> Iterator[tuple[int, Record]]:
+def _read_parallel(
+    paths: list[Path], languages: tuple[str, str], encoding: str | None
+) -> Iterator[tuple[int, Record]]:
     sides = [_guarded(_read_text, path, encoding) for path in paths]
     number = 0
     while True:
@@ -463,7 +469,9 @@ def _read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str 
         if lines[0] is None and lines[1] is None:
             return
         if lines[0] is None or lines[1] is None:
-            counts = [number + (line is not None) + sum(1 for _ in side) for line, side in zip(lines, sides, strict=True)]
+            counts = [
+                number + (line is not None) + sum(1 for _ in side) for line, side in zip(lines, sides, strict=True)
+            ]
             raise InputError(f"{paths[0]} and {paths[1]}: {counts[0]} vs {counts[1]} lines; "
                              "line by line they must belong together")  # fmt: skip
         number += 1
@@ -471,7 +479,9 @@ def _read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str 
 
 
 def _dataset(match: re.Match[str], default_split: str) -> Table:
-    return Table(match[0], partial(_read_dataset, match["name"], match["config"], match["split"] or default_split), "row")
+    return Table(
+        match[0], partial(_read_dataset, match["name"], match["config"], match["split"] or default_split), "row"
+    )
 
 
 def _read_dataset(name: str, config: str | None, split: str) -> Iterator[tuple[int, Record]]:
@@ -486,7 +496,9 @@ def _read_dataset(name: str, config: str | None, split: str) -> Iterator[tuple[i
         table = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # datasets and the hub raise dozens of kinds; all mean that there is no data
         reason = str(error.__cause__ or error).strip().split("\n")[0]
-        raise InputError(f"{name}: no such file, and as a hub dataset it cannot be loaded: {visible(reason, 200)}") from None
+        raise InputError(
+            f"{name}: no such file, and as a hub dataset it cannot be loaded: {visible(reason, 200)}"
+        ) from None
     yield from enumerate(table, 1)
 
 

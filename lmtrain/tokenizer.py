@@ -92,9 +92,7 @@ def _unigram(texts: Iterable[str], size: int, specials: list[str], unknown: str)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=specials, unk_token=unknown, show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token=unknown, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

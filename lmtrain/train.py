@@ -41,7 +41,9 @@ from lmtrain.sources import Rows
 T5_FAMILY = frozenset(["t5", "mt5", "umt5", "longt5", "switch_transformers"])
 
 
-def train(recipe: Any, train_rows: Rows, eval_rows: Rows | None, folder: RunFolder, console: Console) -> dict[str, Any]:
+def train(
+    recipe: Any, train_rows: Rows, eval_rows: Rows | None, folder: RunFolder, console: Console
+) -> dict[str, Any]:
     """Train as the recipe says and return the content of results.json.
 
     Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
@@ -311,16 +313,16 @@ NOT_ARGUMENTS = {"max_time", "precision", "label_smoothing", "save_every", "grad
 def _arguments(recipe: Any, folder: RunFolder, evaluates: bool) -> TrainingArguments:
     """TrainingArguments as the recipe says. Raises UsageError for values that it does not take."""
     section = recipe.train
-    given = {RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS}
+    given = {
+        RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS
+    }
     known = {field.name for field in fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     metric = recipe.eval.best_metric if recipe.eval.best_metric == "eval_loss" else f"eval_{recipe.eval.best_metric}"
     every = {
         f"{what}_{name}": value
         for what, steps in (("eval", recipe.eval.every), ("save", section.save_every))
-        for name, value in (
-            [("strategy", "epoch")] if steps == "epoch" else [("strategy", "steps"), ("steps", steps)]
-        )
+        for name, value in ([("strategy", "epoch")] if steps == "epoch" else [("strategy", "steps"), ("steps", steps)])
     }
     if not evaluates:
         every |= {"eval_strategy": "no"}
@@ -515,5 +517,3 @@ def quiet_libraries() -> None:
     """Their bars and advice would bury ours; what matters of it is said by lmtrain in its own words."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-

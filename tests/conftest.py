@@ -83,7 +83,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     write("text.jsonl", [{"text": line} for line in lines])
     write("pairs.jsonl", [{"source": line, "target": " ".join(reversed(line.split()))} for line in lines])
-    write("prompts.jsonl", [{"question": f"What of the {n}?", "answer": line} for n, line in zip(NOUNS * 8, lines, strict=False)])
+    write(
+        "prompts.jsonl",
+        [{"question": f"What of the {n}?", "answer": line} for n, line in zip(NOUNS * 8, lines, strict=False)],
+    )
     write(
         "chats.jsonl",
         [
@@ -120,5 +123,7 @@ def t5(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(objective: str, model: str, data: Path, factory: pytest.TempPathFactory) -> Path:
     folder = factory.mktemp("runs") / model
-    trained(objective, *scratch(model), "--data", data, "-o", folder, "--max-steps", 4, "--val-split", 0.1, "--lr", 1e-3)
+    trained(
+        objective, *scratch(model), "--data", data, "-o", folder, "--max-steps", 4, "--val-split", 0.1, "--lr", 1e-3
+    )
     return folder

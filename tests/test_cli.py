@@ -48,7 +48,9 @@ def test_flags_win_over_set_over_environment_over_recipe(monkeypatch: pytest.Mon
     monkeypatch.setenv("LMTRAIN_BATCH_SIZE", "2")
     monkeypatch.setenv("LMTRAIN_SEED", "2")
     monkeypatch.setenv("LMTRAIN_LEARNING_RATE", "2e-3")
-    text = lmtrain("run", "r.yaml", "--lr", "4e-3", "--set", "train.seed=3", "--set", "train.learning_rate=3e-3", "--dry-run").out
+    text = lmtrain(
+        "run", "r.yaml", "--lr", "4e-3", "--set", "train.seed=3", "--set", "train.learning_rate=3e-3", "--dry-run"
+    ).out
     for line in ("epochs: 1.0", "batch_size: 2", "seed: 3", "learning_rate: 0.004"):
         assert f"  {line}\n" in text
 
@@ -70,7 +72,9 @@ def test_every_alias_and_both_dashes_mean_the_same_flag(flags: list[str]):
 
 
 def test_a_flag_can_be_turned_off_and_a_shortcut_sets_its_option():
-    text = lmtrain("clm", "--model", "m", "--data", "x", "--no-packing", "--bf16", "--max-time", "1.5h", "--dry-run").out
+    text = lmtrain(
+        "clm", "--model", "m", "--data", "x", "--no-packing", "--bf16", "--max-time", "1.5h", "--dry-run"
+    ).out
     assert "packing: false" in text
     assert "precision: bf16" in text
     assert "max_time: 5400.0" in text

@@ -53,7 +53,9 @@ texts = st.lists(st.text(alphabet="abc 가나🙂\n", min_size=1, max_size=40), 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts, st.integers(2, 20), st.booleans(), st.booleans())
-def test_every_token_of_a_text_is_trained_but_the_first_of_each_row(values: list[str], length: int, packing: bool, running: bool):
+def test_every_token_of_a_text_is_trained_but_the_first_of_each_row(
+    values: list[str], length: int, packing: bool, running: bool
+):
     examples, made_tokenizer, data = encoded(
         "clm", values, "text", running and packing, made_with="byte", max_length=length, packing=packing
     )
@@ -71,7 +73,9 @@ def test_every_token_of_a_text_is_trained_but_the_first_of_each_row(values: list
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts, st.integers(4, 20), st.booleans(), st.sampled_from(["split", "truncate", "drop"]))
-def test_masked_rows_hold_every_token_and_the_ledger_balances(values: list[str], length: int, packing: bool, on_long: str):
+def test_masked_rows_hold_every_token_and_the_ledger_balances(
+    values: list[str], length: int, packing: bool, on_long: str
+):
     try:
         examples, made_tokenizer, _ = encoded("mlm", values, "text", max_length=length, packing=packing, on_long=on_long,
                                               made_with="char")  # fmt: skip
@@ -89,11 +93,11 @@ def test_masked_rows_hold_every_token_and_the_ledger_balances(values: list[str],
     assert max(len(examples[0, row]["input_ids"]) for row in range(len(examples))) <= length
 
 
-@pytest.mark.parametrize(
-    ("policy", "fates"), [("truncate", (2, 1, 0)), ("drop", (1, 0, 1)), ("split", (2, 0, 0))]
-)
+@pytest.mark.parametrize(("policy", "fates"), [("truncate", (2, 1, 0)), ("drop", (1, 0, 1)), ("split", (2, 0, 0))])
 def test_a_long_text_is_cut_left_out_or_split_and_counted(policy: str, fates: tuple[int, int, int]):
-    examples, *_ = encoded("clm", ["ab", "a" * 50], "text", made_with="byte", max_length=10, packing=False, on_long=policy)
+    examples, *_ = encoded(
+        "clm", ["ab", "a" * 50], "text", made_with="byte", max_length=10, packing=False, on_long=policy
+    )
     ledger = examples.ledger
     assert (ledger.rows_used, ledger.rows_truncated, ledger.rows_dropped) == fates
     assert ledger.balances()

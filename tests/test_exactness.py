@@ -55,7 +55,9 @@ def rows_of(path: Path) -> list[dict]:
 
 def evaluate(objective: str, model: Path, data: Path, *flags: object) -> dict:
     """The figures of a model before any training, through the command line."""
-    return trained(objective, "--model", model, "--data", data, "--eval-data", data, "--max-steps", 0, *flags)["metrics"]
+    return trained(objective, "--model", model, "--data", data, "--eval-data", data, "--max-steps", 0, *flags)[
+        "metrics"
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -108,7 +110,9 @@ def test_pair_evaluation_is_the_likelihood_of_the_targets(t5: Path, material: Pa
 
 
 def test_masked_evaluation_repeats_itself_whatever_the_batch(bert: Path, material: Path):
-    runs = [evaluate("mlm", bert, material / "text.jsonl", "--no-packing", "--eval-batch-size", n) for n in (1, 3, 64, 64)]
+    runs = [
+        evaluate("mlm", bert, material / "text.jsonl", "--no-packing", "--eval-batch-size", n) for n in (1, 3, 64, 64)
+    ]
     for run in runs[1:]:
         assert run == pytest.approx(runs[0], rel=1e-6)
     other = evaluate("mlm", bert, material / "text.jsonl", "--no-packing", "--seed", 7)
@@ -139,7 +143,19 @@ def test_masked_evaluation_is_the_likelihood_of_what_is_masked(bert: Path, mater
 
 def test_label_smoothing_changes_training_and_not_evaluation(gpt2: Path, material: Path):
     runs = [
-        trained("clm", "--model", gpt2, "--data", material / "text.jsonl", "--max-steps", 1, "--label-smoothing", e, "-o", f"run{e}")
+        trained(
+            "clm",
+            "--model",
+            gpt2,
+            "--data",
+            material / "text.jsonl",
+            "--max-steps",
+            1,
+            "--label-smoothing",
+            e,
+            "-o",
+            f"run{e}",
+        )
         for e in (0.0, 0.2)
     ]
     assert runs[0]["train"]["first_loss"] != pytest.approx(runs[1]["train"]["first_loss"], rel=1e-4)

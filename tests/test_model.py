@@ -40,7 +40,9 @@ def test_the_tables_read_from_the_source_are_those_of_transformers():
 
 @pytest.mark.parametrize(("wrong", "model", "right"), [("mlm", "gpt2", "clm"), ("clm", "bert", "mlm"), ("clm", "t5", "seq2seq"),
                                                        ("seq2seq", "gpt2", "clm")])  # fmt: skip
-def test_the_wrong_objective_names_the_right_one(wrong: str, model: str, right: str, material: Path, request: pytest.FixtureRequest):
+def test_the_wrong_objective_names_the_right_one(
+    wrong: str, model: str, right: str, material: Path, request: pytest.FixtureRequest
+):
     data = material / ("pairs.jsonl" if wrong == "seq2seq" else "text.jsonl")
     outcome = lmtrain(wrong, "--model", request.getfixturevalue(model), "--data", data)
     assert outcome.code == 3
@@ -48,7 +50,9 @@ def test_the_wrong_objective_names_the_right_one(wrong: str, model: str, right: 
 
 
 def train_on(model: Path, material: Path, objective: str = "clm", *flags: str):
-    return lmtrain(objective, "--model", model, "--data", material / "text.jsonl", "--max-steps", 1, "-o", "run", *flags)
+    return lmtrain(
+        objective, "--model", model, "--data", material / "text.jsonl", "--max-steps", 1, "-o", "run", *flags
+    )
 
 
 def damaged(gpt2: Path, change) -> Path:
@@ -63,8 +67,14 @@ def damaged(gpt2: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda w: w.pop("transformer.h.1.attn.c_attn.weight"), "weights are missing: transformer.h.1.attn.c_attn.weight"),
-        (lambda w: w.update({"transformer.h.7.ln_1.weight": torch.ones(32)}), "no place for: transformer.h.7.ln_1.weight"),
+        (
+            lambda w: w.pop("transformer.h.1.attn.c_attn.weight"),
+            "weights are missing: transformer.h.1.attn.c_attn.weight",
+        ),
+        (
+            lambda w: w.update({"transformer.h.7.ln_1.weight": torch.ones(32)}),
+            "no place for: transformer.h.7.ln_1.weight",
+        ),
         (lambda w: w["transformer.ln_f.weight"].fill_(float("nan")), "transformer.ln_f.weight holds NaN"),
         (lambda w: w.update({"transformer.ln_f.weight": torch.ones(31)}), "transformer.ln_f.weight"),
     ],
@@ -195,7 +205,18 @@ def hub(gpt2: Path) -> Iterator[Hub]:
 def from_hub(hub: Hub, material: Path, output: str, *flags: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(Path("cache").absolute()), "HF_HUB_DISABLE_XET": "1"}
-    command = ["clm", "--model", "team/tiny", "--data", material / "text.jsonl", "--max-steps", "1", "-o", output, *flags]
+    command = [
+        "clm",
+        "--model",
+        "team/tiny",
+        "--data",
+        material / "text.jsonl",
+        "--max-steps",
+        "1",
+        "-o",
+        output,
+        *flags,
+    ]
     return subprocess.run([sys.executable, "-m", "lmtrain", *map(str, command)], capture_output=True, text=True,
                           env=environment, check=False, timeout=120)  # fmt: skip
 
@@ -212,7 +233,9 @@ def test_a_hub_model_is_fetched_once_and_then_read_from_the_cache(hub: Hub, mate
     assert figures[0] == figures[1]
 
 
-@pytest.mark.parametrize(("error", "wanted"), [(404, "no such model on the hub"), (401, "no such model on the hub"), (500, "500")])
+@pytest.mark.parametrize(
+    ("error", "wanted"), [(404, "no such model on the hub"), (401, "no such model on the hub"), (500, "500")]
+)
 def test_a_hub_that_refuses_is_one_sentence(error: int, wanted: str, hub: Hub, material: Path):
     hub.error = error
     outcome = from_hub(hub, material, "run")

@@ -12,7 +12,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [
-    line[line.index("lmtrain ") :] for line in LINES if re.search(r"(^|&& |-m )lmtrain (clm|mlm|seq2seq|run) ", line) and "RUN/" not in line
+    line[line.index("lmtrain ") :]
+    for line in LINES
+    if re.search(r"(^|&& |-m )lmtrain (clm|mlm|seq2seq|run) ", line) and "RUN/" not in line
 ]
 
 

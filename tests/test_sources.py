@@ -49,7 +49,6 @@ FORMATS = {
 }
 
 
-
 def zst_file(content: bytes, path: Path) -> None:
     with pa.output_stream(str(path), compression="zstd") as stream:
         stream.write(content)
@@ -97,7 +96,9 @@ def test_a_number_sign_takes_the_first_rows_also_over_several_files(tmp_path: Pa
     assert load(f"{tmp_path}#4").values == ["a0", "a1", "a2", "b0"]
 
 
-@pytest.mark.parametrize(("content", "kind"), [(b"one\ntwo\n", "text"), (b'{"text": "one"}\n{"text": "two"}\n', "json")])
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"one\ntwo\n", "text"), (b'{"text": "one"}\n{"text": "two"}\n', "json")]
+)
 def test_standard_input_is_text_or_json_lines(content: bytes, kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert load("-", packing=False).values == ["one", "two"]
@@ -128,7 +129,9 @@ def test_nested_columns_are_reached_by_dots_and_by_language(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"doc": {"body": "deep"}, "translation": {"de": "ja", "en": "yes"}}\n')
     assert load(path, text_column="doc.body").values == ["deep"]
-    assert load(path, data=PairData, source_column="translation.en", target_column="translation.de").values == [("yes", "ja")]
+    assert load(path, data=PairData, source_column="translation.en", target_column="translation.de").values == [
+        ("yes", "ja")
+    ]
     assert load(path, data=PairData, source_lang="de", target_lang="en").values == [("ja", "yes")]
     with pytest.raises(InputError, match="de, en; say which way"):
         load(path, data=PairData)

@@ -50,7 +50,9 @@ def test_a_run_folder_holds_what_it_promises_and_loads_anywhere(model: str, requ
     ],
 )  # fmt: skip
 def test_every_objective_and_kind_of_rows_learns(arguments: list[str], data: str, material: Path):
-    results = trained(*arguments, "--data", material / data, "--epochs", 12, "--lr", 1e-2, "--eval-every", 1000, "-o", "run")
+    results = trained(
+        *arguments, "--data", material / data, "--epochs", 12, "--lr", 1e-2, "--eval-every", 1000, "-o", "run"
+    )
     assert results["metrics"]["eval_loss"] < 0.75 * results["initial_metrics"]["eval_loss"]
     assert results["train"]["last_loss"] < results["train"]["first_loss"]
 
@@ -68,7 +70,9 @@ def end_of(folder: Path, prompt: str) -> list[int]:
     return network.generate(ids, max_new_tokens=40, do_sample=False)[0].tolist()
 
 
-def test_a_model_whose_padding_is_its_end_token_learns_to_stop(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
+    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """And the same run with the labels of the stock collator does not."""
     tokenizer = AutoTokenizer.from_pretrained(gpt2)
     tokenizer.pad_token = tokenizer.eos_token
@@ -110,7 +114,9 @@ def test_the_best_model_is_kept_and_training_stops_early(gpt2: Path, material: P
     best = min(losses, key=losses.get)
     assert results["metrics"]["eval_loss"] == losses[best] < losses[max(losses)]
     assert results["train"]["steps"] == best + 6 < 60
-    kept = trained("clm", "--model", "run", "--data", material / "text.jsonl", "-L", 32, "--max-steps", 0, "-o", "kept")
+    kept = trained(
+        "clm", "--model", "run", "--data", material / "text.jsonl", "-L", 32, "--max-steps", 0, "-o", "kept"
+    )
     assert kept["metrics"]["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
@@ -130,7 +136,20 @@ def test_a_resumed_run_ends_in_the_same_weights(model: str, material: Path):
 
 
 def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(material: Path):
-    run = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--save-every", 2, "-o", "run", "--keep", 9]
+    run = [
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        16,
+        "--save-every",
+        2,
+        "-o",
+        "run",
+        "--keep",
+        9,
+    ]
     trained(*run, "--max-steps", 6)
     (Path("run/checkpoints/checkpoint-6") / "optimizer.pt").unlink()
     outcome = lmtrain(*run, "--max-steps", 8, "--resume", "auto")
@@ -196,5 +215,9 @@ def test_every_token_is_trained_once_an_epoch(epochs: int, material: Path):
     ledger = results["data"]["train"]
     blocks = -(-ledger["tokens_used"] // 50)
     assert results["train"]["tokens_seen"] == epochs * ledger["tokens_used"]
-    assert results["train"]["tokens_trained"] == epochs * ledger["tokens_trained"] == epochs * (ledger["tokens_used"] - blocks)
+    assert (
+        results["train"]["tokens_trained"]
+        == epochs * ledger["tokens_trained"]
+        == epochs * (ledger["tokens_used"] - blocks)
+    )
     assert "eval" not in results["data"]
