@@ -150,6 +150,7 @@ def _train(recipe: Any, console: Console) -> None:
 def _environment(recipe: Any) -> None:
     if recipe.run.offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Rows are tokenised before workers are forked; the warning about it would be printed once a worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

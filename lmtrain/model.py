@@ -103,6 +103,7 @@ def load_network(
             use_safetensors=True,
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to be told of all of them, below
             **extra,
         )
     except LOADING as error:

@@ -1,9 +1,12 @@
 """Tokenizers trained on the data, and what a tokenizer does to a text."""
 
+import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -24,7 +27,7 @@ def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedT
     """A tokenizer of the kind `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte`, with N entries at most.
 
     bpe and byte work on bytes and lose nothing. wordpiece and unigram compose Unicode (NFC), so that Hangul stays
-    in syllables; char knows the characters of the data. Raises InputError where N leaves no room to learn anything.
+    in syllables; char knows the characters of the data. The same texts give the same tokenizer. Raises InputError where N leaves no room to learn anything.
     """
     match = TRAINED.fullmatch(specification)
     assert match, "check_model lets no other specification pass"
@@ -76,24 +79,61 @@ def _char(texts: Iterable[str], size: int, specials: list[str], unknown: str) ->
 
 
 def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
+    """WordPiece by merging pairs, as its own trainer does, but the same in every run.
+
+    That trainer numbers the pieces inside a word (##x) in the order of a hash table, which breaks ties anew each time.
+    Here a character inside a word is a character of its own (of the private use area) to a BPE trainer, whose order is
+    fixed, and gets its ## afterwards.
+    """
     tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.BertNormalizer(strip_accents=False, lowercase=False), normalizers.NFC()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    normal = (tokenizer.normalizer.normalize_str(text) for text in texts)
+    words = Counter(word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    inside = {character: chr(0xF0000 + n) for n, character in enumerate(sorted({c for word in words for c in word[1:]}))}
+    shift, unshift = str.maketrans(inside), str.maketrans({own: character for character, own in inside.items()})
+
+    merger = Tokenizer(models.BPE())
+    merger.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    repeated = (" ".join([word[0] + word[1:].translate(shift)] * count) for word, count in words.items())
+    merger.train_from_iterator(
+        repeated, trainers.BpeTrainer(vocab_size=size, special_tokens=specials, show_progress=False)
+    )
+    pieces = sorted(merger.get_vocab().items(), key=lambda entry: entry[1])
+    marked = [("##" if ord(piece[0]) in unshift else "") + piece.translate(unshift) for piece, _ in pieces]
+    tokenizer.model = models.WordPiece({piece: n for n, piece in enumerate(marked)}, unk_token=unknown)
+    tokenizer.add_special_tokens(specials)
     return tokenizer
 
 
 def _unigram(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
+    """Unigram by sentencepiece's trainer, which gives the same pieces in every run; tokenizers' own does not."""
+    import sentencepiece
+
+    lines = (normalize("NFC", line) for text in texts for line in text.split("\n") if line.strip())
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line[i : i + 2000] for line in lines for i in range(0, len(line), 2000)),
+            model_writer=model, model_type="unigram", vocab_size=size - len(specials), hard_vocab_limit=False,
+            bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, max_sentence_length=1 << 20, num_threads=1, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).rpartition(")")[2].strip(" .") or str(error)
+        raise InputError(f"--tokenizer unigram:{size}: {reason}; ask for another number of entries") from None
+    learnt = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [(learnt.id_to_piece(i), learnt.get_score(i)) for i in range(1, learnt.get_piece_size())]
+    # A line break is a piece of its own: it is in no line, and would else be unknown.
+    entries = [*((special, 0.0) for special in specials), ("\n", 0.0), *pieces]
+    tokenizer = Tokenizer(models.Unigram(entries, specials.index(unknown)))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token=unknown, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(specials)
     return tokenizer
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -516,4 +517,5 @@ def _save(trainer: ExactTrainer, network: Any, tokenizer: Any, folder: RunFolder
 def quiet_libraries() -> None:
     """Their bars and advice would bury ours; what matters of it is said by lmtrain in its own words."""
     transformers.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

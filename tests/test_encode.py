@@ -1,6 +1,9 @@
 """Rows -> ids -> batches: what is trained, what is cut, and that nothing disappears."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -169,7 +172,7 @@ def test_lengths_of_pairs_come_from_the_data_and_stop_at_the_positions():
     assert limits.resolved == {"max_source_length": 64, "max_target_length": 64}
     limits = encode.Limits(None, {})
     encode.pairs(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
-    assert limits.resolved == {"max_source_length": 100, "max_target_length": 100}
+    assert limits.resolved == {"max_source_length": 101, "max_target_length": 101}  # with the end token
 
 
 def test_more_than_the_positions_is_refused():
@@ -201,6 +204,24 @@ def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind:
     assert [again.convert_ids_to_tokens(part) for part in (before, after)] == {
         "clm": [["<s>"], []], "mlm": [["[CLS]"], ["[SEP]"]], "seq2seq": [[], ["</s>"]],
     }[objective]  # fmt: skip
+
+
+def test_a_tokenizer_is_the_same_in_every_process():
+    """The trainers of the tokenizers library break ties in the order of a hash table."""
+    code = (
+        "from lmtrain import tokenizer\nfrom lmtrain.objectives import OBJECTIVES\nimport sys, hashlib\n"
+        "texts = ['the cat sees the dog and the king', 'a child follows the river'] * 20\n"
+        "for kind in ('bpe:290', 'wordpiece:70', 'unigram:40', 'char', 'byte'):\n"
+        "    made = tokenizer.train(kind, texts, OBJECTIVES['mlm'].frame)\n"
+        "    print(hashlib.sha256(made.backend_tokenizer.to_str().encode()).hexdigest())\n"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                       env={**os.environ, "PYTHONHASHSEED": seed}).stdout
+        for seed in ("1", "2", "3")
+    ]  # fmt: skip
+    assert len(outputs[0].splitlines()) == 5
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 # --- masks and order -------------------------------------------------------------------------------------------------

@@ -164,16 +164,18 @@ class Hub:
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 hub.asked.append(self.path)
-                name = self.path.split("?")[0].rpartition("/main/")[2]
+                name = self.path.split("?")[0].partition("/resolve/")[2].partition("/")[2]
                 file = folder / name
                 headers = {"X-Repo-Commit": "c" * 40, "ETag": f'"{name}"'}
                 body = b""
                 if hub.error:
                     code = hub.error
                     headers |= {"X-Error-Code": "RepoNotFound"} if code in (401, 404) else {}
+                elif "/tree/" in self.path:
+                    code, body = 200, b"[]"
                 elif self.path.startswith("/api/models/"):
                     code, body = 200, json.dumps({"sha": "c" * 40, "siblings": [], "id": "team/tiny"}).encode()
-                elif "/main/" in self.path and file.is_file():
+                elif name and file.is_file():
                     code, body = 200, file.read_bytes()
                 else:
                     code, headers = 404, headers | {"X-Error-Code": "EntryNotFound"}
