@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from lmtrain.collate import Batch
+from lmtrain.collate import IGNORED, Batch
 from lmtrain.console import Console, figure
 from lmtrain.encode import Examples, Limits
 from lmtrain.loss import TokenLoss
@@ -28,7 +28,8 @@ from lmtrain.objectives import OBJECTIVES
 from lmtrain.recipe import RECIPES, Model
 from lmtrain.sources import Rows
 from lmtrain.tokenizer import train as train_tokenizer
-from lmtrain.train import ExactTrainer, environment
+from lmtrain.train import environment
+from lmtrain.trainer import ExactTrainer
 
 TOLERANCE = 1e-5
 ROWS = 14
@@ -107,7 +108,7 @@ def _reference(family: str) -> tuple[float, float]:
     for row in range(len(examples)):
         batch = collate([examples[0, row]])
         for logits, targets in _predictions(network, batch):
-            scored = (targets != -100).nonzero()[:, 0]
+            scored = (targets != IGNORED).nonzero()[:, 0]
             nll = nll - torch.log_softmax(logits[scored], dim=-1)[range(len(scored)), targets[scored]].sum()
             count += len(scored)
     loss = nll / count

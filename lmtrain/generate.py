@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.collate import IGNORED, Collate, padded, pad_id
+from lmtrain.collate import IGNORED, Collate, pad_id, padded
 from lmtrain.encode import Examples
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 24, 40

@@ -8,7 +8,7 @@ HIGHER_IS_BETTER = frozenset(
 
 
 def perplexity(loss: float) -> float:
-    """exp of the mean negative log-likelihood per token, in nats."""
+    """Exp of the mean negative log-likelihood per token, in nats."""
     return math.exp(min(loss, 700.0))  # above that a float is infinite, which JSON cannot say
 
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from unicodedata import normalize
 
@@ -93,7 +94,9 @@ def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: st
     tokenizer.decoder = decoders.WordPiece()
     normal = (tokenizer.normalizer.normalize_str(text) for text in texts)
     words = Counter(word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
-    inside = {character: chr(0xF0000 + n) for n, character in enumerate(sorted({c for word in words for c in word[1:]}))}
+    inside = {
+        character: chr(0xF0000 + n) for n, character in enumerate(sorted({c for word in words for c in word[1:]}))
+    }
     shift, unshift = str.maketrans(inside), str.maketrans({own: character for character, own in inside.items()})
 
     merger = Tokenizer(models.BPE())
@@ -186,7 +189,7 @@ def _token_bytes(text: str, starts: list[int]) -> list[int]:
         for character in text:
             at.append(at[-1] + len(character.encode()))
     bounds = [0, *(at[start] for start in starts[1:]), at[-1]]
-    return [after - before for before, after in zip(bounds, bounds[1:], strict=False)]
+    return [after - before for before, after in pairwise(bounds)]
 
 
 def _unlimited(tokenizer: PreTrainedTokenizerBase) -> Any:

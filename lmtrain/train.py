@@ -1,15 +1,13 @@
 """A training run, from top to bottom."""
 
 import json
-import math
 import os
 import platform
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,24 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from lmtrain import __version__, metrics
 from lmtrain.batching import Order, padding_fraction
 from lmtrain.checkpoint import to_resume
+from lmtrain.collate import IGNORED
 from lmtrain.console import Console
-from lmtrain.encode import Examples, Key, Limits
-from lmtrain.errors import BrokenDown, InputError, Interrupted, OutOfMemory, StorageError, UsageError
+from lmtrain.encode import Examples, Limits
+from lmtrain.errors import InputError, Interrupted, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Evaluation
-from lmtrain.generate import COMPLETION_TOKENS, Settings
+from lmtrain.generate import Settings
 from lmtrain.loss import TokenLoss
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.progress import LiveProgress
-from lmtrain.report import METRICS, SAMPLES, RunFolder, storage_error
+from lmtrain.report import RunFolder, storage_error
 from lmtrain.sources import Rows
+from lmtrain.trainer import ExactTrainer, Watch
 
 T5_FAMILY = frozenset(["t5", "mt5", "umt5", "longt5", "switch_transformers"])
 
@@ -99,168 +97,6 @@ def train(
         raise Interrupted(f"interrupted at step {trainer.state.global_step}, a checkpoint is saved; go on with\n"
                           f"  {_again(folder, '--resume auto')} -o {folder.path}", run.stopped_by)  # fmt: skip
     return results
-
-
-class ExactTrainer(Trainer):
-    """Trainer with an exact loss, an exact evaluation, and an order of rows that is a function of (seed, epoch)."""
-
-    def prepare(self, loss: TokenLoss, evaluation: Evaluation | None) -> "ExactTrainer":
-        self.token_loss, self.evaluation = loss, evaluation
-        # Trainer counts the labels of a whole step for models that say they divide by them: compute_loss does.
-        self.model_accepts_loss_kwargs = True
-        self.tokens_seen = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        self.tokens_trained = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        return self
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Key]:
-        together = self.args.train_batch_size * self.args.world_size if self.args.world_size > 1 else 1
-        return Order(len(self.train_dataset), self.args.seed, together)  # type: ignore[arg-type]
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        self.tokens_seen += inputs["attention_mask"].sum()
-        self.tokens_trained += (inputs["labels"] != -100).sum()
-        loss = self.token_loss(model, inputs, num_items_in_batch)
-        # DistributedDataParallel averages gradients over the processes; the exact loss wants their sum.
-        return loss * self.accelerator.num_processes
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual."""
-        assert self.evaluation
-        # An untrained model's outputs say nothing, and it seldom knows how to stop: only its likelihoods.
-        figures = self.evaluation.run(self.model, self.accelerator, write=self.state.global_step > 0)
-        logs = {name if name == "eval_loss" else f"eval_{name}": value for name, value in figures.items()}
-        self.log(dict(logs))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
-        return logs
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and start_time is not None:
-            seconds = time.time() - start_time
-            logs["tokens_per_second"] = int(self.tokens_seen) * self.args.world_size / max(seconds, 1e-9)
-        super().log(logs, start_time)
-
-
-class Watch(TrainerCallback):
-    """Decides when to evaluate, save and stop, and writes down what happens."""
-
-    def __init__(self, recipe: Any, folder: RunFolder, evaluation: Evaluation | None, console: Console):
-        self.recipe, self.folder, self.evaluation, self.console = recipe, folder, evaluation, console
-        self.trainer: ExactTrainer = None  # type: ignore[assignment]
-        self.began = time.monotonic()
-        self.evaluated_at = self.saved_at = -1
-        self.stopped_by: int | None = None
-        self.initial: dict[str, float] = {}
-        self.figures: dict[int, dict[str, float]] = {}
-
-    # --- signals
-
-    def signals(self) -> Any:
-        """While training, Ctrl-C and SIGTERM ask for a checkpoint and a stop; a second one leaves at once."""
-        return _Signals(self)
-
-    def _asked_to_stop(self) -> bool:
-        accelerator = self.trainer.accelerator
-        if accelerator.num_processes == 1:
-            return self.stopped_by is not None
-        if self.stopped_by:
-            accelerator.set_trigger()
-        stop = accelerator.check_trigger()
-        self.stopped_by = (self.stopped_by or signal.SIGTERM) if stop else None
-        return stop
-
-    # --- events
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        limit = self.recipe.train.max_time
-        over = limit is not None and time.monotonic() - self.began >= limit
-        if self._asked_to_stop():
-            control.should_training_stop, control.should_save = True, True
-            control.should_evaluate = False
-        elif over or state.global_step >= state.max_steps:
-            control.should_training_stop, control.should_save, control.should_log = True, True, True
-            control.should_evaluate = self.evaluation is not None
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
-        control.should_evaluate = control.should_evaluate and self.evaluated_at != state.global_step
-        control.should_save = control.should_save and self.saved_at != state.global_step
-        if self.stopped_by:
-            control.should_evaluate = False
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.saved_at = state.global_step
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        figures = {n if n == "eval_loss" else n.removeprefix("eval_"): v for n, v in metrics.items()}
-        if state.global_step == 0:
-            self.initial = figures
-        else:
-            self.figures[state.global_step] = figures
-            value, best = metrics[args.metric_for_best_model], state.best_metric
-            if best is None or (value > best if args.greater_is_better else value < best):
-                control.should_save = True  # the best model is kept, whatever --save-every says
-            self._show_samples(state.global_step)
-        self.evaluated_at = state.global_step
-
-    def _show_samples(self, step: int) -> None:
-        if self.recipe.eval.samples and self.evaluation and self.console.main_process:
-            samples = self.evaluation.samples(self.trainer.model, self.recipe.eval.samples)
-            for sample in samples:
-                self.folder.append(SAMPLES, {"step": step, **sample})
-            self.console.samples(samples[:1])
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and self.console.main_process and ("loss" in logs or "eval_loss" in logs):
-            plain = {n.removeprefix("eval_") if n != "eval_loss" else n: v for n, v in logs.items()}
-            self.folder.append(METRICS, {"step": state.global_step, **plain})
-        if logs and any(not math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
-            raise BrokenDown(f"the loss is no longer a finite number, at step {state.global_step} or shortly before; "
-                             f"try a lower --learning-rate. The last checkpoint in {self.folder.checkpoints} is "
-                             "from before")  # fmt: skip
-
-    def final_figures(self) -> dict[str, float]:
-        """The figures of the model that is kept: the best one, which is loaded, or the last."""
-        state = self.trainer.state
-        if self.evaluation is None:
-            return {}
-        best = state.best_global_step
-        if best and best != state.global_step and state.best_model_checkpoint and not self.stopped_by:
-            self.trainer._load_best_model()
-            self.console.note(f"keeping the model of step {best}, the best by {self.recipe.eval.best_metric}")
-            state_step = best
-        else:
-            state_step = state.global_step
-        if state_step in self.figures:
-            return self.figures[state_step]
-        if self.stopped_by:
-            return {}
-        figures = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
-        if state_step == 0:
-            self.initial = self.initial or figures
-        return figures
-
-
-@dataclass
-class _Signals:
-    run: Watch
-
-    def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.run.stopped_by:
-            os._exit(128 + number)
-        self.run.stopped_by = number
-        self.run.console.warn("stopping after this step, with a checkpoint; once more leaves at once")
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None, run: Watch) -> None:
@@ -398,7 +234,7 @@ def _account(examples: Examples, held_out: Examples | None, collate: Any, recipe
         count = 0
         for start in range(0, len(part), 256):
             rows = [part[epoch, row] for row in range(start, min(start + 256, len(part)))]
-            count += int((collate(rows)["labels"] != -100).sum())
+            count += int((collate(rows)["labels"] != IGNORED).sum())
         part.ledger.tokens_trained = count
         columns = [part.columns[name].lengths for name in ("input_ids", "labels") if name in part.columns]
         order = np.argsort(-part.lengths, kind="stable")

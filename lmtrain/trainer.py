@@ -1,0 +1,183 @@
+"""Trainer with our loss, our evaluation and our order of rows, and the watch that decides when to do what."""
+
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from lmtrain.batching import Order
+from lmtrain.collate import IGNORED
+from lmtrain.console import Console
+from lmtrain.encode import Key
+from lmtrain.errors import BrokenDown
+from lmtrain.evaluate import Evaluation
+from lmtrain.loss import TokenLoss
+from lmtrain.report import METRICS, SAMPLES, RunFolder
+
+
+class ExactTrainer(Trainer):
+    """Trainer with an exact loss, an exact evaluation, and an order of rows that is a function of (seed, epoch)."""
+
+    def prepare(self, loss: TokenLoss, evaluation: Evaluation | None) -> "ExactTrainer":
+        self.token_loss, self.evaluation = loss, evaluation
+        # Trainer counts the labels of a whole step for models that say they divide by them: compute_loss does.
+        self.model_accepts_loss_kwargs = True
+        self.tokens_seen = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self.tokens_trained = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        return self
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Key]:
+        together = self.args.train_batch_size * self.args.world_size if self.args.world_size > 1 else 1
+        return Order(len(self.train_dataset), self.args.seed, together)  # type: ignore[arg-type]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        self.tokens_seen += inputs["attention_mask"].sum()
+        self.tokens_trained += (inputs["labels"] != IGNORED).sum()
+        loss = self.token_loss(model, inputs, num_items_in_batch)
+        # DistributedDataParallel averages gradients over the processes; the exact loss wants their sum.
+        return loss * self.accelerator.num_processes
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual."""
+        assert self.evaluation
+        # An untrained model's outputs say nothing, and it seldom knows how to stop: only its likelihoods.
+        figures = self.evaluation.run(self.model, self.accelerator, write=self.state.global_step > 0)
+        logs = {name if name == "eval_loss" else f"eval_{name}": value for name, value in figures.items()}
+        self.log(dict(logs))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and start_time is not None:
+            seconds = time.time() - start_time
+            logs["tokens_per_second"] = int(self.tokens_seen) * self.args.world_size / max(seconds, 1e-9)
+        super().log(logs, start_time)
+
+
+class Watch(TrainerCallback):
+    """Decides when to evaluate, save and stop, and writes down what happens."""
+
+    def __init__(self, recipe: Any, folder: RunFolder, evaluation: Evaluation | None, console: Console):
+        self.recipe, self.folder, self.evaluation, self.console = recipe, folder, evaluation, console
+        self.trainer: ExactTrainer = None  # type: ignore[assignment]
+        self.began = time.monotonic()
+        self.evaluated_at = self.saved_at = -1
+        self.stopped_by: int | None = None
+        self.initial: dict[str, float] = {}
+        self.figures: dict[int, dict[str, float]] = {}
+
+    # --- signals
+
+    def signals(self) -> Any:
+        """While training, Ctrl-C and SIGTERM ask for a checkpoint and a stop; a second one leaves at once."""
+        return _Signals(self)
+
+    def _asked_to_stop(self) -> bool:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return self.stopped_by is not None
+        if self.stopped_by:
+            accelerator.set_trigger()
+        stop = accelerator.check_trigger()
+        self.stopped_by = (self.stopped_by or signal.SIGTERM) if stop else None
+        return stop
+
+    # --- events
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        limit = self.recipe.train.max_time
+        over = limit is not None and time.monotonic() - self.began >= limit
+        if self._asked_to_stop():
+            control.should_training_stop, control.should_save = True, True
+            control.should_evaluate = False
+        elif over or state.global_step >= state.max_steps:
+            control.should_training_stop, control.should_save, control.should_log = True, True, True
+            control.should_evaluate = self.evaluation is not None
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
+        control.should_evaluate = control.should_evaluate and self.evaluated_at != state.global_step
+        control.should_save = control.should_save and self.saved_at != state.global_step
+        if self.stopped_by:
+            control.should_evaluate = False
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved_at = state.global_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        figures = {n if n == "eval_loss" else n.removeprefix("eval_"): v for n, v in metrics.items()}
+        if state.global_step == 0:
+            self.initial = figures
+        else:
+            self.figures[state.global_step] = figures
+            value, best = metrics[args.metric_for_best_model], state.best_metric
+            if best is None or (value > best if args.greater_is_better else value < best):
+                control.should_save = True  # the best model is kept, whatever --save-every says
+            self._show_samples(state.global_step)
+        self.evaluated_at = state.global_step
+
+    def _show_samples(self, step: int) -> None:
+        if self.recipe.eval.samples and self.evaluation and self.console.main_process:
+            samples = self.evaluation.samples(self.trainer.model, self.recipe.eval.samples)
+            for sample in samples:
+                self.folder.append(SAMPLES, {"step": step, **sample})
+            self.console.samples(samples[:1])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and self.console.main_process and ("loss" in logs or "eval_loss" in logs):
+            plain = {n.removeprefix("eval_") if n != "eval_loss" else n: v for n, v in logs.items()}
+            self.folder.append(METRICS, {"step": state.global_step, **plain})
+        if logs and any(not math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
+            raise BrokenDown(f"the loss is no longer a finite number, at step {state.global_step} or shortly before; "
+                             f"try a lower --learning-rate. The last checkpoint in {self.folder.checkpoints} is "
+                             "from before")  # fmt: skip
+
+    def final_figures(self) -> dict[str, float]:
+        """The figures of the model that is kept: the best one, which is loaded, or the last."""
+        state = self.trainer.state
+        if self.evaluation is None:
+            return {}
+        best = state.best_global_step
+        if best and best != state.global_step and state.best_model_checkpoint and not self.stopped_by:
+            self.trainer._load_best_model()
+            self.console.note(f"keeping the model of step {best}, the best by {self.recipe.eval.best_metric}")
+            state_step = best
+        else:
+            state_step = state.global_step
+        if state_step in self.figures:
+            return self.figures[state_step]
+        if self.stopped_by:
+            return {}
+        figures = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
+        if state_step == 0:
+            self.initial = self.initial or figures
+        return figures
+
+
+@dataclass
+class _Signals:
+    run: Watch
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.run.stopped_by:
+            os._exit(128 + number)
+        self.run.stopped_by = number
+        self.run.console.warn("stopping after this step, with a checkpoint; once more leaves at once")
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
