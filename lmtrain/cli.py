@@ -142,9 +142,8 @@ def _train(recipe: Any, console: Console) -> None:
 
     train.quiet_libraries()
     results = train.train(recipe, train_rows, eval_rows, folder, console)
-    folder = report.RunFolder(train.folder_of(folder))
     console.result(results, report.summary(results), title=f"{recipe.objective}: {recipe.model.name}")
-    console.note(f"\nThe model is in {folder.path}\n  next: {train.next_command(recipe, folder)}")
+    console.note(report.next_steps(recipe.objective, folder))
 
 
 def _environment(recipe: Any) -> None:

@@ -1,7 +1,6 @@
 """Everything that can go wrong for a reason that is not a fault of ours, and the exit code of each."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class LmtrainError(Exception):
@@ -50,6 +49,8 @@ class Interrupted(LmtrainError):
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` where `known` holds something close to `word`, else the empty string."""
+    from difflib import get_close_matches
+
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -133,6 +133,14 @@ def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def next_steps(objective: str, folder: RunFolder) -> str:
+    """Where the model is, and what to type next."""
+    return f"""
+The model is in {folder.path}; AutoModel classes load it from there. Next:
+  lmtrain {objective} --model {folder.path} --data …     train on, with other data
+  lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed"""
+
+
 def card(results: dict[str, Any], command: str) -> str:
     """The model card (README.md of the run folder)."""
     figures = "\n".join(f"| {name} | {figure(value)} |" for name, value in results["metrics"].items())

@@ -322,14 +322,6 @@ def _shared(folder: RunFolder) -> RunFolder:
     return RunFolder(Path(paths[0]))
 
 
-def folder_of(folder: RunFolder) -> Path:
-    return folder.path
-
-
-def next_command(recipe: Any, folder: RunFolder) -> str:
-    return f"lmtrain {recipe.objective} --model {folder.path} --data …   (train on)"
-
-
 def _again(folder: RunFolder, more: str = "") -> str:
     return f"lmtrain run {folder.path / 'recipe.yaml'} {more}".strip()
 
