@@ -23,11 +23,12 @@ def to_resume(resume: str | None, folder: RunFolder) -> Path | None:
         if lacking:
             raise InputError(f"{path}: not a whole checkpoint, {lacking} is missing")
         return path
-    found = sorted(folder.checkpoints.glob("checkpoint-*"), key=_step, reverse=True)
+    found = sorted(folder.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
     return next((path for path in found if not _lacking(path)), None)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step at which a checkpoint was saved; -1 where its name does not say."""
     number = re.fullmatch(r"checkpoint-(\d+)", path.name)
     return int(number[1]) if number else -1
 

@@ -132,10 +132,16 @@ def _train(recipe: Any, console: Console) -> None:
     if launch.is_first():
         folder = report.choose_folder(recipe.run, recipe, recipe.model.name)
         report.check_writable(folder)
-        if recipe.run.resume and (changed := report.same_data(folder, recipe)):
+        changed = report.changed_settings(folder, recipe) if recipe.run.resume else []
+        if changed:
             console.warn(f"going on with other settings than before: {', '.join(changed)}")
+        elif recipe.run.resume == "auto" and (results := report.finished(folder)):
+            console.note("the run is completed already; these are its results")
+            console.result(results, report.summary(results), title=f"{recipe.objective}: {recipe.model.name}")
+            return
     train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
     if launch.wanted(recipe.run):
+        del train_rows, eval_rows  # read to be checked; every process reads for itself
         raise typer.Exit(launch.relaunch(recipe, recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
     from lmtrain import train
@@ -248,8 +254,8 @@ def tokenizer_train(
         raise UsageError(f"--kind {kind}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
     if objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise UsageError(f"--output-dir {output_dir} is not empty; name another folder")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UsageError(f"--output-dir {output_dir} is there already; name another folder")
     rows = _text_rows(data, text_column)
     from lmtrain import tokenizer
     from lmtrain.objectives import OBJECTIVES

@@ -129,6 +129,10 @@ def choose(first: Record, data: Data, where: str) -> Selection:
     Raises UsageError for half a pair of flags, InputError for a column that is not there or cannot be guessed.
     """
     options = data.model_dump()
+    named = [option for kind in data.KINDS for option in OPTIONS[kind] if options.get(option)]
+    if len({kind for kind in data.KINDS for option in OPTIONS[kind] if option in named}) > 1:
+        flags = " and ".join(f"--{option.replace('_', '-')}" for option in named)
+        raise UsageError(f"{flags} name two kinds of rows; give one kind")
     for kind in data.KINDS:
         given = [options.get(option) for option in OPTIONS[kind]]
         if all(given):

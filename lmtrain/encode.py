@@ -144,7 +144,7 @@ def _tokenised(
 def _fit(ledger: Ledger, tokens: int, length: int, rows: Rows, document: range, data: TextData) -> int:
     """How many of a document's tokens are kept, as --on-long says; entered in the ledger."""
     policy = data.on_long or "split"
-    if rows.running and policy != "split":
+    if len(document) > 1 and policy != "split":
         raise UsageError(
             f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)"
         )
@@ -197,7 +197,8 @@ def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: 
     ledger = _start(rows)
     ids, trained, origins = [], [], []
     for index, (tokens, mask) in enumerate(encoded):
-        if not mask[1 : min(length, len(tokens))].any():
+        untrained = not mask[1 : min(length, len(tokens))].any()
+        if untrained and not (policy == "error" and len(tokens) > length):
             ledger.drop(len(tokens))
             continue
         if len(tokens) <= length:

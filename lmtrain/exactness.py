@@ -69,7 +69,7 @@ def _case(family: str) -> tuple[PreTrainedModel, Examples, Any, TokenLoss]:
     values: list[Any] = list(zip(texts[:ROWS], texts[ROWS:], strict=True)) if name == "seq2seq" else texts[:ROWS]
     places = [(0, number) for number in range(ROWS)]
     kind = "pairs" if name == "seq2seq" else "text"
-    rows = Rows(kind, False, (), values, places, list(range(ROWS)), {})
+    rows = Rows(kind, (), values, places, list(range(ROWS)), {})
     tokenizer = train_tokenizer("byte", [], objective.frame)
     section = RECIPES[name].model_fields["data"].annotation
     options = {} if name == "seq2seq" else {"packing": False}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BeforeValidator
 
+from lmtrain.errors import UsageError
 from lmtrain.recipe import RECIPES, Document, Leaf, Recipe, leaves
 
 PANELS = {
@@ -118,5 +119,8 @@ def typed(ctx: typer.Context, flags: dict[str, Any]) -> Document:
         section, name, *shortcut = parameter.split("__")
         source = ctx.get_parameter_source(parameter)
         if source is not None and source.name == "COMMANDLINE" and value not in (None, []):
-            document.setdefault(section, {})[name] = {"off": False}.get(*shortcut, *shortcut) if shortcut else value
+            value = {"off": False}.get(*shortcut, *shortcut) if shortcut else value
+            if document.setdefault(section, {}).get(name, value) != value:
+                raise UsageError(f"{section}.{name}: given twice, as {document[section][name]} and as {value}")
+            document[section][name] = value
     return document

@@ -91,7 +91,7 @@ def sample_causal(
 def _room(network: Any, used: int, wanted: int) -> int:
     from lmtrain.model import positions
 
-    limit = positions(network.config)
+    limit = positions(network)
     return max(min(wanted, limit - used), 1) if limit else wanted
 
 

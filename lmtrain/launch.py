@@ -1,8 +1,10 @@
 """More processes: the same command once more, under the distributed launcher."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 from lmtrain.errors import UsageError
 from lmtrain.recipe import Recipe, Run
@@ -26,12 +28,17 @@ def relaunch(recipe: Recipe, run: Run, data: list[str], arguments: list[str]) ->
 
     Raises UsageError for data from standard input, which processes cannot share.
     """
-    if "-" in data:
+    if any(re.fullmatch(r"-(#\d+)?", specification) for specification in data):
         raise UsageError("standard input cannot be shared by several processes; save it to a file")
     if run.accelerate_config:
+        if not Path(run.accelerate_config).is_file():
+            raise UsageError(
+                f"--accelerate-config {run.accelerate_config}: no such file; `accelerate config` writes one"
+            )
         launcher = ["-m", "accelerate.commands.launch", "--config_file", run.accelerate_config]
         command = [sys.executable, *launcher, "-m", "lmtrain", *arguments]
         return subprocess.run(command, check=False).returncode
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser
     from torch.distributed.run import run as distribute
@@ -45,4 +52,6 @@ def relaunch(recipe: Recipe, run: Run, data: list[str], arguments: list[str]) ->
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval  # the processes have saved a checkpoint and said how to go on
     return 0

@@ -77,7 +77,7 @@ class TokenLoss:
         labels = inputs.pop("labels")
         model = _bare(network)
         if model.config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+            inputs["decoder_input_ids"] = decoder_inputs(model, labels)
         logits = network(**inputs).logits
         if self.shift:
             return logits[:, : -self.shift], labels[:, self.shift :]
@@ -98,6 +98,15 @@ class TokenLoss:
             correct[row] = (best[:, 0] == truth).sum()
             top5[row] = (best == truth[:, None]).sum()
         return RowScores(nll, counted.sum(1), correct, top5)
+
+
+def decoder_inputs(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
+    """The labels one position later, behind the start token: by the model's own rule where it has one."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)  # M2M100, NLLB, Blenderbot
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, model.config.pad_token_id)
 
 
 def _bare(network: Any) -> PreTrainedModel:

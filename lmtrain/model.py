@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,11 +12,21 @@ from lmtrain import chat
 from lmtrain import tokenizer as tokenizers
 from lmtrain.architectures import TRAINED, check_objective, is_architecture
 from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.loss import decoder_inputs
 from lmtrain.recipe import Model
 from lmtrain.sources import Rows
 
 # What the libraries raise when what they are asked to load is not there or not sound.
-LOADING = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, HfHubHTTPError)
+LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    SafetensorError,
+    HfHubHTTPError,
+    StrictDataclassError,
+)
 
 
 def load_config(model: Model, objective: str) -> PretrainedConfig:
@@ -65,22 +75,29 @@ def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> Pr
     return broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
 
 
-def positions(config: PretrainedConfig) -> int | None:
-    """How many tokens the model can read at once; None where its positions are relative."""
-    if getattr(config, "relative_attention_num_buckets", None):
-        return None
-    names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_source_positions")
-    length = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
-    if length and config.model_type in OFFSET_POSITIONS:
-        # Their positions start behind the pad id, so that many entries of the table are never reached.
-        return length - config.pad_token_id - 1
-    return length
+def positions(network: PreTrainedModel) -> int | None:
+    """How many tokens the model can read at once; None where its positions are relative, as T5's.
+
+    The tables of positions are asked, not the configuration: RoBERTa's first entries are never reached (its positions
+    start behind the pad id), BART's table has two entries more than it says.
+    """
+    tables = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
+    ]
+    unreached = (
+        (table.padding_idx + 1 if table.padding_idx is not None else 0) + getattr(table, "offset", 0)
+        for table in tables
+    )
+    lengths = [table.num_embeddings - lost for table, lost in zip(tables, unreached, strict=True)]
+    if lengths:
+        return min(lengths)
+    # Rotary positions have no table.
+    return getattr(network.config, "max_position_embeddings", None)
 
 
-OFFSET_POSITIONS = frozenset(
-    ["roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "longformer", "mpnet", "xmod",
-     "data2vec-text", "ibert", "luke", "esm"]
-)  # fmt: skip
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def load_network(
@@ -94,6 +111,8 @@ def load_network(
             network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **extra)
         except LOADING as error:
             raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
+        _start_as_trained(network)
+        _check_vocabulary(network, tokenizer, model.name)
         return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
     try:
         network, report = auto_model.from_pretrained(
@@ -109,10 +128,25 @@ def load_network(
     except LOADING as error:
         raise InputError(_not_loaded("model", model.name, error)) from None
     notes = _check_weights(network, report, model.name)
-    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
-        raise InputError(f"{model.name}: {network.get_input_embeddings().num_embeddings} embeddings, but the tokenizer "
-                         f"has {len(tokenizer)} entries; they do not belong together")  # fmt: skip
+    _check_vocabulary(network, tokenizer, model.name)
     return network, notes
+
+
+def _check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    embeddings = network.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise InputError(
+            f"{name}: {embeddings} embeddings, but the tokenizer has {len(tokenizer)} entries; they do not belong together"
+        )
+
+
+def _start_as_trained(network: PreTrainedModel) -> None:
+    """Let generation start from the token that the model's own shift of the labels starts from (mBART: the last one)."""
+    if not network.config.is_encoder_decoder:
+        return
+    end = network.config.eos_token_id
+    start = int(decoder_inputs(network, torch.tensor([[end - 1 if end else end + 1, end]]))[0, 0])
+    network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = start
 
 
 def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -57,8 +58,8 @@ class Objective:
         own = has_own_loss(network, batch, self.shift)
         if own and label_smoothing:
             raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
-        shortest = min(rows, key=lambda row: sum(len(ids) for name, ids in row.items() if name != "key"))
-        if reads_padding(network, collator([shortest]), collator([shortest, *rows])):
+        short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
+        if reads_padding(network, collator([short]), collator([short, long])):
             collator = self.collate(tokenizer, data, seed, limits.resolved)
         return collator, TokenLoss(self.shift, label_smoothing, own)
 

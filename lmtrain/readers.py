@@ -135,6 +135,8 @@ def _whole_json(text: str, name: str) -> Numbered:
     while position < len(text):
         try:
             value, position = decoder.raw_decode(text, position)
+        except RecursionError:
+            raise InputError(f"{name}: nested too deeply") from None
         except ValueError as error:
             line = 1 + text.count("\n", 0, getattr(error, "pos", 0))
             reason = getattr(error, "msg", str(error))
@@ -143,7 +145,10 @@ def _whole_json(text: str, name: str) -> Numbered:
         position = between.match(text, position).end()  # type: ignore[union-attr]
     rows = values
     if len(values) == 1 and isinstance(values[0], dict):
-        lists = [v for v in values[0].values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        # {"version": 1, "data": [rows]}; but one chat {"messages": […]} is itself a row
+        lists = [
+            v for k, v in values[0].items() if k != "messages" and isinstance(v, list) and v and isinstance(v[0], dict)
+        ]
         rows = lists[0] if len(lists) == 1 else values
     elif len(values) == 1:
         rows = values[0]

@@ -234,7 +234,7 @@ class Train(Section):
     save_every: Every = option("epoch", aliases=("save_steps",))
     """Steps between two checkpoints, or 'epoch'."""
     keep: int = option(2, aliases=("save_total_limit",), ge=1, hidden=True)
-    """Checkpoints to keep; the best one is kept besides."""
+    """Checkpoints to keep, the best one among them."""
     report_to: Strings = option(["none"], hidden=True)
     """Trackers: tensorboard, wandb, trackio, … or none. Repeatable."""
 
@@ -246,6 +246,8 @@ class Eval(Section):
         8, flag="eval_batch_size", aliases=("per_device_eval_batch_size", "eval_batch_size"), ge=1, hidden=True
     )
     """Rows per device; the figures do not depend on it."""
+    METRICS: ClassVar[tuple[str, ...]] = ("eval_loss", "perplexity", "bits_per_byte", "token_accuracy")
+
     best_metric: str = option("eval_loss", aliases=("metric_for_best_model",))
     """The model with the best value of this is the one that is kept."""
     early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
@@ -253,8 +255,22 @@ class Eval(Section):
     samples: int = option(3, ge=0)
     """Rows to show the model's own writing on, at each evaluation."""
 
+    @model_validator(mode="after")
+    def _metric_is_known(self) -> Self:
+        if self.best_metric not in self.METRICS:
+            raise ValueError(
+                f"best_metric: there are {', '.join(self.METRICS)}{suggestion(self.best_metric, self.METRICS)}"
+            )
+        return self
+
+
+class MaskEval(Eval):
+    METRICS = ("eval_loss", "perplexity", "masked_accuracy", "masked_accuracy_top5")
+
 
 class PairEval(Eval):
+    METRICS = ("eval_loss", "perplexity", "token_accuracy", "exact_match")
+
     num_beams: int = option(1, ge=1)
     """Beams when generating; 1 is greedy."""
     max_new_tokens: int | None = option(None, ge=1, hidden=True)
@@ -308,7 +324,7 @@ class Mlm(Recipe):
     model: Model
     data: MlmData
     train: Train = Field(default_factory=Train)
-    eval: Eval = Field(default_factory=Eval)
+    eval: MaskEval = Field(default_factory=MaskEval)
     run: Run = Field(default_factory=Run)
 
 
@@ -376,6 +392,13 @@ class Leaf:
     @property
     def aliases(self) -> list[str]:
         return [alias for alias in self.extra["aliases"] if alias != self.flag]
+
+    def read(self, text: str) -> Any:
+        """A value written outside of a recipe: YAML, but for a field of text the text as it stands."""
+        value = parse_yaml(text)
+        if self.field.annotation in (str, str | None):
+            return text
+        return text if self.field.annotation == list[str] and not isinstance(value, list) else value
 
     @property
     def default(self) -> Any:
@@ -521,6 +544,27 @@ OURS = {
     "auto_find_batch_size": "--batch-size",
     "train_sampling_strategy": "the exact order of the data",
     "dataloader_drop_last": "the promise that no row is lost",
+    "bf16": "--precision",
+    "fp16": "--precision",
+    "eval_on_start": "the command",
+    "eval_steps": "--eval-every",
+    "eval_delay": "--eval-every",
+    "per_device_eval_batch_size": "--eval-batch-size",
+    "metric_for_best_model": "--best-metric",
+    "greater_is_better": "--best-metric",
+    "data_seed": "--seed",
+    "use_cpu": "the devices that there are",
+    "disable_tqdm": "--quiet",
+    "logging_first_step": "--log-every",
+    "logging_nan_inf_filter": "the promise that no NaN is hidden",
+    "save_only_model": "the promise that a run can be resumed",
+    "prediction_loss_only": "the exact evaluation",
+    "eval_accumulation_steps": "the exact evaluation",
+    "batch_eval_metrics": "the exact evaluation",
+    "include_for_metrics": "the exact evaluation",
+    "eval_do_concat_batches": "the exact evaluation",
+    "restore_callback_states_from_checkpoint": "--resume",
+    "activation_checkpointing": "--gradient-checkpointing",
     "bf16_full_eval": "--precision",
     "fp16_full_eval": "--precision",
     "resume_from_checkpoint": "--resume",
@@ -571,8 +615,10 @@ def merge(*documents: Document) -> Document:
 
 def from_environment(recipe_class: type[Recipe], environment: Mapping[str, str] = os.environ) -> Document:
     """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
-    own = {name.upper(): name for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
-    everywhere = {name.upper() for other in RECIPES.values() for leaf in leaves(other) for name in names_of(leaf)}
+    own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
+    everywhere = {
+        name.upper() for other in RECIPES.values() for leaf in leaves(other) for name in (leaf.flag, *leaf.aliases)
+    }
     document = {}
     for variable, text in environment.items():
         name = variable.removeprefix("LMTRAIN_")
@@ -581,7 +627,7 @@ def from_environment(recipe_class: type[Recipe], environment: Mapping[str, str] 
         if name not in everywhere:
             raise UsageError(f"{variable}: no such option{suggestion(name, everywhere)} in the environment")
         if name in own:
-            document[own[name]] = parse_yaml(text)
+            document[own[name].flag] = own[name].read(text)
     return in_sections(document, recipe_class, "environment")
 
 
@@ -596,7 +642,9 @@ def from_assignments(assignments: list[str], recipe_class: type[Recipe]) -> Docu
         if section not in {leaf.section for leaf in leaves(recipe_class)}:
             sections = ", ".join(dict.fromkeys(leaf.section for leaf in leaves(recipe_class)))
             raise UsageError(f"--set {assignment}: no section {section!r}; there are {sections}")
-        result = merge(result, in_sections({section: {key: parse_yaml(text)}}, recipe_class, "--set"))
+        leaf = next((x for x in leaves(recipe_class) if x.section == section and key in names_of(x)), None)
+        value = leaf.read(text) if leaf else parse_yaml(text)
+        result = merge(result, in_sections({section: {key: value}}, recipe_class, "--set"))
     return result
 
 

@@ -33,8 +33,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
-                for name in (RESULTS, METRICS, SAMPLES, "README.md"):
-                    (self.path / name).unlink(missing_ok=True)
+                for name in (RESULTS, METRICS, SAMPLES, "README.md", "*config.json", "tokenizer*", "*.safetensors*"):
+                    for written in self.path.glob(name):
+                        written.unlink()
             self.checkpoints.mkdir(exist_ok=True)
             write_whole(self.path / RECIPE, to_yaml(recipe.saved()))
         except OSError as error:
@@ -78,16 +79,22 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 def choose_folder(run: Run, recipe: Recipe, model: str) -> RunFolder:
     """Where this run goes. Raises UsageError for a folder that holds a run and neither --resume nor --overwrite."""
+    if run.resume and run.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it; give one of the two")
+    if run.resume and recipe.train.max_steps == 0:
+        raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     if run.resume and run.resume != "auto":
         checkpoint = Path(run.resume)
         if not (checkpoint / "trainer_state.json").is_file():
             raise UsageError(f"--resume {run.resume}: no checkpoint there; give a folder checkpoint-N, or auto")
-        return RunFolder(Path(run.output_dir) if run.output_dir else checkpoint.resolve().parent.parent)
+        if run.output_dir is None:
+            return RunFolder(checkpoint.resolve().parent.parent)
     if run.resume and not run.output_dir:
         raise UsageError("--resume auto looks in --output-dir; say which run to go on with")
     if run.output_dir is None:
         name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "model"
-        return RunFolder(Path("runs") / f"{recipe.objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        path = Path("runs") / f"{recipe.objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return RunFolder(path if not path.exists() else path.with_name(f"{path.name}-{os.getpid()}"))
     path = Path(run.output_dir)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output-dir {path}: a file; name a folder")
@@ -95,8 +102,8 @@ def choose_folder(run: Run, recipe: Recipe, model: str) -> RunFolder:
     if used and not (run.overwrite or run.resume):
         raise UsageError(f"--output-dir {path} is not empty; go on with --resume auto, replace with --overwrite, "
                          "or name another folder")  # fmt: skip
-    if used and run.overwrite and not (path / RECIPE).exists():
-        raise UsageError(f"--output-dir {path}: not a run of lmtrain, so --overwrite will not touch it")
+    if used and not (path / RECIPE).exists():
+        raise UsageError(f"--output-dir {path}: not a run of lmtrain, so nothing in it will be touched; name another")
     return RunFolder(path)
 
 
@@ -109,7 +116,14 @@ def check_writable(folder: RunFolder) -> None:
         raise StorageError(f"{there}: no permission to write there; choose another --output-dir")
 
 
-def same_data(folder: RunFolder, recipe: Recipe) -> list[str]:
+def finished(folder: RunFolder) -> dict[str, Any] | None:
+    """The results of a run that has been completed, else None."""
+    path = folder.path / RESULTS
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return results if results.get("status") == "completed" else None
+
+
+def changed_settings(folder: RunFolder, recipe: Recipe) -> list[str]:
     """The settings in which `recipe` differs from the run that it goes on with."""
     if not (folder.path / RECIPE).exists():
         return []

@@ -42,6 +42,9 @@ LOCAL_DATASET = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split
 LONGEST_PIECE = 20_000
 """Characters: a longer line of running text is tokenised in pieces, cut before white space."""
 
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files of a saved dataset that hold no rows."""
+
 _NUMBERED = re.compile(r"(.+)#(\d+)")
 
 
@@ -71,12 +74,11 @@ class Rows:
     """What is left of the data once its usable values are picked out.
 
     `values[i]` is a string (text), two strings (prompt, pairs) or a list of messages; it stands in `places[i]` =
-    (table, number). Rows of one `groups[i]` stay together when a part is held out. Where `running`, the values of
-    one table follow one another as one document.
+    (table, number). Rows of one `groups[i]` stay together when a part is held out. A table in `last_numbers` is
+    running text: its values follow one another as one document, up to that number.
     """
 
     kind: str
-    running: bool
     tables: tuple[Table, ...]
     values: list[Any]
     places: list[tuple[int, int]]
@@ -108,14 +110,14 @@ class Rows:
         """The rows of each document: one row, or an unbroken stretch of running text."""
         start = 0
         for index in range(1, len(self.values) + 1):
-            if index == len(self.values) or not (self.running and self._continues(index)):
+            if index == len(self.values) or not self._continues(index):
                 yield range(start, index)
                 start = index
 
     def ends(self, index: int) -> bool:
         """Whether a document really ends with this row, rather than before a stretch that was held out."""
         table, number = self.places[index]
-        return not self.running or number == self.last_numbers[table]
+        return number == self.last_numbers.get(table, number)
 
     def count(self, document: range) -> int:
         """Rows in a document; the pieces of one long line are one row."""
@@ -123,7 +125,7 @@ class Rows:
 
     def _continues(self, index: int) -> bool:
         (table, number), (table_before, number_before) = self.places[index], self.places[index - 1]
-        return table == table_before and number - number_before <= 1
+        return table in self.last_numbers and table == table_before and number - number_before <= 1
 
     def subset(self, indices: list[int]) -> "Rows":
         return replace(
@@ -176,7 +178,7 @@ def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
         raise InputError(f"{visible(path)}: addresses are not read; download the file, or name a hub dataset org/name")
     there = Path(path)
     if there.is_dir():
-        return _folder(there, data)
+        return _folder(there, data, split)
     if os.path.lexists(there):
         return [_file(there, data)]
     if parallel := _parallel(path, data):
@@ -207,13 +209,20 @@ def _example(path: str) -> Table:
     return Table(path, read, unit="line" if is_text else "row", is_text=is_text)
 
 
-def _folder(folder: Path, data: Data) -> list[Table]:
+def _folder(folder: Path, data: Data, split: str) -> list[Table]:
+    if (folder / "dataset_dict.json").exists():  # as datasets' save_to_disk writes several splits
+        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        wanted = next((s for s in (split, "valid", "dev", "test") if s in splits), None) if split != "train" else split
+        if wanted not in splits:
+            raise InputError(f"{folder}: has the splits {', '.join(splits)}; name one: {folder / splits[0]}")
+        folder = folder / wanted
     files = [
         Path(parent, name)
         for parent, folders, names in os.walk(folder)
         if folders.sort() or True  # os.walk goes where this list says: sorted, so that the order is the same anywhere
         for name in sorted(names)
-        if not name.startswith(".") and format_of(Path(name)) and Path(parent, name).is_file()
+        if not name.startswith(".") and name not in DESCRIPTIONS
+        if format_of(Path(name)) and Path(parent, name).is_file()
     ]
     if not files:
         raise InputError(f"{folder}: no data in this folder; the formats are {' '.join(FORMATS)}")
@@ -253,7 +262,7 @@ def _stdin(data: Data) -> Table:
     """Standard input, kept in memory: it can be read only once. JSON lines where the first line is one, else text."""
     content = sys.stdin.buffer.read()
     name = "standard input"
-    is_json = content.lstrip()[:1] in (b"{", b"[")
+    is_json = _is_json(content.lstrip().partition(b"\n")[0])
     reader = read_json_lines if is_json else read_text
     open_again = partial(io.BytesIO, content)
     return Table(name, partial(reader, open_again, data.encoding, name), is_text=not is_json)
@@ -265,6 +274,13 @@ def _dataset(match: re.Match[str], default_split: str) -> Table:
     )
 
 
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict | list)
+    except ValueError:
+        return False
+
+
 # --- tables -> rows --------------------------------------------------------------------------------------------------
 
 
@@ -274,14 +290,13 @@ def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
     Raises InputError for data that is not there, broken, without the columns meant, or without a usable row.
     """
     tables = open_tables(specifications, data, split)
-    running = data.unit == "document" and any(table.is_text for table in tables)
-    rows = Rows("", running, tables, [], [], [], {})
+    rows = Rows("", tables, [], [], [], {})
     for index, table in enumerate(tables):
         rows = _read_table(rows, index, table, data)
-    if not rows.values or (rows.running and not any(value.strip() for value in rows.values)):
+    if not any(value.strip() if isinstance(value, str) else value for value in rows.values):
         counted = f"{rows.rows_empty} empty" + (f", {rows.rows_bad} bad" if rows.rows_bad else "")
         raise InputError(f"{', '.join(visible(s, 200) for s in specifications)}: no usable text ({counted} rows)")
-    return replace(rows, groups=_passages(rows) if running else list(range(len(rows.values))))
+    return replace(rows, groups=_passages(rows))
 
 
 def _read_table(rows: Rows, index: int, table: Table, data: Data) -> Rows:
@@ -296,7 +311,7 @@ def _read_table(rows: Rows, index: int, table: Table, data: Data) -> Rows:
             if rows.kind and selection.kind != rows.kind:
                 raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {rows.kind} rows")
             rows = replace(rows, kind=selection.kind, notes=[*rows.notes, *_note(selection, table)])
-        if table.is_text and rows.running:
+        if table.is_text and data.unit == "document":
             for piece in _pieces(record["text"]):
                 rows.values.append(piece)
                 rows.places.append((index, number))
@@ -349,15 +364,18 @@ def _pieces(line: str) -> Iterator[str]:
 
 
 def _passages(rows: Rows) -> list[int]:
-    """Running text held out row by row would be torn to single lines, so some hundred passages are made of it."""
-    total = sum(map(len, rows.values))
-    enough = min(max(total // 100, 200), 4000)
-    groups, group, size = [], 0, 0
-    for index, value in enumerate(rows.values):
-        if size >= enough or (index and rows.places[index][0] != rows.places[index - 1][0]):
+    """Every row a group; but running text, which would be torn to single lines, some hundred passages."""
+    running = [len(v) for v, (table, _) in zip(rows.values, rows.places, strict=True) if table in rows.last_numbers]
+    enough = min(max(sum(running) // 100, 200), 4000)
+    groups: list[int] = []
+    group = size = 0
+    before = None
+    for value, (table, _) in zip(rows.values, rows.places, strict=True):
+        if before is not None and (table not in rows.last_numbers or table != before or size >= enough):
             group, size = group + 1, 0
         groups.append(group)
         size += len(value)
+        before = table
     return groups
 
 
@@ -382,7 +400,7 @@ def read(data: Data, seed: int) -> tuple[Rows, Rows | None]:
 
     Raises InputError for data that cannot be used, UsageError where only one side can be read from standard input.
     """
-    if [*data.train, *data.eval].count("-") > 1:
+    if sum(bool(re.fullmatch(r"-(#\d+)?", specification)) for specification in (*data.train, *data.eval)) > 1:
         raise UsageError("standard input can be read only once; save one of the two to a file")
     train = load(data.train, data)
     if data.eval:

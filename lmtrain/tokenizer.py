@@ -35,8 +35,9 @@ def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedT
     kind, size = match[1] or match[3], int(match[2] or 0)
     specials = list(frame.tokens.values())
     unknown = frame.tokens["unk_token"]
-    if size and size < len(specials) + (256 if kind == "bpe" else 2):
-        raise InputError(f"--tokenizer {specification}: too few; {kind} needs {256 + len(specials)} and more")
+    least = len(specials) + (256 if kind == "bpe" else 2)
+    if size and size < least:
+        raise InputError(f"--tokenizer {specification}: too few; {kind} needs {least} and more")
     tokenizer = BUILDERS[kind](texts, size, specials, unknown)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=frame.template,

@@ -1,6 +1,7 @@
 """A training run, from top to bottom."""
 
 import json
+import math
 import os
 import platform
 import resource
@@ -22,11 +23,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from lmtrain import __version__, metrics
 from lmtrain.batching import Order, padding_fraction
-from lmtrain.checkpoint import to_resume
+from lmtrain.checkpoint import step_of, to_resume
 from lmtrain.collate import IGNORED
 from lmtrain.console import Console
 from lmtrain.encode import Examples, Limits
-from lmtrain.errors import InputError, Interrupted, OutOfMemory, StorageError, UsageError
+from lmtrain.errors import InputError, Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Evaluation
 from lmtrain.generate import Settings
 from lmtrain.loss import TokenLoss
@@ -48,16 +49,17 @@ def train(
     Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
     """
     started = time.monotonic()
-    arguments = _arguments(recipe, folder, eval_rows is not None)
+    config = load_config(recipe.model, recipe.objective)
+    checkpoint = to_resume(recipe.run.resume, folder)
+    arguments = _arguments(recipe, config.model_type, eval_rows is not None, checkpoint is not None)
     console.main_process = PartialState().is_main_process
     objective = OBJECTIVES[recipe.objective]
     set_seed(recipe.train.seed)
 
-    config = load_config(recipe.model, recipe.objective)
     tokenizer, told = load_tokenizer(recipe.model, train_rows, objective.frame)
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
-    limits = Limits(positions(network.config), {})
+    limits = Limits(positions(network), {})
     examples = objective.encode(train_rows, tokenizer, recipe.data, limits, False)
     held_out = objective.encode(eval_rows, tokenizer, recipe.data, limits, True) if eval_rows else None
     collate, loss = objective.fit(
@@ -71,14 +73,15 @@ def train(
         console.note(line)
     console.ledger({name: e.ledger.document() for name, e in (("train", examples), ("eval", held_out)) if e})
 
-    checkpoint = to_resume(recipe.run.resume, folder)
     folder = _shared(folder)
     arguments.output_dir = str(folder.checkpoints)
     if PartialState().is_main_process:
         folder.create(recipe, recipe.run.overwrite)
-        if checkpoint:
-            folder.rewind(int(checkpoint.name.rpartition("-")[2]))
-            console.note(f"going on from {checkpoint}")
+        if recipe.run.resume:
+            folder.rewind(step_of(checkpoint) if checkpoint else -1)
+            console.note(
+                f"going on from {checkpoint}" if checkpoint else "no whole checkpoint to go on from: starting anew"
+            )
     PartialState().wait_for_everyone()
 
     run = Watch(recipe, folder, evaluation, console)
@@ -88,10 +91,17 @@ def train(
     ).prepare(loss, evaluation)  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     run.trainer = trainer
-    with run.signals():
-        _train(trainer, recipe, checkpoint, run)
-    figures = run.final_figures()
-    results = _results(recipe, trainer, run, figures, examples, held_out, train_rows, eval_rows, started)
+    data = _data(examples, held_out, train_rows, eval_rows)
+    try:
+        with run.signals():
+            _train(trainer, recipe, checkpoint, run)
+        figures = run.final_figures()
+    except LmtrainError:
+        if console.main_process:
+            folder.finish(_results(recipe, trainer, run, {}, data, started, "failed"), _again(folder))
+        raise
+    status = "interrupted" if run.stopped_by else "completed"
+    results = _results(recipe, trainer, run, figures, data, started, status)
     _save(trainer, network, tokenizer, folder, results)
     if run.stopped_by:
         raise Interrupted(f"interrupted at step {trainer.state.global_step}, a checkpoint is saved; go on with\n"
@@ -103,6 +113,10 @@ def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None, run: Wat
     """Run the Trainer, and say in one sentence what memory and disk have to say."""
     if recipe.train.max_steps == 0:
         return
+    if checkpoint:
+        trainer.recall(checkpoint)
+        if recipe.train.max_steps and step_of(checkpoint) >= recipe.train.max_steps:
+            raise UsageError(f"{checkpoint} is at --max-steps {recipe.train.max_steps} already; ask for more steps")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError:
@@ -147,7 +161,7 @@ RENAMED = {
 NOT_ARGUMENTS = {"max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps"}
 
 
-def _arguments(recipe: Any, folder: RunFolder, evaluates: bool) -> TrainingArguments:
+def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> TrainingArguments:
     """TrainingArguments as the recipe says. Raises UsageError for values that it does not take."""
     section = recipe.train
     given = {
@@ -165,12 +179,13 @@ def _arguments(recipe: Any, folder: RunFolder, evaluates: bool) -> TrainingArgum
         every |= {"eval_strategy": "no"}
     ours = {
         **every,
-        "output_dir": str(folder.checkpoints),
-        "learning_rate": section.learning_rate or learning_rate(recipe),
+        "output_dir": recipe.run.output_dir or "runs",
+        "learning_rate": section.learning_rate or learning_rate(model_type, recipe.model.from_scratch),
         "max_steps": section.max_steps or -1,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # else a loss that is NaN is logged as 0
-        "eval_on_start": evaluates,
+        "eval_on_start": evaluates and not resumes,
+        "restore_callback_states_from_checkpoint": recipe.eval.early_stop is not None,
         "metric_for_best_model": metric if evaluates else None,
         "greater_is_better": recipe.eval.best_metric in metrics.HIGHER_IS_BETTER,
         "per_device_eval_batch_size": recipe.eval.batch_size,
@@ -178,7 +193,7 @@ def _arguments(recipe: Any, folder: RunFolder, evaluates: bool) -> TrainingArgum
         "disable_tqdm": True,
         "use_cpu": not torch.accelerator.is_available(),
         checkpointing: section.gradient_checkpointing,
-        **_precision(recipe),
+        **_precision(section.precision, model_type),
     }
     try:
         arguments = TrainingArguments(**{**given, **ours})
@@ -190,17 +205,16 @@ def _arguments(recipe: Any, folder: RunFolder, evaluates: bool) -> TrainingArgum
     return arguments
 
 
-def learning_rate(recipe: Any) -> float:
+def learning_rate(model_type: str, from_scratch: bool) -> float:
     """The default peak learning rate, by family: T5 wants more, random weights ten times as much."""
-    base = 1e-4 if any(name in recipe.model.name.lower() for name in ("t5", "t0")) else 5e-5
-    return base * 10 if recipe.model.from_scratch else base
+    base = 1e-4 if model_type in T5_FAMILY else 5e-5
+    return base * 10 if from_scratch else base
 
 
-def _precision(recipe: Any) -> dict[str, bool]:
-    asked = recipe.train.precision
+def _precision(asked: str, model_type: str) -> dict[str, bool]:
     if asked == "auto":
         asked = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    if asked == "fp16" and any(name in recipe.model.name.lower() for name in T5_FAMILY):
+    if asked == "fp16" and model_type in T5_FAMILY:
         raise UsageError("--precision fp16: T5's activations overflow in it; use bf16 or fp32")
     if asked == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; use fp32 or bf16 on a CPU")
@@ -259,22 +273,25 @@ def _by_group(rows: Rows) -> Iterator[str]:
         yield json.dumps([value for _, value in group])
 
 
-def _results(
-    recipe: Any, trainer: ExactTrainer, run: Watch, figures: dict[str, float], examples: Examples,
-    held_out: Examples | None, train_rows: Rows, eval_rows: Rows | None, started: float,
-) -> dict[str, Any]:  # fmt: skip
-    state, world = trainer.state, trainer.args.world_size
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    counts = torch.stack([trainer.tokens_seen, trainer.tokens_trained])
-    seen, trained = (int(count) for count in trainer.accelerator.reduce(counts))
-    seconds = time.monotonic() - run.began
+def _data(examples: Examples, held_out: Examples | None, train_rows: Rows, eval_rows: Rows | None) -> dict[str, Any]:
     data: dict[str, Any] = {"train": examples.ledger.document()}
     if held_out is not None:
         data |= {"eval": held_out.ledger.document(), "shared_rows": _shared_rows(train_rows, eval_rows)}
-    results = {
+    return data
+
+
+def _results(
+    recipe: Any, trainer: ExactTrainer, run: Watch, figures: dict[str, float], data: dict[str, Any], started: float,
+    status: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The content of results.json."""
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry and math.isfinite(entry["loss"])]
+    seen, trained = run.counted if status == "failed" else trainer.count()
+    return {
         "objective": recipe.objective,
         "model": recipe.model.name,
-        "status": "interrupted" if run.stopped_by else "completed",
+        "status": status,
         "metrics": figures,
         "initial_metrics": run.initial,
         "train": {
@@ -283,15 +300,14 @@ def _results(
             **({"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}),
             "tokens_seen": seen,
             "tokens_trained": trained,
-            "tokens_per_second": seen / max(seconds, 1e-9),
+            "tokens_per_second": (seen - trainer.seen_before) / max(time.monotonic() - run.began, 1e-9),
             "seconds": time.monotonic() - started,
             "peak_memory_bytes": _peak_memory(),
         },
         "data": data,
         "gates": [],
-        "environment": environment(world, recipe.train.seed),
+        "environment": environment(trainer.args.world_size, recipe.train.seed),
     }
-    return results
 
 
 def environment(processes: int = 1, seed: int | None = None) -> dict[str, Any]:
@@ -328,11 +344,12 @@ def _again(folder: RunFolder, more: str = "") -> str:
 
 def _save(trainer: ExactTrainer, network: Any, tokenizer: Any, folder: RunFolder, results: dict[str, Any]) -> None:
     """The model beside its results, to be loaded by any tool that loads transformers models."""
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # Only a sharded model has to be gathered; any other is saved as it is, bare of wrappers and of the compiler.
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if not trainer.is_world_process_zero():
         return
     try:
-        network = trainer.accelerator.unwrap_model(network)
         if "use_cache" in network.config.to_dict():
             network.config.use_cache = True  # Trainer turns it off; whoever generates wants it
         network.save_pretrained(folder.path, state_dict=state_dict)

@@ -1,10 +1,12 @@
 """Trainer with our loss, our evaluation and our order of rows, and the watch that decides when to do what."""
 
+import json
 import math
 import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,12 @@ from lmtrain.console import Console
 from lmtrain.encode import Key
 from lmtrain.errors import BrokenDown
 from lmtrain.evaluate import Evaluation
+from lmtrain.launch import is_launched
 from lmtrain.loss import TokenLoss
-from lmtrain.report import METRICS, SAMPLES, RunFolder
+from lmtrain.report import METRICS, SAMPLES, RunFolder, write_whole
+
+COUNTS = "counts.json"
+"""In a checkpoint: [tokens seen, tokens trained] so far."""
 
 
 class ExactTrainer(Trainer):
@@ -28,9 +34,21 @@ class ExactTrainer(Trainer):
         self.token_loss, self.evaluation = loss, evaluation
         # Trainer counts the labels of a whole step for models that say they divide by them: compute_loss does.
         self.model_accepts_loss_kwargs = True
-        self.tokens_seen = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        self.tokens_trained = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self.tokens = torch.zeros(2, dtype=torch.int64, device=self.args.device)  # seen, trained; of this process
+        self.finite = torch.ones((), dtype=torch.bool, device=self.args.device)
+        self.seen_before = self.trained_before = 0
         return self
+
+    def count(self) -> tuple[int, int]:
+        """(tokens seen, tokens trained) since the run began, over all processes and resumes; to be asked by all."""
+        seen, trained = (int(count) for count in self.accelerator.reduce(self.tokens))
+        return self.seen_before + seen, self.trained_before + trained
+
+    def recall(self, checkpoint: Path) -> None:
+        """Go on counting from where `checkpoint` was saved."""
+        path = checkpoint / COUNTS
+        if path.exists():
+            self.seen_before, self.trained_before = json.loads(path.read_text())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Key]:
         together = self.args.train_batch_size * self.args.world_size if self.args.world_size > 1 else 1
@@ -39,11 +57,16 @@ class ExactTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        self.tokens_seen += inputs["attention_mask"].sum()
-        self.tokens_trained += (inputs["labels"] != IGNORED).sum()
+        self._count(inputs["attention_mask"], inputs["labels"] != IGNORED)
         loss = self.token_loss(model, inputs, num_items_in_batch)
+        self.finite &= torch.isfinite(loss.detach())
         # DistributedDataParallel averages gradients over the processes; the exact loss wants their sum.
         return loss * self.accelerator.num_processes
+
+    def _count(self, mask: torch.Tensor, labels: torch.Tensor) -> None:
+        blank = (mask.sum(1) == 1) & ~labels.any(1)
+        decoded = labels.sum() if self.model.config.is_encoder_decoder else 0
+        self.tokens += torch.stack([mask.sum() - blank.sum() + decoded, labels.sum()])
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual."""
@@ -58,7 +81,7 @@ class ExactTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and start_time is not None:
             seconds = time.time() - start_time
-            logs["tokens_per_second"] = int(self.tokens_seen) * self.args.world_size / max(seconds, 1e-9)
+            logs["tokens_per_second"] = int(self.tokens[0]) * self.args.world_size / max(seconds, 1e-9)
         super().log(logs, start_time)
 
 
@@ -71,6 +94,7 @@ class Watch(TrainerCallback):
         self.began = time.monotonic()
         self.evaluated_at = self.saved_at = -1
         self.stopped_by: int | None = None
+        self.counted = (0, 0)
         self.initial: dict[str, float] = {}
         self.figures: dict[int, dict[str, float]] = {}
 
@@ -80,30 +104,47 @@ class Watch(TrainerCallback):
         """While training, Ctrl-C and SIGTERM ask for a checkpoint and a stop; a second one leaves at once."""
         return _Signals(self)
 
-    def _asked_to_stop(self) -> bool:
+    def _asked_to_stop(self) -> tuple[bool, bool]:
+        """(whether a signal came, whether the time is up), the same on every process."""
+        limit = self.recipe.train.max_time
+        over = limit is not None and time.monotonic() - self.began >= limit
         accelerator = self.trainer.accelerator
-        if accelerator.num_processes == 1:
-            return self.stopped_by is not None
-        if self.stopped_by:
-            accelerator.set_trigger()
-        stop = accelerator.check_trigger()
-        self.stopped_by = (self.stopped_by or signal.SIGTERM) if stop else None
-        return stop
+        if accelerator.num_processes > 1:
+            asked = torch.tensor([self.stopped_by is not None, over], dtype=torch.int64, device=accelerator.device)
+            signalled, over = (bool(flag) for flag in accelerator.reduce(asked))
+            self.stopped_by = (self.stopped_by or signal.SIGTERM) if signalled else self.stopped_by
+        return self.stopped_by is not None, over
 
     # --- events
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
+        if state.global_step and (path := self.folder.path / METRICS).exists():
+            first = json.loads(path.read_text(encoding="utf-8").split("\n")[0] or "{}")
+            self.initial = (
+                {n: v for n, v in first.items() if n not in ("step", "epoch")} if "eval_loss" in first else {}
+            )
+            self.figures = self._figures_before(path)
+
+    def _figures_before(self, path: Path) -> dict[int, dict[str, float]]:
+        """What was measured before a resume, for the case that the best model is from then."""
+        events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {
+            event["step"]: {name: value for name, value in event.items() if name not in ("step", "epoch")}
+            for event in events
+            if "eval_loss" in event and event["step"]
+        }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        limit = self.recipe.train.max_time
-        over = limit is not None and time.monotonic() - self.began >= limit
-        if self._asked_to_stop():
+        stopped, over = self._asked_to_stop()
+        if stopped:
             control.should_training_stop, control.should_save = True, True
             control.should_evaluate = False
         elif over or state.global_step >= state.max_steps:
             control.should_training_stop, control.should_save, control.should_log = True, True, True
             control.should_evaluate = self.evaluation is not None
+        if (control.should_save or control.should_evaluate) and not self.trainer.finite:
+            self._break_down(state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
@@ -114,6 +155,9 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saved_at = state.global_step
+        self.counted = self.trainer.count()
+        if self.console.main_process:
+            write_whole(self.folder.checkpoints / f"checkpoint-{state.global_step}" / COUNTS, json.dumps(self.counted))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         figures = {n if n == "eval_loss" else n.removeprefix("eval_"): v for n, v in metrics.items()}
@@ -139,9 +183,13 @@ class Watch(TrainerCallback):
             plain = {n.removeprefix("eval_") if n != "eval_loss" else n: v for n, v in logs.items()}
             self.folder.append(METRICS, {"step": state.global_step, **plain})
         if logs and any(not math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
-            raise BrokenDown(f"the loss is no longer a finite number, at step {state.global_step} or shortly before; "
-                             f"try a lower --learning-rate. The last checkpoint in {self.folder.checkpoints} is "
-                             "from before")  # fmt: skip
+            self._break_down(state.global_step)
+
+    def _break_down(self, step: int) -> None:
+        raise BrokenDown(
+            f"the loss is no longer a finite number, at step {step} or shortly before; try a lower --learning-rate. "
+            f"Checkpoints in {self.folder.checkpoints} are from before"
+        )
 
     def final_figures(self) -> dict[str, float]:
         """The figures of the model that is kept: the best one, which is loaded, or the last."""
@@ -149,7 +197,8 @@ class Watch(TrainerCallback):
         if self.evaluation is None:
             return {}
         best = state.best_global_step
-        if best and best != state.global_step and state.best_model_checkpoint and not self.stopped_by:
+        kept = state.best_model_checkpoint
+        if best and best != state.global_step and kept and Path(kept).is_dir() and not self.stopped_by:
             self.trainer._load_best_model()
             self.console.note(f"keeping the model of step {best}, the best by {self.recipe.eval.best_metric}")
             state_step = best
@@ -173,8 +222,8 @@ class _Signals:
         self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.run.stopped_by:
-            os._exit(128 + number)
+        if self.run.stopped_by and not is_launched():
+            os._exit(128 + number)  # a launcher passes on what its terminal sends as well: not a second wish
         self.run.stopped_by = number
         self.run.console.warn("stopping after this step, with a checkpoint; once more leaves at once")
 

@@ -173,3 +173,68 @@ def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path)
     assert "lmtrain run run/recipe.yaml --resume auto -o run" in err
     assert list(Path("run/checkpoints").glob("checkpoint-*"))
     assert json.loads(Path("run/results.json").read_text())["status"] == "interrupted"
+
+
+def test_the_environment_takes_text_as_it_stands_and_refuses_what_is_no_flag(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LMTRAIN_SOURCE_PREFIX", "summarize: ")
+    monkeypatch.setenv("LMTRAIN_OUTPUT_DIR", "2024")
+    monkeypatch.setenv("LMTRAIN_DATA", "-")
+    text = lmtrain("seq2seq", "--model", "t5-small", "--dry-run").out
+    assert "source_prefix: 'summarize: '" in text
+    assert "output_dir: '2024'" in text
+    assert lmtrain("clm", "--model", "m", "--data", "x", "--dry-run").code == 0
+    monkeypatch.setenv("LMTRAIN_EVERY", "1")
+    assert lmtrain("clm", "--model", "m", "--data", "x", "--dry-run").code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--best-metric", "perplexityy"], "did you mean 'perplexity'"),
+        (["--resume", "auto", "--overwrite", "-o", "x"], "give one of the two"),
+        (["--resume", "auto", "-o", "x", "--max-steps", "0"], "nothing to --resume"),
+        (["--bf16", "--precision", "fp32"], "given twice"),
+        (["--text-column", "a", "--messages-column", "b"], "two kinds of rows"),
+        (["--accelerate-config", "nope.yaml"], "no such file"),
+        (["--set", "train.bf16=true"], "--precision"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(flags: list[str], wanted: str, material: Path):
+    outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", *flags)
+    assert outcome.code == 2, outcome.err
+    assert wanted in outcome.err.replace("\n", " ")
+
+
+def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
+    from lmtrain.recipe import OURS, Clm
+    from lmtrain.train import RENAMED, _arguments
+
+    recipe = Clm.model_validate({"model": {"name": "m"}, "data": {"train": ["x"]}})
+    passed = set(RENAMED.values()) | {name for name in type(recipe.train).model_fields}
+    ours = vars(_arguments(recipe, "gpt2", True, False)).keys() - passed
+    from transformers import TrainingArguments
+
+    plain = vars(TrainingArguments(output_dir="x"))
+    changed = {name for name in ours if vars(_arguments(recipe, "gpt2", True, False))[name] != plain.get(name)}
+    known = set(OURS) | {"gradient_checkpointing", "torch_compile_backend", "torch_compile_mode", "save_steps"}
+    assert {name for name in changed if not name.startswith("_")} - known - {
+        "distributed_state",
+        "deepspeed_plugin",
+    } == set()
+
+
+def test_an_interrupted_launch_of_several_processes_says_how_to_go_on(material: Path):
+    command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "prose.txt"),
+               "--epochs", "10000", "-o", "run", "--eval-every", "100000", "--num-processes", "2"]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = Path("run/metrics.jsonl")
+    for _ in range(600):
+        if log.exists() and log.read_text().count("\n") > 3:
+            break
+        time.sleep(0.1)
+    running.terminate()
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 143, err
+    assert "lmtrain run run/recipe.yaml --resume auto -o run" in err
+    assert "Traceback" not in err
+    assert list(Path("run/checkpoints").glob("checkpoint-*"))

@@ -30,7 +30,7 @@ def made(objective: str, kind: str = "bpe:300"):
 def rows_of(values: list, kind: str, running: bool = False) -> Rows:
     table = Table("made up", lambda: iter(()))
     places = [(0, number) for number in range(1, len(values) + 1)]
-    return Rows(kind, running, (table,), values, places, list(range(len(values))), {0: len(values)})
+    return Rows(kind, (table,), values, places, list(range(len(values))), {0: len(values)} if running else {})
 
 
 def encoded(objective: str, values: list, kind: str, running: bool = False, positions: int | None = None, measure: bool = False,

@@ -269,3 +269,28 @@ def test_masked_data_takes_text_only(tmp_path: Path):
     with pytest.raises(InputError, match="--text-column"):
         load(tmp_path / "a.jsonl", data=MlmData)
     assert load(tmp_path / "a.jsonl", data=ClmData).kind == "prompt"
+
+
+def test_a_single_chat_is_a_row_and_a_bracket_does_not_make_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "a.json").write_text(json.dumps({"messages": chat}))
+    assert load(tmp_path / "a.json").values == [chat]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[Act 1]\nEnter a king.\n")))
+    assert load("-", packing=False).values == ["[Act 1]", "Enter a king."]
+
+
+def test_a_dataset_saved_to_disk_is_read_by_split(tmp_path: Path):
+    import datasets
+
+    data = datasets.DatasetDict({s: datasets.Dataset.from_list(ROWS[:n]) for s, n in (("train", 4), ("test", 2))})
+    data.save_to_disk(str(tmp_path / "saved"))
+    assert load(tmp_path / "saved").values == LINES[:4]
+    section = ClmData(train=["x"])
+    assert sources.load([str(tmp_path / "saved")], section, split="validation").values == LINES[:2]
+
+
+def test_deep_nesting_is_one_sentence(tmp_path: Path):
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text('{"text": ' + "[" * 100_000)
+        with pytest.raises(InputError, match="nested too deeply"):
+            load(tmp_path / name)

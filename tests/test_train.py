@@ -221,3 +221,93 @@ def test_every_token_is_trained_once_an_epoch(epochs: int, material: Path):
         == epochs * (ledger["tokens_used"] - blocks)
     )
     assert "eval" not in results["data"]
+
+
+def test_a_compiled_model_loads_like_any_other(material: Path):
+    trained("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--max-steps", 2, "--compile", "--set",
+            "train.torch_compile_backend=eager", "-o", "compiled")  # fmt: skip
+    again = lmtrain("clm", "--model", "compiled", "--data", material / "text.jsonl", "--max-steps", 0, "-o", "again")
+    assert again.code == 0, again.err
+
+
+def test_no_checkpoint_is_saved_once_the_loss_is_not_finite(material: Path):
+    outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--lr", 1e18, "--optim", "sgd",
+                      "--max-grad-norm", 0, "--save-every", 2, "--val-split", 0, "--log-every", 100, "-o", "run")  # fmt: skip
+    assert outcome.code == 6
+    from safetensors.torch import load_file
+
+    for path in Path("run/checkpoints").glob("*/model.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+    assert json.loads(Path("run/results.json").read_text())["status"] == "failed"
+
+
+def test_resuming_a_finished_run_changes_nothing(material: Path):
+    run = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 32, "--max-steps", 4, "-o", "run"]
+    results = trained(*run)
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    assert trained(*run, "--resume", "auto") == results
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
+
+
+def test_a_resumed_run_counts_stops_and_reports_like_the_whole_one(material: Path):
+    run = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--lr", 0.3, "--lr-scheduler", "constant",
+           "--max-steps", 60, "--save-every", 1, "--eval-every", 2, "--early-stop", 3, "--keep", 99]  # fmt: skip
+    whole = trained(*run, "-o", "whole")
+    step = whole["train"]["steps"] - 2
+    resumed = trained(*run, "-o", "whole", "--resume", f"whole/checkpoints/checkpoint-{step}")
+    for key in ("steps", "tokens_seen", "tokens_trained"):
+        assert resumed["train"][key] == whole["train"][key], key
+    assert resumed["metrics"] == whole["metrics"]
+    assert resumed["initial_metrics"] == whole["initial_metrics"]
+    steps = [
+        json.loads(line)["step"]
+        for line in Path("whole/metrics.jsonl").read_text().splitlines()
+        if "eval_loss" in line
+    ]
+    assert steps == sorted(set(steps))
+
+
+def test_a_folder_that_is_no_run_is_not_resumed_into(material: Path):
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("mine")
+    outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--resume", "auto", "-o", "mine")
+    assert outcome.code == 2
+    assert Path("mine/README.md").read_text() == "mine"
+
+
+def test_running_text_and_rows_can_be_mixed(material: Path):
+    results = trained("clm", *scratch("gpt2"), "--data", material / "prose.txt", "--data", material / "text.jsonl",
+                      "--max-steps", 1, "-o", "run")  # fmt: skip
+    assert results["data"]["train"]["rows_used"] + results["data"]["eval"]["rows_used"] == 300
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        ("m2m_100", "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32"),
+        ("mbart", "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32"),
+        ("blenderbot", "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32"),
+    ],
+)  # fmt: skip
+def test_encoder_decoders_without_a_shift_of_their_own_or_with_an_odd_one_train(
+    model: str, sizes: str, material: Path
+):
+    results = trained("seq2seq", "--from-scratch", "--model", model, "--model-config", sizes, "--tokenizer", "unigram:60",
+                      "--data", material / "pairs.jsonl", "--epochs", 4, "--lr", 1e-2, "-o", "run")  # fmt: skip
+    assert results["metrics"]["eval_loss"] < results["initial_metrics"]["eval_loss"]
+    from lmtrain.loss import decoder_inputs
+
+    network = AutoModelForSeq2SeqLM.from_pretrained("run")
+    tokenizer = AutoTokenizer.from_pretrained("run")
+    start = decoder_inputs(network, torch.tensor([[5, tokenizer.eos_token_id]]))[0, 0]
+    assert start == network.generation_config.decoder_start_token_id
+
+
+@pytest.mark.parametrize(("model", "positions"), [("roberta", 39), ("mpnet", 38), ("bert", 40)])
+def test_positions_are_those_that_can_be_reached(model: str, positions: int, material: Path):
+    run = ["mlm", "--from-scratch", "--model", model, "--tokenizer", "wordpiece:200", "--data", str(material / "text.jsonl"),
+           "--max-steps", 1, "--model-config", "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,"
+           "max_position_embeddings=40"]  # fmt: skip
+    outcome = lmtrain(*run, "-L", positions, "-o", "run")
+    assert outcome.code == 0, outcome.err
+    assert f"{positions} positions" in lmtrain(*run, "-L", positions + 1, "-o", "more").err
