@@ -396,9 +396,9 @@ class Leaf:
     def read(self, text: str) -> Any:
         """A value written outside of a recipe: YAML, but for a field of text the text as it stands."""
         value = parse_yaml(text)
-        if self.field.annotation in (str, str | None):
-            return text
-        return text if self.field.annotation == list[str] and not isinstance(value, list) else value
+        several = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        plain = self.field.annotation in (str, str | None) or (self.field.annotation == list[str] and not several)
+        return text if plain else value
 
     @property
     def default(self) -> Any:
