@@ -216,7 +216,13 @@ def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
 
     plain = vars(TrainingArguments(output_dir="x"))
     changed = {name for name in ours if vars(_arguments(recipe, "gpt2", True, False))[name] != plain.get(name)}
-    known = set(OURS) | {"gradient_checkpointing", "dataloader_pin_memory", "torch_compile_backend", "torch_compile_mode", "save_steps"}
+    known = set(OURS) | {
+        "gradient_checkpointing",
+        "dataloader_pin_memory",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "save_steps",
+    }
     assert {name for name in changed if not name.startswith("_")} - known - {
         "distributed_state",
         "deepspeed_plugin",
