@@ -139,12 +139,14 @@ def _train(recipe: Any, console: Console) -> None:
             console.note("the run is completed already; these are its results")
             console.result(results, report.summary(results), title=f"{recipe.objective}: {recipe.model.name}")
             return
-    train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
+    with console.working("reading the data"):
+        train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
     if launch.wanted(recipe.run):
         del train_rows, eval_rows  # read to be checked; every process reads for itself
         raise typer.Exit(launch.relaunch(recipe, recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
-    from lmtrain import train
+    with console.working("loading torch and transformers"):
+        from lmtrain import train
 
     train.quiet_libraries()
     results = train.train(recipe, train_rows, eval_rows, folder, console)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -23,6 +24,10 @@ class Console:
     @property
     def live(self) -> bool:
         return self.err.is_terminal and not self.quiet and self.main_process
+
+    def working(self, on: str) -> AbstractContextManager[Any]:
+        """A spinner that says what takes its time; on a terminal only."""
+        return self.err.status(f"{on} …") if self.live else nullcontext()
 
     def note(self, text: str) -> None:
         if self.main_process and not self.quiet:

@@ -49,19 +49,23 @@ def train(
     Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
     """
     started = time.monotonic()
-    config = load_config(recipe.model, recipe.objective)
     checkpoint = to_resume(recipe.run.resume, folder)
+    _check_end(recipe, checkpoint, eval_rows is not None)
+    config = load_config(recipe.model, recipe.objective)
     arguments = _arguments(recipe, config.model_type, eval_rows is not None, checkpoint is not None)
     console.main_process = PartialState().is_main_process
     objective = OBJECTIVES[recipe.objective]
     set_seed(recipe.train.seed)
 
-    tokenizer, told = load_tokenizer(recipe.model, train_rows, objective.frame)
+    with console.working("loading the tokenizer"):
+        tokenizer, told = load_tokenizer(recipe.model, train_rows, objective.frame)
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
-    network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
+    with console.working("loading the model"):
+        network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
     limits = Limits(positions(network), {})
-    examples = objective.encode(train_rows, tokenizer, recipe.data, limits, False)
-    held_out = objective.encode(eval_rows, tokenizer, recipe.data, limits, True) if eval_rows else None
+    with console.working("tokenising the data"):
+        examples = objective.encode(train_rows, tokenizer, recipe.data, limits, False)
+        held_out = objective.encode(eval_rows, tokenizer, recipe.data, limits, True) if eval_rows else None
     collate, loss = objective.fit(
         network, examples, tokenizer, recipe.data, recipe.train.seed, limits, recipe.train.label_smoothing
     )
@@ -87,7 +91,7 @@ def train(
     run = Watch(recipe, folder, evaluation, console)
     trainer = ExactTrainer(
         model=network, args=arguments, train_dataset=examples, eval_dataset=held_out, data_collator=collate,
-        processing_class=tokenizer, callbacks=_callbacks(recipe, run, console, evaluation),
+        processing_class=tokenizer, callbacks=_callbacks(recipe, run, console),
     ).prepare(loss, evaluation)  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     run.trainer = trainer
@@ -115,8 +119,6 @@ def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None, run: Wat
         return
     if checkpoint:
         trainer.recall(checkpoint)
-        if recipe.train.max_steps and step_of(checkpoint) >= recipe.train.max_steps:
-            raise UsageError(f"{checkpoint} is at --max-steps {recipe.train.max_steps} already; ask for more steps")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError:
@@ -137,10 +139,16 @@ def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None, run: Wat
                 callback.stop()
 
 
-def _callbacks(recipe: Any, run: Watch, console: Console, evaluation: Evaluation | None) -> list[TrainerCallback]:
-    patience = recipe.eval.early_stop
-    if patience and evaluation is None:
+def _check_end(recipe: Any, checkpoint: Path | None, evaluates: bool) -> None:
+    """Raise UsageError for a run that would never stop by what it is told to stop by, or has stopped already."""
+    if recipe.eval.early_stop and not evaluates:
         raise UsageError("--early-stop needs evaluation data: --eval-data or --val-split")
+    if checkpoint and recipe.train.max_steps and step_of(checkpoint) >= recipe.train.max_steps:
+        raise UsageError(f"{checkpoint} is at --max-steps {recipe.train.max_steps} already; ask for more steps")
+
+
+def _callbacks(recipe: Any, run: Watch, console: Console) -> list[TrainerCallback]:
+    patience = recipe.eval.early_stop
     stopping = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
     return [run, LiveProgress(console), *stopping]
 

@@ -197,6 +197,7 @@ def test_the_environment_takes_text_as_it_stands_and_refuses_what_is_no_flag(mon
         (["--text-column", "a", "--messages-column", "b"], "two kinds of rows"),
         (["--accelerate-config", "nope.yaml"], "no such file"),
         (["--set", "train.bf16=true"], "--precision"),
+        (["--early-stop", "1", "--val-split", "0", "-o", "x"], "needs evaluation data"),
     ],
 )
 def test_what_contradicts_itself_is_refused(flags: list[str], wanted: str, material: Path):

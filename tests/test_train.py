@@ -161,6 +161,11 @@ def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(material: Path):
     (Path("run/checkpoints/checkpoint-6") / "optimizer.pt").unlink()
     assert lmtrain(*run, "--resume", "run/checkpoints/checkpoint-6").code == 3
     assert lmtrain(*run, "--resume", "run/checkpoints/checkpoint-5").code == 2
+    before = Path("run/results.json").read_text()
+    outcome = lmtrain(*run, "--max-steps", 8, "--resume", "run/checkpoints/checkpoint-8")
+    assert outcome.code == 2
+    assert "ask for more steps" in outcome.err.replace("\n", " ")
+    assert Path("run/results.json").read_text() == before
 
 
 def test_overwrite_replaces_a_run_and_nothing_else(material: Path):
