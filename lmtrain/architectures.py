@@ -106,8 +106,24 @@ def _check_folder(folder: Path, objective: str, model: Model) -> None:
         reason = f"only {pickled[0]}, a pickle, which can run code when read" if pickled else "none are there"
         raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
     for path in weights:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: 0 bytes; the weights are lost, fetch or train them again")
+        if damage := cut_off(path):
+            raise InputError(f"{path}: {damage}; fetch or train the model again")
+
+
+def cut_off(path: Path) -> str | None:
+    """What is wrong with a safetensors file as far as its header tells; None where it is as long as it says."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"cut off, {size:,} bytes are left"
+        try:
+            header = json.loads(stream.read(length))
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "its header is damaged"
+    missing = 8 + length + end - size
+    return f"cut off, {missing:,} bytes are missing" if missing > 0 else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

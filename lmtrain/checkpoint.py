@@ -1,30 +1,36 @@
 """Which checkpoint a run goes on from."""
 
+import json
 import re
 from pathlib import Path
 
+from lmtrain.architectures import cut_off
 from lmtrain.errors import InputError
 from lmtrain.report import RunFolder
 
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
-def to_resume(resume: str | None, folder: RunFolder) -> Path | None:
-    """The checkpoint that `--resume` means; None where there is nothing to go on from.
+def to_resume(resume: str | None, folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """(the checkpoint that `--resume` means, what to say about others); None where there is nothing to go on from.
 
-    `auto` passes over a checkpoint that lacks a file, which a cut save leaves behind. Raises InputError for a named
-    one that is not whole.
+    `auto` passes over a checkpoint that a cut save left damaged. Raises InputError for a named one that is not whole.
     """
     if resume is None:
-        return None
+        return None, []
     if resume != "auto":
         path = Path(resume)
-        lacking = _lacking(path)
-        if lacking:
-            raise InputError(f"{path}: not a whole checkpoint, {lacking} is missing")
-        return path
+        if damage := _damage(path):
+            raise InputError(f"{path}: not a whole checkpoint: {damage}; --resume auto takes the newest whole one")
+        return path, []
     found = sorted(folder.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
-    return next((path for path in found if not _lacking(path)), None)
+    passed = []
+    for path in found:
+        if damage := _damage(path):
+            passed.append(f"passing over {path.name}: {damage}")
+        else:
+            return path, passed
+    return None, [*passed, "no whole checkpoint to go on from: starting anew"]
 
 
 def step_of(path: Path) -> int:
@@ -33,9 +39,17 @@ def step_of(path: Path) -> int:
     return int(number[1]) if number else -1
 
 
-def _lacking(path: Path) -> str | None:
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, as far as its files show it; None for a whole one."""
     if not any(path.glob("*.safetensors")):
-        return "model.safetensors"
+        return "model.safetensors is missing"
     if not any(path.glob("rng_state*.pth")):
-        return "rng_state.pth"
-    return next((name for name in NEEDED if not (path / name).is_file()), None)
+        return "rng_state.pth is missing"
+    for name in NEEDED:
+        if not (path / name).is_file() or not (path / name).stat().st_size:
+            return f"{name} is missing or empty"
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "trainer_state.json is damaged"
+    return next((f"{file.name}: {damage}" for file in path.glob("*.safetensors") if (damage := cut_off(file))), None)

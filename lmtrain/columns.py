@@ -171,5 +171,6 @@ def _require(first: Record, path: str, where: str) -> None:
 
 
 def _names(record: Record) -> str:
-    names = [visible(str(name), 40) for name in record]
+    plain = [visible(str(name), 40) for name in record]
+    names = [name if name == name.strip() else f"'{name}'" for name in plain]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -72,7 +72,9 @@ class Console:
 
     def samples(self, samples: list[dict[str, str]]) -> None:
         for sample in samples:
-            self.note("\n".join(f"  {name:>9}: {visible(text, 200)}" for name, text in sample.items()) + "\n")
+            self.note(
+                "\n".join(f"  {name:>9}: {visible(text, 200) or '(nothing)'}" for name, text in sample.items()) + "\n"
+            )
 
 
 def figure(value: Any) -> str:

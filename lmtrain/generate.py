@@ -24,7 +24,7 @@ class Settings:
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
     """Text of ids without special tokens; ids beyond the vocabulary are left out rather than crash."""
-    return tokenizer.decode([int(i) for i in ids if 0 <= int(i) < len(tokenizer)], skip_special_tokens=True).strip()
+    return tokenizer.decode([int(i) for i in ids if 0 <= int(i) < len(tokenizer)], skip_special_tokens=True)
 
 
 @torch.no_grad()

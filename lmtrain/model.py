@@ -4,9 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertTokenizer,
+    GPT2Tokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lmtrain import chat
 from lmtrain import tokenizer as tokenizers
@@ -54,15 +63,53 @@ def load_tokenizer(
     else:
         name = model.tokenizer or model.name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+            tokenizer = _bare_vocabulary(Path(name)) or AutoTokenizer.from_pretrained(
+                name, trust_remote_code=model.trust_remote_code
+            )
         except LOADING as error:
             raise InputError(_not_loaded("tokenizer", name, error)) from None
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
+    adopted = _adopt_special_tokens(tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     template = chat.ensure_template(tokenizer) if rows.kind == "messages" else None
-    return tokenizer, [template] if template else []
+    return tokenizer, [note for note in (adopted, template) if note]
+
+
+def _bare_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder that holds a vocabulary and nothing that says whose: BERT's or GPT-2's kind."""
+    if not folder.is_dir() or any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    if (folder / "vocab.txt").exists():
+        entries = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        cased = any(entry != entry.lower() for entry in entries if not entry.startswith("["))
+        return BertTokenizer.from_pretrained(folder, do_lower_case=not cased, strip_accents=False)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return GPT2Tokenizer.from_pretrained(folder)
+    return None
+
+
+USUAL_TOKENS = {
+    "mask_token": ("[MASK]", "<mask>"), "pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",), "sep_token": ("[SEP]",), "eos_token": ("</s>", "<|endoftext|>"),
+}  # fmt: skip
+
+
+def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give roles to the usual special tokens that the vocabulary holds but nobody declared; what to say about it."""
+    vocabulary = tokenizer.get_vocab()
+    adopted = {
+        role: token
+        for role, names in USUAL_TOKENS.items()
+        for token in names
+        if getattr(tokenizer, role) is None and token in vocabulary
+    }
+    if adopted:
+        tokenizer.add_special_tokens(adopted)
+    return (
+        f"the tokenizer declares no {', no '.join(adopted)}: using {', '.join(adopted.values())}" if adopted else None
+    )
 
 
 def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
@@ -217,6 +264,9 @@ def _not_loaded(what: str, name: str, error: Exception) -> str:
     """One line on why a model or a tokenizer could not be had."""
     if Path(name).is_dir():
         return f"{name}: the {what} cannot be loaded: {_first_line(error)}"
+    if HF_HUB_OFFLINE:
+        hint = "; --from-scratch --tokenizer bpe:8000 starts a new one" if is_architecture(name) else ""
+        return f"{name}: no such folder, and offline there is no such {what} in the cache; fetch it once online{hint}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, GatedRepoError):
@@ -231,4 +281,5 @@ def _not_loaded(what: str, name: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    text = " ".join(lines[:3]) if lines and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+    return text[:300]

@@ -78,7 +78,7 @@ def _decoded(
     except UnicodeDecodeError:
         line = _undecodable_line(opener, encoding or guessed)
         raise InputError(f"{name}, line {line}: not {encoding or guessed.removesuffix('-sig').upper()} text; "
-                         f"say what it is with --encoding, e.g. --encoding euc-kr or latin-1") from None  # fmt: skip
+                         f"say what it is with --encoding, e.g. {' or '.join(e for e in ('cp949', 'shift_jis', 'latin-1') if e != encoding)}") from None  # fmt: skip
 
 
 def _undecodable_line(opener: Callable[[], IO[bytes]], encoding: str) -> int:

@@ -167,7 +167,7 @@ class MlmData(TextData):
     @model_validator(mode="after")
     def _mask_split_adds_up(self) -> Self:
         if sum(map(int, self.mask_split.split("/"))) != 100:
-            raise ValueError("mask_split: the three parts must add up to 100")
+            raise ValueError("--mask-split: the three parts must add up to 100")
         return self
 
 
@@ -200,7 +200,7 @@ class Train(Section):
     epochs: float = option(3.0, aliases=("num_train_epochs",), gt=0)
     """Times through the data."""
     max_steps: int | None = option(None, ge=0)
-    """Stop after this many optimiser steps; 0 only evaluates."""
+    """Optimiser steps, whatever --epochs says; 0 only evaluates."""
     max_time: Annotated[float, BeforeValidator(_duration), Field(gt=0)] | None = option(None)
     """Stop after this long: 90s, 30m, 2h."""
     learning_rate: float | None = option(None, aliases=("lr",), gt=0)
@@ -253,13 +253,13 @@ class Eval(Section):
     early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
     """Stop after this many evaluations without a better one."""
     samples: int = option(3, ge=0)
-    """Rows to show the model's own writing on, at each evaluation."""
+    """Rows on which the model writes at each evaluation, into samples.jsonl; the first is shown."""
 
     @model_validator(mode="after")
     def _metric_is_known(self) -> Self:
         if self.best_metric not in self.METRICS:
             raise ValueError(
-                f"best_metric: there are {', '.join(self.METRICS)}{suggestion(self.best_metric, self.METRICS)}"
+                f"--best-metric {self.best_metric}: there are {', '.join(self.METRICS)}{suggestion(self.best_metric, self.METRICS)}"
             )
         return self
 
@@ -668,4 +668,6 @@ def _problem(recipe_class: type[Recipe], problem: Any) -> str:
     if leaf and leaf.field.annotation == Every:
         return f"{path}{flag}: should be a number of steps above 0 or 'epoch', got {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
+    if len(location) == 1:  # a check of ours over a whole section, which says it all
+        return message
     return f"{path}{flag}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"

@@ -23,7 +23,7 @@ def find(name: str) -> Path:
     names = {recipe.stem: recipe for recipe in shipped()}
     if name.removesuffix(".yaml") in names:
         return names[name.removesuffix(".yaml")]
-    raise UsageError(f"no recipe {name!r}: neither a file nor a shipped recipe{suggestion(name, names)} "
+    raise UsageError(f"no recipe {name!r}: neither a file nor a shipped recipe{suggestion(name, names) or '.'} "
                      f"The shipped ones: {', '.join(names)}")  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The run folder: what is in it, when it may be written, and the model card."""
 
+import errno
 import json
 import os
 import re
@@ -37,6 +38,8 @@ class RunFolder:
                     for written in self.path.glob(name):
                         written.unlink()
             self.checkpoints.mkdir(exist_ok=True)
+            if before := finished(self):  # a run that goes on is not a completed one, whatever becomes of it
+                write_whole(self.path / RESULTS, json.dumps({**before, "status": "interrupted"}, ensure_ascii=False))
             write_whole(self.path / RECIPE, to_yaml(recipe.saved()))
         except OSError as error:
             raise storage_error(self.path, error) from None
@@ -74,7 +77,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path}: {error.strerror or error}; free some space or choose another --output-dir")
+    remedy = "free some space or choose" if error.errno == errno.ENOSPC else "choose"
+    return StorageError(f"{path}: {error.strerror or error}; {remedy} another --output-dir")
 
 
 def choose_folder(run: Run, recipe: Recipe, model: str) -> RunFolder:

@@ -366,7 +366,7 @@ def _pieces(line: str) -> Iterator[str]:
 def _passages(rows: Rows) -> list[int]:
     """Every row a group; but running text, which would be torn to single lines, some hundred passages."""
     running = [len(v) for v, (table, _) in zip(rows.values, rows.places, strict=True) if table in rows.last_numbers]
-    enough = min(max(sum(running) // 100, 200), 4000)
+    enough = min(max(sum(running) // 100, 1), 4000)
     groups: list[int] = []
     group = size = 0
     before = None

@@ -20,6 +20,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from lmtrain import __version__, metrics
 from lmtrain.batching import Order, padding_fraction
@@ -49,7 +50,7 @@ def train(
     Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
     """
     started = time.monotonic()
-    checkpoint = to_resume(recipe.run.resume, folder)
+    checkpoint, passed = to_resume(recipe.run.resume, folder)
     _check_end(recipe, checkpoint, eval_rows is not None)
     config = load_config(recipe.model, recipe.objective)
     arguments = _arguments(recipe, config.model_type, eval_rows is not None, checkpoint is not None)
@@ -83,9 +84,8 @@ def train(
         folder.create(recipe, recipe.run.overwrite)
         if recipe.run.resume:
             folder.rewind(step_of(checkpoint) if checkpoint else -1)
-            console.note(
-                f"going on from {checkpoint}" if checkpoint else "no whole checkpoint to go on from: starting anew"
-            )
+            for line in [*passed, *([f"going on from {checkpoint}"] if checkpoint else [])]:
+                console.note(line)
     PartialState().wait_for_everyone()
 
     run = Watch(recipe, folder, evaluation, console)
@@ -207,10 +207,20 @@ def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> 
         arguments = TrainingArguments(**{**given, **ours})
     except (ValueError, TypeError) as error:
         raise UsageError(f"train: {str(error).splitlines()[0]}") from None
+    _check_reporters(arguments)
     if arguments.n_gpu > 1:
         # One process would spread over all GPUs by DataParallel, which is slow and averages losses of parts.
         arguments._n_gpu = 1
     return arguments
+
+
+def _check_reporters(arguments: TrainingArguments) -> None:
+    """Trackers fail when they are made, which would be after the run folder is: so they are made once before."""
+    try:
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise UsageError(f"--report-to: {str(error).splitlines()[0]}") from None
 
 
 def learning_rate(model_type: str, from_scratch: bool) -> float:
@@ -240,6 +250,12 @@ def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     lines = [f"{lengths}, --learning-rate {arguments.learning_rate:g}, --precision {precision}, {arguments.device}"
              + (f" × {arguments.world_size}" if arguments.world_size > 1 else "")]  # fmt: skip
+    if "max_source_length" in limits.resolved and not (
+        recipe.data.max_source_length and recipe.data.max_target_length
+    ):
+        lines.append(
+            "a length that was not given is what 99 % of the pairs need; longer ones are treated by --on-long"
+        )
     if loss.own:
         lines.append(f"{config.model_type} has a training loss of its own; eval_loss is the plain cross entropy")
     return lines
