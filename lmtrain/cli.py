@@ -137,7 +137,7 @@ def _train(recipe: Any, console: Console) -> None:
             console.warn(f"going on with other settings than before: {', '.join(changed)}")
         elif recipe.run.resume == "auto" and (results := report.finished(folder)):
             console.note("the run is completed already; these are its results")
-            console.result(results, report.summary(results), title=f"{recipe.objective}: {recipe.model.name}")
+            console.result(results, report.summary(results), title=f"{recipe.objective}: {_short(recipe.model.name)}")
             return
     with console.working("reading the data"):
         train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
@@ -150,8 +150,13 @@ def _train(recipe: Any, console: Console) -> None:
 
     train.quiet_libraries()
     results = train.train(recipe, train_rows, eval_rows, folder, console)
-    console.result(results, report.summary(results), title=f"{recipe.objective}: {recipe.model.name}")
+    console.result(results, report.summary(results), title=f"{recipe.objective}: {_short(recipe.model.name)}")
     console.note(report.next_steps(recipe.objective, folder))
+
+
+def _short(name: str) -> str:
+    """The last part of a folder's path, a hub id in full."""
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _environment(recipe: Any) -> None:
@@ -286,7 +291,7 @@ def tokenizer_stats(
     train.quiet_libraries()
     loaded, _ = model.load_tokenizer(model.Model(name=tokenizer), rows, None)
     figures = tokenizers.stats(loaded, rows.texts())
-    Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=tokenizer)
+    Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------

@@ -259,3 +259,19 @@ def test_from_scratch_takes_the_sizes_and_the_vocabulary(material: Path):
     config = json.loads(Path("run/config.json").read_text())
     assert (config["n_layer"], config["n_embd"], config["vocab_size"]) == (2, 32, 300)
     assert config["eos_token_id"] == 3
+
+
+def test_a_folder_with_a_bare_vocabulary_is_a_tokenizer(material: Path, bert: Path):
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(bert)
+    Path("vocabulary").mkdir()
+    Path("vocabulary/vocab.txt").write_text("\n".join(made.convert_ids_to_tokens(range(len(made)))), encoding="utf-8")
+    Path("undeclared").mkdir()
+    shutil.copy(bert / "tokenizer.json", "undeclared")
+    for folder in ("vocabulary", "undeclared"):
+        outcome = lmtrain("mlm", *scratch("bert")[:5], "--tokenizer", folder, "--data", material / "text.jsonl", "--max-steps", 1,
+                          "-o", f"run-{folder}")  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        assert AutoTokenizer.from_pretrained(f"run-{folder}").mask_token == "[MASK]"
+    assert "declares no mask_token" in outcome.err.replace("\n", " ")

@@ -316,3 +316,39 @@ def test_positions_are_those_that_can_be_reached(model: str, positions: int, mat
     outcome = lmtrain(*run, "-L", positions, "-o", "run")
     assert outcome.code == 0, outcome.err
     assert f"{positions} positions" in lmtrain(*run, "-L", positions + 1, "-o", "more").err
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(material: Path):
+    run = [
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        16,
+        "--save-every",
+        2,
+        "-o",
+        "run",
+        "--keep",
+        9,
+    ]
+    trained(*run, "--max-steps", 6)
+    (Path("run/checkpoints/checkpoint-6") / "trainer_state.json").write_text('{"global_st')
+    weights = Path("run/checkpoints/checkpoint-4/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-7])
+    outcome = lmtrain(*run, "--max-steps", 7, "--resume", "auto")
+    message = outcome.err.replace("\n", " ")
+    assert outcome.code == 0, outcome.err
+    assert "passing over checkpoint-6: trainer_state.json is damaged" in message
+    assert "passing over checkpoint-4: model.safetensors: cut off, 7 bytes are missing" in message
+    assert "going on from run/checkpoints/checkpoint-2" in message
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_anything_is_written(material: Path):
+    outcome = lmtrain(
+        "clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--report-to", "comet_ml", "-o", "run"
+    )
+    assert outcome.code == 2
+    assert "--report-to" in outcome.err
+    assert not Path("run").exists()
