@@ -5,7 +5,6 @@ is no causal model should not.
 """
 
 import ast
-import importlib.util
 import json
 import re
 from functools import cache
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.errors import InputError, UsageError, suggestion
-from lmtrain.recipe import Model, Recipe
+from lmtrain.recipe import Model, Recipe, transformers_source
 
 TABLES = {
     "seq2seq": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "an encoder-decoder"),
@@ -29,10 +28,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @cache
 def _table(name: str) -> dict[str, str]:
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise InputError("transformers is not installed; pip install lmtrain brings it")
-    folder = Path(spec.origin).parent / "models" / "auto"
+    folder = transformers_source("models", "auto")
     for file in ("modeling_auto.py", "auto_mappings.py", "configuration_auto.py"):
         path = folder / file
         for statement in ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else ():

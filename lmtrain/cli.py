@@ -143,7 +143,7 @@ def _train(recipe: Any, console: Console) -> None:
         train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
     if launch.wanted(recipe.run):
         del train_rows, eval_rows  # read to be checked; every process reads for itself
-        raise typer.Exit(launch.relaunch(recipe, recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
+        raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
     with console.working("loading torch and transformers"):
         from lmtrain import train

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lmtrain import generate, metrics
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.encode import Examples
-from lmtrain.loss import TokenLoss
+from lmtrain.loss import TokenLoss, evaluating
 from lmtrain.objectives import Objective
 from lmtrain.sources import Rows
 
@@ -36,16 +36,11 @@ class Evaluation:
         `write=False` leaves out what has to be generated. Raises nothing for a bad model: a loss that is not finite
         is returned as it is.
         """
-        was_training = network.training
-        network.eval()
-        try:
-            with torch.no_grad(), accelerator.autocast():
-                figures = self._likelihood(network, accelerator)
-                if write and self.objective.transforms:
-                    figures |= self._written(network, accelerator)
-            return figures
-        finally:
-            network.train(was_training)
+        with evaluating(network), torch.no_grad(), accelerator.autocast():
+            figures = self._likelihood(network, accelerator)
+            if write and self.objective.transforms:
+                figures |= self._written(network, accelerator)
+        return figures
 
     def _own_rows(self, accelerator: Accelerator) -> list[int]:
         """This process's share, the longest rows first so that a batch has little padding."""
@@ -94,9 +89,5 @@ class Evaluation:
         return {"exact_match": metrics.exact_match(predictions, references)}
 
     def samples(self, network: Any, count: int) -> list[generate.Sample]:
-        was_training = network.training
-        network.eval()
-        try:
+        with evaluating(network):
             return self.objective.sample(network, self.tokenizer, self.examples, count, self.collate, self.settings)
-        finally:
-            network.train(was_training)

@@ -85,19 +85,25 @@ def _case(family: str) -> tuple[PreTrainedModel, Examples, Any, TokenLoss]:
 
 def _step(family: str, batch_size: int, micro_batches: int) -> tuple[float, float]:
     """(loss, gradient norm) of the first optimiser step, as Trainer logs them."""
-    network, examples, collate, loss = _case(family)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=batch_size, gradient_accumulation_steps=micro_batches,
-            max_steps=1, logging_steps=1, save_strategy="no", report_to="none", remove_unused_columns=False,
-            disable_tqdm=True, use_cpu=not torch.accelerator.is_available(), seed=1, bf16=False,
+        trainer = _trainer(
+            family, output_dir=folder, per_device_train_batch_size=batch_size, max_steps=1, logging_steps=1,
+            gradient_accumulation_steps=micro_batches, save_strategy="no", use_cpu=not torch.accelerator.is_available(),
         )  # fmt: skip
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-        trainer = ExactTrainer(model=network, args=arguments, train_dataset=examples, data_collator=collate)
-        trainer.remove_callback(PrinterCallback)
-        trainer.prepare(loss, None).train()
+        trainer.train()
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     return first["loss"], first["grad_norm"]
+
+
+def _trainer(family: str, **settings: Any) -> ExactTrainer:
+    network, examples, collate, loss = _case(family)
+    arguments = TrainingArguments(
+        **settings, seed=1, report_to="none", remove_unused_columns=False, disable_tqdm=True, bf16=False
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    trainer = ExactTrainer(model=network, args=arguments, train_dataset=examples, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    return trainer.prepare(loss, None)
 
 
 def _reference(family: str) -> tuple[float, float]:
@@ -193,18 +199,15 @@ def _resumes(family: str) -> bool:
 
 
 def _six_steps(family: str, folder: str, checkpoint: str | None) -> dict[str, torch.Tensor]:
-    network, examples, collate, loss = _case(family)
-    arguments = TrainingArguments(
-        output_dir=folder, per_device_train_batch_size=4, num_train_epochs=2, max_steps=6, save_steps=3, seed=1,
-        report_to="none", remove_unused_columns=False, disable_tqdm=True, use_cpu=True, learning_rate=1e-2,
+    trainer = _trainer(
+        family, output_dir=folder, per_device_train_batch_size=4, num_train_epochs=2, max_steps=6, save_steps=3,
+        use_cpu=True, learning_rate=1e-2,
     )  # fmt: skip
-    for module in network.modules():
+    for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
-    trainer = ExactTrainer(model=network, args=arguments, train_dataset=examples, data_collator=collate)
-    trainer.remove_callback(PrinterCallback)
-    trainer.prepare(loss, None).train(resume_from_checkpoint=checkpoint)
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
 def report(console: Console) -> dict[str, Any]:

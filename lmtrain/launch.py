@@ -1,13 +1,13 @@
 """More processes: the same command once more, under the distributed launcher."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from lmtrain.errors import UsageError
-from lmtrain.recipe import Recipe, Run
+from lmtrain.recipe import Run
+from lmtrain.sources import is_stdin
 
 
 def is_launched() -> bool:
@@ -23,12 +23,12 @@ def wanted(run: Run) -> bool:
     return not is_launched() and ((run.num_processes or 1) > 1 or run.accelerate_config is not None)
 
 
-def relaunch(recipe: Recipe, run: Run, data: list[str], arguments: list[str]) -> int:
+def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
     """Run `python -m lmtrain ARGUMENTS` in as many processes as the recipe wants; the first failure's exit code.
 
     Raises UsageError for data from standard input, which processes cannot share.
     """
-    if any(re.fullmatch(r"-(#\d+)?", specification) for specification in data):
+    if any(map(is_stdin, data)):
         raise UsageError("standard input cannot be shared by several processes; save it to a file")
     if run.accelerate_config:
         if not Path(run.accelerate_config).is_file():

@@ -121,7 +121,7 @@ def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
 
     Asked of the model itself rather than kept as a list of names, which would be out of date with the next release.
     """
-    with _evaluating(network):
+    with evaluating(network):
         own = getattr(network(**batch), "loss", None)
         count = (batch["labels"] != IGNORED).sum()
         if own is None or not count:
@@ -137,7 +137,7 @@ def reads_padding(network: PreTrainedModel, alone: Batch, together: Batch) -> bo
     `alone` holds one row, `together` the same row first in a longer batch. No model should; ProphetNet does (the
     relative positions of its predicting streams are mixed up over the length of the batch).
     """
-    with _evaluating(network):
+    with evaluating(network):
         (bare, _), (padded, _) = (TokenLoss(0).aligned(network, batch) for batch in (alone, together))
         bare = bare[0][: min(bare.shape[1], padded.shape[1])]
         counted = (alone["labels"][0] != IGNORED)[: len(bare)]
@@ -146,7 +146,8 @@ def reads_padding(network: PreTrainedModel, alone: Batch, together: Batch) -> bo
 
 
 @contextmanager
-def _evaluating(network: PreTrainedModel) -> Iterator[None]:
+def evaluating(network: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and afterwards as it was."""
     was_training = network.training
     network.eval()
     try:

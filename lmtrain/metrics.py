@@ -7,6 +7,16 @@ HIGHER_IS_BETTER = frozenset(
 )  # fmt: skip
 
 
+def trainer_name(name: str) -> str:
+    """A figure's name as Trainer's callbacks want it: `perplexity` -> `eval_perplexity`, `eval_loss` as it is."""
+    return name if name == "eval_loss" else f"eval_{name}"
+
+
+def plain_name(name: str) -> str:
+    """The name back again; names that are no figure's stay as they are."""
+    return name if name == "eval_loss" else name.removeprefix("eval_")
+
+
 def perplexity(loss: float) -> float:
     """Exp of the mean negative log-likelihood per token, in nats."""
     return math.exp(min(loss, 700.0))  # above that a float is infinite, which JSON cannot say

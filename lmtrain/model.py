@@ -113,7 +113,7 @@ def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
-    """Trained by the first process, for all: two trainings need not break ties alike."""
+    """Trained by the first process, for all: it takes its time only once."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 

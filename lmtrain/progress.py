@@ -7,6 +7,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from transformers import TrainerCallback
 
 from lmtrain.console import Console, figure
+from lmtrain.metrics import plain_name
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -45,10 +46,7 @@ class LiveProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "eval_loss" in logs:
-            names = [name for name in logs if name.startswith("eval_")]
-            shown = [
-                f"{name.removeprefix('eval_') if name != 'eval_loss' else name} {figure(logs[name])}" for name in names
-            ]
+            shown = [f"{plain_name(name)} {figure(logs[name])}" for name in logs if name.startswith("eval_")]
             self.evaluated = " · ".join(shown)
             if self.bar:
                 self.bar.update(self.task, evaluated=f"eval_loss {figure(logs['eval_loss'])}")

@@ -572,16 +572,21 @@ OURS = {
 """Fields of TrainingArguments that lmtrain sets itself, and what decides them."""
 
 
+def transformers_source(*parts: str) -> Path:
+    """A file or folder of the installed transformers, found without importing it. Raises InputError."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("transformers is not installed; pip install lmtrain brings it")
+    return Path(spec.origin).parent.joinpath(*parts)
+
+
 @cache
 def training_arguments() -> dict[str, str]:
     """Every field of the installed transformers' TrainingArguments with its annotation.
 
     Read from the source, because importing transformers takes seconds and a misspelt key should not.
     """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise InputError("transformers is not installed; pip install lmtrain brings it")
-    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
+    tree = ast.parse(transformers_source("training_args.py").read_text(encoding="utf-8"))
     (definition,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
     return {
         statement.target.id: ast.unparse(statement.annotation)

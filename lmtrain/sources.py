@@ -147,6 +147,11 @@ class Rows:
 # --- specification -> tables -----------------------------------------------------------------------------------------
 
 
+def is_stdin(specification: str) -> bool:
+    """Whether it names standard input: `-`, or `-#N` for its first rows."""
+    return re.fullmatch(r"-(#\d+)?", specification) is not None
+
+
 def open_tables(specifications: list[str], data: Data, split: str = "train") -> tuple[Table, ...]:
     """The tables that the `--data` or `--eval-data` arguments name. Raises InputError."""
     tables = [table for specification in specifications for table in _resolve(specification, data, split)]
@@ -161,12 +166,7 @@ def _resolve(specification: str, data: Data, split: str) -> list[Table]:
         return tables
     if len(tables) == 1:
         return [replace(tables[0], limit=limit)]
-    return [Table(path, lambda: _chained(tables), tables[0].unit, tables[0].is_text, limit)]
-
-
-def _chained(tables: list[Table]) -> Iterator[tuple[int, Record]]:
-    for table in tables:
-        yield from table
+    return [Table(path, lambda: chain.from_iterable(tables), tables[0].unit, tables[0].is_text, limit)]
 
 
 def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
@@ -400,7 +400,7 @@ def read(data: Data, seed: int) -> tuple[Rows, Rows | None]:
 
     Raises InputError for data that cannot be used, UsageError where only one side can be read from standard input.
     """
-    if sum(bool(re.fullmatch(r"-(#\d+)?", specification)) for specification in (*data.train, *data.eval)) > 1:
+    if sum(map(is_stdin, (*data.train, *data.eval))) > 1:
         raise UsageError("standard input can be read only once; save one of the two to a file")
     train = load(data.train, data)
     if data.eval:

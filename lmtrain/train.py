@@ -177,7 +177,6 @@ def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> 
     }
     known = {field.name for field in fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    metric = recipe.eval.best_metric if recipe.eval.best_metric == "eval_loss" else f"eval_{recipe.eval.best_metric}"
     every = {
         f"{what}_{name}": value
         for what, steps in (("eval", recipe.eval.every), ("save", section.save_every))
@@ -194,7 +193,7 @@ def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> 
         "logging_nan_inf_filter": False,  # else a loss that is NaN is logged as 0
         "eval_on_start": evaluates and not resumes,
         "restore_callback_states_from_checkpoint": recipe.eval.early_stop is not None,
-        "metric_for_best_model": metric if evaluates else None,
+        "metric_for_best_model": metrics.trainer_name(recipe.eval.best_metric) if evaluates else None,
         "greater_is_better": recipe.eval.best_metric in metrics.HIGHER_IS_BETTER,
         "per_device_eval_batch_size": recipe.eval.batch_size,
         "remove_unused_columns": False,

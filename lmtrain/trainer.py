@@ -21,6 +21,7 @@ from lmtrain.errors import BrokenDown
 from lmtrain.evaluate import Evaluation
 from lmtrain.launch import is_launched
 from lmtrain.loss import TokenLoss
+from lmtrain.metrics import plain_name, trainer_name
 from lmtrain.report import METRICS, SAMPLES, RunFolder, write_whole
 
 COUNTS = "counts.json"
@@ -73,7 +74,7 @@ class ExactTrainer(Trainer):
         assert self.evaluation
         # An untrained model's outputs say nothing, and it seldom knows how to stop: only its likelihoods.
         figures = self.evaluation.run(self.model, self.accelerator, write=self.state.global_step > 0)
-        logs = {name if name == "eval_loss" else f"eval_{name}": value for name, value in figures.items()}
+        logs = {trainer_name(name): value for name, value in figures.items()}
         self.log(dict(logs))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
@@ -120,19 +121,16 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
         if state.global_step and (path := self.folder.path / METRICS).exists():
-            first = json.loads(path.read_text(encoding="utf-8").split("\n")[0] or "{}")
-            self.initial = (
-                {n: v for n, v in first.items() if n not in ("step", "epoch")} if "eval_loss" in first else {}
-            )
             self.figures = self._figures_before(path)
+            self.initial = self.figures.pop(0, {})
 
     def _figures_before(self, path: Path) -> dict[int, dict[str, float]]:
-        """What was measured before a resume, for the case that the best model is from then."""
+        """Step -> what was measured before a resume: at the start, and for the case that the best model is from then."""
         events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {
             event["step"]: {name: value for name, value in event.items() if name not in ("step", "epoch")}
             for event in events
-            if "eval_loss" in event and event["step"]
+            if "eval_loss" in event
         }
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -160,7 +158,7 @@ class Watch(TrainerCallback):
             write_whole(self.folder.checkpoints / f"checkpoint-{state.global_step}" / COUNTS, json.dumps(self.counted))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        figures = {n if n == "eval_loss" else n.removeprefix("eval_"): v for n, v in metrics.items()}
+        figures = {plain_name(name): value for name, value in metrics.items()}
         if state.global_step == 0:
             self.initial = figures
         else:
@@ -180,7 +178,7 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and self.console.main_process and ("loss" in logs or "eval_loss" in logs):
-            plain = {n.removeprefix("eval_") if n != "eval_loss" else n: v for n, v in logs.items()}
+            plain = {plain_name(name): value for name, value in logs.items()}
             self.folder.append(METRICS, {"step": state.global_step, **plain})
         if logs and any(not math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
             self._break_down(state.global_step)

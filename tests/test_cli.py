@@ -158,15 +158,20 @@ def test_a_mistake_under_several_processes_is_said_once_with_its_exit_code(mater
     assert "Traceback" not in done.stderr
 
 
-def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "lmtrain", "clm", *scratch("gpt2"),
-               "--data", str(material / "prose.txt"), "--epochs", "10000", "-o", "run", "--eval-every", "1000"]  # fmt: skip
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def wait_until_it_trains() -> None:
+    """Until the run in the folder `run` has logged some steps."""
     log = Path("run/metrics.jsonl")
     for _ in range(600):
         if log.exists() and log.read_text().count("\n") > 3:
             break
         time.sleep(0.1)
+
+
+def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "lmtrain", "clm", *scratch("gpt2"),
+               "--data", str(material / "prose.txt"), "--epochs", "10000", "-o", "run", "--eval-every", "1000"]  # fmt: skip
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until_it_trains()
     children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
     subprocess.run(["kill", "-TERM", *children.stdout.split()], check=True)
     _, err = running.communicate(timeout=60)
@@ -234,11 +239,7 @@ def test_an_interrupted_launch_of_several_processes_says_how_to_go_on(material: 
     command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "prose.txt"),
                "--epochs", "10000", "-o", "run", "--eval-every", "100000", "--num-processes", "2"]  # fmt: skip
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = Path("run/metrics.jsonl")
-    for _ in range(600):
-        if log.exists() and log.read_text().count("\n") > 3:
-            break
-        time.sleep(0.1)
+    wait_until_it_trains()
     running.terminate()
     _, err = running.communicate(timeout=60)
     assert running.returncode == 143, err

@@ -135,22 +135,16 @@ def test_a_resumed_run_ends_in_the_same_weights(model: str, material: Path):
     assert resumed["metrics"] == json.loads(Path("whole/results.json").read_text())["metrics"]
 
 
-def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(material: Path):
-    run = [
-        "clm",
-        *scratch("gpt2"),
-        "--data",
-        material / "text.jsonl",
-        "-L",
-        16,
-        "--save-every",
-        2,
-        "-o",
-        "run",
-        "--keep",
-        9,
-    ]
+def six_steps_saved_by_two(material: Path) -> list:
+    """Train six steps in the folder `run` with three checkpoints; the command, to go on with."""
+    flags = ["-L", 16, "--save-every", 2, "--keep", 9, "-o", "run"]
+    run = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", *flags]
     trained(*run, "--max-steps", 6)
+    return run
+
+
+def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(material: Path):
+    run = six_steps_saved_by_two(material)
     (Path("run/checkpoints/checkpoint-6") / "optimizer.pt").unlink()
     outcome = lmtrain(*run, "--max-steps", 8, "--resume", "auto")
     assert outcome.code == 0
@@ -319,21 +313,7 @@ def test_positions_are_those_that_can_be_reached(model: str, positions: int, mat
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(material: Path):
-    run = [
-        "clm",
-        *scratch("gpt2"),
-        "--data",
-        material / "text.jsonl",
-        "-L",
-        16,
-        "--save-every",
-        2,
-        "-o",
-        "run",
-        "--keep",
-        9,
-    ]
-    trained(*run, "--max-steps", 6)
+    run = six_steps_saved_by_two(material)
     (Path("run/checkpoints/checkpoint-6") / "trainer_state.json").write_text('{"global_st')
     weights = Path("run/checkpoints/checkpoint-4/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-7])
