@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.errors import InputError, UsageError, suggestion
-from lmtrain.recipe import Model, Recipe, transformers_source
+from lmtrain.recipe import Model, transformers_source
 
 TABLES = {
     "seq2seq": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "an encoder-decoder"),
@@ -44,6 +44,30 @@ def made_for(model_type: str) -> str | None:
     return next((objective for objective, (name, _) in TABLES.items() if model_type in _table(name)), None)
 
 
+def adapter_base(name: str) -> str | None:
+    """The model that a LoRA adapter's folder belongs to; None for what is no adapter. Raises InputError."""
+    path = Path(name) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = _read_json(path).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{path}: names no base_model_name_or_path")
+    return str(base)
+
+
+def objective_of_folder(name: str) -> str | None:
+    """The objective of the model in a folder, or None where `name` is none. Raises InputError."""
+    if base := adapter_base(name):
+        return objective_of_folder(base)
+    if not Path(name).is_dir():
+        return None
+    model_type = str(read_config(Path(name))["model_type"])
+    objective = made_for(model_type)
+    if objective is None:
+        raise InputError(f"{name} ({model_type}) is no language model that clm, mlm or seq2seq could train")
+    return objective
+
+
 def check_objective(model_type: str, objective: str, shown: str | None = None) -> None:
     """Raise InputError, naming the right objective, where `model_type` was made for another one."""
     right = made_for(model_type)
@@ -59,7 +83,7 @@ def is_architecture(name: str) -> bool:
     return made_for(name) is not None and "/" not in name and not Path(name).exists()
 
 
-def check_model(recipe: Recipe, model: Model) -> None:
+def check_model(objective: str, model: Model) -> None:
     """Everything about the model and the tokenizer that can be known before torch is imported.
 
     Raises UsageError for flags that do not go together, InputError for a model that is not there or not of the kind.
@@ -74,27 +98,39 @@ def check_model(recipe: Recipe, model: Model) -> None:
                          "(add --from-scratch for a new model)")  # fmt: skip
     folder = Path(model.name)
     if folder.is_dir():
-        _check_folder(folder, recipe.objective, model)
+        _check_folder(folder, objective, model)
     elif model.from_scratch and "/" not in model.name:
         if not is_architecture(model.name):
             known = [name for table, _ in TABLES.values() for name in _table(table)]
             raise InputError(f"--model {model.name}: no such architecture{suggestion(model.name, known)}")
-        check_objective(model.name, recipe.objective)
+        check_objective(model.name, objective)
         if model.tokenizer is None:
             raise UsageError(f"{model.name} from scratch has no tokenizer; train one with --tokenizer bpe:8000, "
                              "or name one")  # fmt: skip
-    elif folder.exists():
-        raise InputError(f"{folder}: a file; --model wants the folder that it lies in")
-    elif not HUB_NAME.fullmatch(model.name) or model.name.startswith("."):
-        raise InputError(f"{model.name}: no such folder")
+    else:
+        check_name(model.name)
+
+
+def check_name(name: str) -> None:
+    """Raise InputError for what is no folder and cannot be the name of a model of the hub."""
+    if Path(name).exists():
+        raise InputError(f"{name}: a file; --model wants the folder that it lies in")
+    if not HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise InputError(f"{name}: no such folder")
 
 
 def _check_folder(folder: Path, objective: str, model: Model) -> None:
+    if base := adapter_base(str(folder)):
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise InputError(f"{folder}: no adapter_model.safetensors beside adapter_config.json")
+        if Path(base).is_dir():
+            _check_folder(Path(base), objective, model)
+        return
     config = read_config(folder)
     check_objective(str(config.get("model_type")), objective, str(folder))
     if "auto_map" in config and not model.trust_remote_code:
         raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
-    if model.from_scratch or (folder / "adapter_config.json").exists():
+    if model.from_scratch:
         return
     weights = list(folder.glob("*.safetensors"))
     if not weights:
@@ -126,10 +162,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: no config.json, so this is not the folder of a model")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    config = _read_json(path)
+    if "model_type" not in config:
         raise InputError(f"{path}: names no model_type")
     return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: cannot be read: not a JSON object")
+    return document

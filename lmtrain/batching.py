@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from lmtrain.encode import Key
+from lmtrain.collate import IGNORED, Collate
+from lmtrain.encode import Examples, Key
+from lmtrain.errors import InputError
 
 
 class Order(Sampler[Key]):
@@ -31,6 +33,27 @@ class Order(Sampler[Key]):
         order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
         yield from ((epoch, int(row)) for row in order)
         yield from ((epoch, self.rows) for _ in range(len(self) - self.rows))
+
+
+def account(examples: Examples, collate: Collate, batch_size: int, flag: str, seed: int | None = None) -> None:
+    """Fill in what the ledger can only know once rows are batches: in the first epoch of `seed`, or at evaluation.
+
+    Raises InputError, naming `flag`, where not one token would be predicted.
+    """
+    epoch = None if seed is None else 0
+    count = 0
+    for start in range(0, len(examples), 256):
+        rows = [examples[epoch, row] for row in range(start, min(start + 256, len(examples)))]
+        count += int((collate(rows)["labels"] != IGNORED).sum())
+    examples.ledger.tokens_trained = count
+    columns = [examples.columns[name].lengths for name in ("input_ids", "labels") if name in examples.columns]
+    order = np.argsort(-examples.lengths, kind="stable")
+    if seed is not None:
+        order = np.array([row for _, row in Order(len(examples), seed)])
+    examples.ledger.padding_fraction = padding_fraction(columns, order, batch_size)
+    if not count:
+        raise InputError(f"{flag}: not one token of it would be predicted: the texts are too short, "
+                         "or --mask-probability is too low")  # fmt: skip
 
 
 def padding_fraction(lengths: list[np.ndarray], order: np.ndarray, batch_size: int) -> float:

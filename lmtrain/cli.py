@@ -10,22 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
-from lmtrain import __version__, recipes
+from lmtrain import __version__, gates, recipes
 from lmtrain.console import Console, figure
 from lmtrain.errors import LmtrainError, StorageError, UsageError
 from lmtrain.flags import canonical, typed, with_flags
 from lmtrain.recipe import (
     RECIPES,
     Document,
+    Leaf,
     Recipe,
+    Request,
     build,
     from_assignments,
     from_environment,
     in_sections,
+    leaves,
     merge,
     objective_of,
     read_yaml,
     to_yaml,
+    untrained_leaves,
 )
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": canonical}
@@ -74,7 +78,7 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
 # --- clm, mlm, seq2seq -----------------------------------------------------------------------------------------------
 
 
-def _add_training_command(recipe_class: type[Recipe]) -> None:
+def _training(recipe_class: type[Recipe]) -> Callable[..., None]:
     def command(
         ctx: typer.Context,
         config: Annotated[
@@ -99,12 +103,8 @@ def _add_training_command(recipe_class: type[Recipe]) -> None:
             return
         _train(recipe, Console(quiet=quiet, as_json=json))
 
-    name = recipe_class.model_fields["objective"].default
-    with_flags(command, recipe_class)
     command.__doc__ = recipe_class.__doc__
-    wrapped = says_what_is_wrong(command)
-    wrapped.__signature__ = command.__signature__  # type: ignore[attr-defined]
-    app.command(name, rich_help_panel="Train", no_args_is_help=True, context_settings=SETTINGS)(wrapped)
+    return command
 
 
 def _resolve(recipe_class: type[Recipe], config: str | None, assignments: list[str], flags: Document) -> Recipe:
@@ -125,10 +125,11 @@ def _train(recipe: Any, console: Console) -> None:
     """Check what can be checked in milliseconds, read the data, and only then import what takes seconds."""
     from lmtrain import architectures, launch, report, sources
 
-    _environment(recipe)
+    _environment(recipe.run.offline)
     console.main_process = launch.is_first()
+    baseline = _check_gates(recipe)
     folder = report.RunFolder(Path(recipe.run.output_dir or "."))
-    architectures.check_model(recipe, recipe.model)
+    architectures.check_model(recipe.objective, recipe.model)
     if launch.is_first():
         folder = report.choose_folder(recipe.run, recipe, recipe.model.name)
         report.check_writable(folder)
@@ -137,7 +138,7 @@ def _train(recipe: Any, console: Console) -> None:
             console.warn(f"going on with other settings than before: {', '.join(changed)}")
         elif recipe.run.resume == "auto" and (results := report.finished(folder)):
             console.note("the run is completed already; these are its results")
-            console.result(results, report.summary(results), title=f"{recipe.objective}: {_short(recipe.model.name)}")
+            _show(results, recipe, console)
             return
     with console.working("reading the data"):
         train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
@@ -146,12 +147,32 @@ def _train(recipe: Any, console: Console) -> None:
         raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
     with console.working("loading torch and transformers"):
-        from lmtrain import train
+        from lmtrain import machine, train
 
-    train.quiet_libraries()
+    machine.quiet_libraries()
     results = train.train(recipe, train_rows, eval_rows, folder, console)
-    console.result(results, report.summary(results), title=f"{recipe.objective}: {_short(recipe.model.name)}")
-    console.note(report.next_steps(recipe.objective, folder))
+    if console.main_process:
+        gates.settle(recipe.gates, results, baseline)
+        folder.finish(results)
+        _show(results, recipe, console)
+        console.note(report.next_steps(recipe.objective, folder))
+        gates.enforce(results)
+
+
+def _check_gates(recipe: Any) -> Document | None:
+    """The baseline, after what can be known of the gates before any work. Raises UsageError, InputError."""
+    from lmtrain import report
+
+    report.check_can_be_written(recipe.gates.junit, "--junit")
+    report.check_can_be_written(recipe.eval.predictions, "--predictions")
+    return gates.read_baseline(recipe.gates.baseline)
+
+
+def _show(results: Document, recipe: Any, console: Console) -> None:
+    from lmtrain import report
+
+    title = f"{recipe.objective}: {_short(recipe.model.name)}"
+    console.result(results, report.summary(results), title, report.signatures(results))
 
 
 def _short(name: str) -> str:
@@ -159,16 +180,13 @@ def _short(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def _environment(recipe: Any) -> None:
-    if recipe.run.offline:
+def _environment(offline: bool) -> None:
+    """Before anything imports the hub's client, which reads it once."""
+    if offline or os.environ.get("LMTRAIN_OFFLINE", "").lower() in ("1", "true"):
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Rows are tokenised before workers are forked; the warning about it would be printed once a worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-for _recipe_class in RECIPES.values():
-    _add_training_command(_recipe_class)
 
 
 @app.command(
@@ -187,6 +205,103 @@ def run(
     typer.main.get_command(app).main(
         [objective, "--config", str(path), *ctx.args], prog_name="lmtrain", standalone_mode=True
     )
+
+
+# --- eval, generate ---------------------------------------------------------------------------------------------------
+
+Objective = Annotated[
+    str | None,
+    typer.Option("--objective", help="clm, mlm or seq2seq. Default: what the model was made for.", show_default=False,
+                 rich_help_panel="Model", metavar="NAME"),
+]  # fmt: skip
+
+
+Against = Annotated[
+    str | None,
+    typer.Option("--against", help="predictions.jsonl of another model: is the difference significant?",
+                 show_default=False, rich_help_panel="Evaluation", metavar="FILE"),
+]  # fmt: skip
+
+
+def _evaluate(
+    ctx: typer.Context,
+    objective: Objective = None,
+    against: Against = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Score a model on data: exact loss, perplexity, metrics of text; gates for CI; predictions.
+
+    A run folder is scored by the settings of the run, and on what it held out if no --data are given.
+    """
+    from lmtrain import architectures, launch, sources, trained
+
+    console = Console(quiet=quiet, as_json=json, main_process=launch.is_first())
+    given = typed(ctx, flags)
+    _environment(given.get("run", {}).get("offline"))
+    recipe, data = trained.to_score(given, objective)
+    architectures.check_model(recipe.objective, recipe.model)
+    baseline = _check_gates(recipe)
+    with console.working("reading the data"):
+        rows = (
+            sources.load(data, recipe.data, "validation") if data else sources.held_out(recipe.data, recipe.train.seed)
+        )
+    if launch.wanted(recipe.run):
+        raise typer.Exit(launch.relaunch(recipe.run, data or [], sys.argv[1:]))
+
+    with console.working("loading torch and transformers"):
+        from lmtrain import machine, score
+
+    machine.quiet_libraries()
+    results = score.score(recipe, rows, against, console)
+    if console.main_process:
+        gates.settle(recipe.gates, results, baseline)
+        _show(results, recipe, console)
+        gates.enforce(results)
+
+
+def _generate(
+    ctx: typer.Context,
+    objective: Objective = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON line for each prompt.", rich_help_panel="Run")
+    ] = False,
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Try a model: go on with a text (clm), fill its masks (mlm), transform it (seq2seq)."""
+    from lmtrain import architectures, prompts, trained
+
+    console = Console(quiet=quiet, as_json=json)
+    given = typed(ctx, flags)
+    _environment(given.get("run", {}).get("offline"))
+    request, objective, kind = trained.to_ask(given, objective)
+    architectures.check_model(objective, request.model)
+    asked = prompts.read(request.data)
+    with console.working("loading torch and transformers"):
+        from lmtrain import ask, machine
+
+    machine.quiet_libraries()
+    stream = objective == "clm" and len(asked) == 1 and console.out.is_terminal and not json
+    for answer in ask.ask(request, objective, asked, kind, stream, console):
+        console.answer(answer, streamed=stream)
+
+
+def _add_command(name: str, command: Callable[..., None], options: tuple[Leaf, ...], panel: str) -> None:
+    """A command with flags made from the declarations."""
+    with_flags(command, options, trains=panel == "Train")
+    wrapped = says_what_is_wrong(command)
+    wrapped.__signature__ = command.__signature__  # type: ignore[attr-defined]
+    app.command(name, rich_help_panel=panel, no_args_is_help=True, context_settings=SETTINGS)(wrapped)
+
+
+for _recipe_class in RECIPES.values():
+    _add_command(
+        _recipe_class.model_fields["objective"].default, _training(_recipe_class), leaves(_recipe_class), "Train"
+    )
+_add_command("eval", _evaluate, untrained_leaves(*RECIPES.values()), "Use")
+_add_command("generate", _generate, untrained_leaves(Request), "Use")
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
@@ -285,10 +400,10 @@ def tokenizer_stats(
 ) -> None:
     """Tokens per word, bytes per token and the share of unknown tokens on your text."""
     rows = _text_rows(data, text_column)
-    from lmtrain import model, train
+    from lmtrain import machine, model
     from lmtrain import tokenizer as tokenizers
 
-    train.quiet_libraries()
+    machine.quiet_libraries()
     loaded, _ = model.load_tokenizer(model.Model(name=tokenizer), rows, None)
     figures = tokenizers.stats(loaded, rows.texts())
     Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
@@ -303,9 +418,9 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
     """Environment and devices, and whether loss and resume are exact on this machine."""
     if find_spec("torch") is None:
         raise UsageError("torch is not installed; pip install lmtrain brings it")
-    from lmtrain import exactness, train
+    from lmtrain import exactness, machine
 
-    train.quiet_libraries()
+    machine.quiet_libraries()
     console = Console(quiet=quiet, as_json=json)
     report = exactness.report(console)
     exactness.show(report, console)

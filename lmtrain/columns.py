@@ -64,14 +64,24 @@ class Selection:
     def value(self, record: Record) -> Any:
         """The usable value of a record; None where it is empty. Raises BadRow.
 
-        A string for `text`, two strings for `prompt` and `pairs`, a list of messages for `messages`.
+        A string for `text`, two for `prompt`; for `pairs` the source and one or several targets; a list of messages
+        for `messages`.
         """
         if self.kind == "messages":
             return _chat(reach(record, self.paths[0]), self.paths[0])
+        if self.kind == "pairs":
+            return _pair(record, *self.paths)
         strings = [_string(reach(record, path), path) for path in self.paths]
         if any(not string.strip() for string in strings):
             return None
         return strings[0] if self.kind == "text" else tuple(strings)
+
+
+def _pair(record: Record, source_path: str, target_path: str) -> tuple[str, ...] | None:
+    source, target = _string(reach(record, source_path), source_path), reach(record, target_path)
+    several = target if isinstance(target, list | tuple) else [target]
+    targets = [text for text in (_string(value, target_path) for value in several) if text.strip()]
+    return (source, *targets) if source.strip() and targets else None
 
 
 _ABSENT = object()

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.errors import visible
+
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Console:
@@ -29,6 +33,23 @@ class Console:
         """A spinner that says what takes its time; on a terminal only."""
         return self.err.status(f"{on} …") if self.live else nullcontext()
 
+    def track(self, steps: Sequence[Any], what: str) -> Iterator[Any]:
+        """`steps` one after another, with a bar on a terminal; elsewhere a line every ten seconds."""
+        if self.quiet or not self.main_process:
+            yield from steps
+            return
+        if self.live:
+            from rich.progress import track  # --help has no use for it
+
+            yield from track(steps, what, console=self.err, transient=True)
+            return
+        said = time.monotonic()
+        for number, step in enumerate(steps):
+            if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                self.note(f"{what}: {number:,} of {len(steps):,}")
+            yield step
+
     def note(self, text: str) -> None:
         if self.main_process and not self.quiet:
             self.err.print(escape(text))
@@ -43,7 +64,25 @@ class Console:
             for line in text.splitlines():
                 self.err.print(f"[bold red]lmtrain:[/] {escape(line)}")
 
-    def result(self, document: dict[str, Any], rows: list[tuple[str, str]], title: str) -> None:
+    def answer(self, answer: dict[str, Any], streamed: bool) -> None:
+        """What a model made of a prompt: one JSON line, or a text; `streamed` is on the screen already."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        elif "outputs" in answer:
+            for output in answer["outputs"]:
+                score = f"{output['score']:8.4f}  " if "score" in output else ""
+                self.out.print(score + escape(output["text"]), soft_wrap=True)
+        elif not streamed:
+            self.out.print(escape(answer["output"]), soft_wrap=True)
+        for mask in answer.get("masks", ()) if not self.as_json else ():
+            self.out.print(
+                "  " + "  ".join(f"{escape(t['token'])} {t['probability']:.1%}" for t in mask), soft_wrap=True
+            )
+
+    def result(
+        self, document: dict[str, Any], rows: list[tuple[str, str]], title: str, below: Sequence[str] = ()
+    ) -> None:
         if not self.main_process:
             return
         if self.as_json:
@@ -54,6 +93,8 @@ class Console:
         for name, value in rows:
             table.add_row(escape(name), escape(value))
         self.out.print(table)
+        for line in below:
+            self.out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
 
     def ledger(self, ledgers: dict[str, dict[str, Any]]) -> None:
         """The ledgers side by side, one line a count that is not zero anywhere."""

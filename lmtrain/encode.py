@@ -1,5 +1,6 @@
 """Rows -> token ids, with every row and token entered in the ledger."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lmtrain import chat
 from lmtrain.collate import IGNORED
-from lmtrain.errors import InputError, UsageError
+from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.ledger import Ledger
 from lmtrain.packing import Ragged
-from lmtrain.recipe import Data, TextData
+from lmtrain.recipe import TextData
 from lmtrain.sources import Rows
 from lmtrain.tokenizer import framing, ids_and_bytes, ids_of
 
@@ -102,22 +103,31 @@ def _causal_text(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
 ) -> Examples:
     length = limits.of("max_length", data.max_length)
-    before, after = _marks(tokenizer)
+    before, after = marks(tokenizer)
     ledger = _start(rows)
-    measure = measure and tokenizer.is_fast
+    stride = data.stride if measure else None  # type: ignore[attr-defined]
+    if stride and stride >= length:
+        raise UsageError(
+            f"--stride {stride}: has to be less than --max-length {length}, or tokens would have nothing before them"
+        )
+    sized = measure and tokenizer.is_fast
     ids, sizes = [], []
-    for tokens, bytes_of, document in _tokenised(rows, tokenizer, measure):
+    for tokens, bytes_of, document in _tokenised(rows, tokenizer, sized):
         end = after if rows.ends(document[-1]) else []
         kept = _fit(ledger, len(before) + len(tokens) + len(end), length, rows, document, data)
         if kept:
             ids.append(np.concatenate([before, tokens, end])[:kept])
             sizes.append(np.concatenate([[0] * len(before), bytes_of, [0] * len(end)])[:kept])
-    columns = {"input_ids": Ragged.of(ids), **({"num_bytes": Ragged.of(sizes)} if measure else {})}
-    cut = {name: c.joined(length) if data.packing else c.split(length) for name, c in columns.items()}
+    columns = {"input_ids": Ragged.of(ids), **({"num_bytes": Ragged.of(sizes)} if sized else {})}
+    if stride:
+        windows = {name: column.windows(length, stride) for name, column in columns.items()}
+        cut = {name: shown for name, (shown, _) in windows.items()} | {"trained": windows["input_ids"][1]}
+    else:
+        cut = {name: c.joined(length) if data.packing else c.split(length) for name, c in columns.items()}
     return _finish(cut, ledger, rows)
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """(begin, end) marks of a document: what the tokenizer adds, and always an end token, so that stopping is learnt."""
     before, after = framing(tokenizer)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in after:
@@ -168,10 +178,8 @@ def _prompts(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
 ) -> Examples:
     """Prompt and completion are tokenised apart, as they will be when the model is asked; a line break parts them."""
-    before, after = _marks(tokenizer)
-    prompts = [
-        prompt if prompt[-1:].isspace() or answer[:1].isspace() else prompt + "\n" for prompt, answer in rows.values
-    ]
+    before, after = marks(tokenizer)
+    prompts = [prompt if answer[:1].isspace() else asking(prompt) for prompt, answer in rows.values]
     answers = [answer for _, answer in rows.values]
     pairs = zip(ids_of(tokenizer, prompts), ids_of(tokenizer, answers), strict=True)
 
@@ -183,6 +191,11 @@ def _prompts(
     return _partly_trained(rows, encoded(), data, limits)
 
 
+def asking(prompt: str) -> str:
+    """A prompt as it stands before its completion."""
+    return prompt if prompt[-1:].isspace() else prompt + "\n"
+
+
 def _chats(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool) -> Examples:
     encoded = (chat.encode(tokenizer, messages, rows.place(i)) for i, messages in enumerate(rows.values))
     return _partly_trained(rows, encoded, data, limits)
@@ -190,6 +203,8 @@ def _chats(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limit
 
 def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: Limits) -> Examples:
     """One example a row; a row of which nothing trained is left is dropped, in the ledger."""
+    if data.stride:  # type: ignore[attr-defined]
+        raise UsageError("--stride is for plain text; a prompt or a chat is scored as one row")
     length = limits.of("max_length", data.max_length)
     policy = data.on_long or "truncate"
     if policy == "split":
@@ -242,9 +257,9 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
 
 def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
     """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
-    _set_languages(tokenizer, data)
-    sources = tokenizer([data.source_prefix + source for source, _ in rows.values], verbose=False)["input_ids"]
-    targets = tokenizer(text_target=[target for _, target in rows.values], verbose=False)["input_ids"]
+    set_languages(tokenizer, data.source_lang, data.target_lang)
+    sources = source_ids(tokenizer, [source for source, *_ in rows.values], data.source_prefix)
+    targets = tokenizer(text_target=[target for _, target, *_ in rows.values], verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     if end is not None:
         targets = [ids if end in ids[-2:] else [*ids, end] for ids in targets]
@@ -270,6 +285,10 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
     return _finish(columns, ledger, rows, origins=np.array(origins))
 
 
+def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str) -> list[list[int]]:
+    return tokenizer([prefix + text for text in texts], verbose=False)["input_ids"]
+
+
 def _percentile(rows: list[list[int]]) -> int:
     return max(int(np.percentile([len(ids) for ids in rows], 99, method="higher")), 2)
 
@@ -284,12 +303,26 @@ def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:
     return [*ids[: most - tail], *ids[len(ids) - tail :]]
 
 
-def _set_languages(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-    """Tell a multilingual tokenizer (mBART, M2M100, NLLB) which way the translation goes."""
-    for attribute, language in (("src_lang", data.source_lang), ("tgt_lang", data.target_lang)):  # type: ignore[attr-defined]
-        if language and hasattr(tokenizer, attribute):
-            try:
-                setattr(tokenizer, attribute, language)
-            except (KeyError, ValueError):
-                known = ", ".join(sorted(getattr(tokenizer, "lang_code_to_id", {}))[:12])
-                raise UsageError(f"language {language!r}: the tokenizer does not know it; it has {known}, …") from None
+def set_languages(tokenizer: PreTrainedTokenizerBase, source: str | None, target: str | None) -> None:
+    """Tell a multilingual tokenizer (mBART, M2M100, NLLB) which way the translation goes.
+
+    Raises UsageError, with a suggestion, for a language that it does not know.
+    """
+    for attribute, flag, language in (("src_lang", "--source-lang", source), ("tgt_lang", "--target-lang", target)):
+        if not language or not hasattr(tokenizer, attribute):
+            continue
+        known = languages(tokenizer)
+        if known and language not in known:
+            near = suggestion(language, known) or "; there are " + ", ".join(known[:12]) + (
+                ", …" if known[12:] else ""
+            )
+            raise UsageError(f"{flag} {language}: the tokenizer does not know this language{near}")
+        setattr(tokenizer, attribute, language)
+
+
+def languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The languages of a multilingual tokenizer, as it wants them named; empty where it does not say."""
+    listed = getattr(tokenizer, "lang_code_to_id", None) or [
+        token for token in tokenizer.all_special_tokens if re.fullmatch(r"[a-z]{2,3}_[A-Za-z]{2,4}", token)
+    ]
+    return sorted(listed)

@@ -21,6 +21,12 @@ class InputError(LmtrainError):
     exit_code = 3
 
 
+class GateFailed(LmtrainError):
+    """Trained or evaluated, but a figure is not what it has to be."""
+
+    exit_code = 4
+
+
 class OutOfMemory(LmtrainError):
     """The device has not enough memory for one micro-batch."""
 

@@ -1,6 +1,7 @@
 """Token-exact evaluation: sums over rows, whatever the batches and processes; no logits are kept."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,48 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import generate, metrics
+from lmtrain import __version__, generate, metrics, resampling, text_metrics
 from lmtrain.collate import IGNORED, Collate
-from lmtrain.encode import Examples
+from lmtrain.console import Console
+from lmtrain.encode import Examples, Limits
 from lmtrain.loss import TokenLoss, evaluating
 from lmtrain.objectives import Objective
+from lmtrain.resampling import Metric
+from lmtrain.samples import Sample
 from lmtrain.sources import Rows
+from lmtrain.writing import Writing, writing_of
+
+Columns = dict[str, np.ndarray]
+"""Per row of the examples: nll, tokens, correct, correct_top5, bytes, pseudo_nll, pseudo_tokens [rows]."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found."""
+
+    metrics: dict[str, Metric]
+    others: dict[str, float]
+    """Figures of metrics that are not ours, which have neither rows nor intervals."""
+    columns: Columns
+    guesses: list[np.ndarray]
+    """Of each row the best guess at every supervised token."""
+    predictions: list[str] | None = None
+    """Of each row the text that was generated."""
+    notes: tuple[str, ...] = ()
+    generation: dict[str, Any] | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {name: metric.value for name, metric in self.metrics.items()} | self.others
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        ours = {name: metric.signature for name, metric in self.metrics.items()}
+        return ours | {name: f"evaluate:{name}" for name in self.others}
+
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % bootstrap intervals; none of a single row, which says nothing of others."""
+        return resampling.intervals(self.metrics) if len(self.columns["nll"]) > 1 else {}
 
 
 @dataclass(frozen=True)
@@ -27,48 +64,55 @@ class Evaluation:
     tokenizer: PreTrainedTokenizerBase
     collate: Collate
     loss: TokenLoss
-    batch_size: int
+    asked: Any
+    """The recipe's eval section."""
     settings: generate.Settings
+    signature: str
+    """How rows became tokens, for the figures made of likelihoods."""
+    console: Console
 
-    def run(self, network: Any, accelerator: Accelerator, write: bool = True) -> dict[str, float]:
-        """The figures by their plain names, the same on every process.
+    def run(self, network: Any, accelerator: Accelerator, write: bool = True) -> Scores:
+        """The scores, the same on every process.
 
         `write=False` leaves out what has to be generated. Raises nothing for a bad model: a loss that is not finite
         is returned as it is.
         """
         with evaluating(network), torch.no_grad(), accelerator.autocast():
-            figures = self._likelihood(network, accelerator)
-            if write and self.objective.transforms:
-                figures |= self._written(network, accelerator)
-        return figures
+            columns, guesses = self._likelihood(network, accelerator)
+            if getattr(self.asked, "pseudo_perplexity", False):
+                columns |= self._pseudo_likelihood(network, accelerator)
+            scores = Scores(likelihood_metrics(columns, self.objective, self.signature), {}, columns, guesses)
+            return self._written(scores, network, accelerator) if write and self.objective.transforms else scores
 
-    def _own_rows(self, accelerator: Accelerator) -> list[int]:
-        """This process's share, the longest rows first so that a batch has little padding."""
-        order = np.argsort(-self.examples.lengths, kind="stable")
-        return [int(row) for row in order[accelerator.process_index :: accelerator.num_processes]]
+    # --- likelihood
 
-    def _likelihood(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
+    def _likelihood(self, network: Any, accelerator: Accelerator) -> tuple[Columns, list[np.ndarray]]:
+        """(sums by row, in the order of the data, so that they do not depend on who scored which row; guesses)."""
         own = self._own_rows(accelerator)
-        parts: list[tuple[int, float, int, int, int, int]] = []
-        for start in range(0, len(own), self.batch_size):
-            numbers = own[start : start + self.batch_size]
+        size = self.asked.batch_size
+        parts: list[tuple[int, float, int, int, int, int, np.ndarray]] = []
+        for start in self.console.track(range(0, len(own), size), "scoring"):
+            numbers = own[start : start + size]
             contents = [self.examples[None, row] for row in numbers]
             batch = self.collate(contents)
             sizes = [self._scored_bytes(c, row) for c, row in zip(contents, batch["labels"], strict=True)]
             scores = self.loss.score(network, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
-            columns = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
-            parts += zip(numbers, *(column.tolist() for column in columns), sizes, strict=True)
-        # In the order of the data, so that the float sum does not depend on who scored which row.
-        every = sorted(gather_object(parts) if accelerator.num_processes > 1 else parts)
-        nll, tokens, correct, top5, size = (sum(column) for column in list(zip(*every, strict=True))[1:])
-        loss = nll / tokens if tokens else 0.0
-        figures = {"eval_loss": loss, "perplexity": metrics.perplexity(loss)}
-        if size:
-            figures["bits_per_byte"] = metrics.bits_per_byte(nll, size)
-        figures[self.objective.accuracy] = correct / max(tokens, 1)
-        if self.objective.top5:
-            figures[self.objective.top5] = top5 / max(tokens, 1)
-        return figures
+            sums = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
+            parts += zip(numbers, *(column.tolist() for column in sums), sizes, scores.guesses, strict=True)
+        every = sorted(_from_all(parts, accelerator), key=lambda part: part[0])
+        _, *columns, guesses = zip(*every, strict=True)
+        names = ("nll", "tokens", "correct", "correct_top5", "bytes")
+        sums = {
+            n: np.array(c, dtype=np.float64) for n, c in zip(names, columns, strict=True) if n != "bytes" or any(c)
+        }
+        return sums, list(guesses)
+
+    def _own_rows(self, accelerator: Accelerator) -> list[int]:
+        """This process's share, the longest rows first so that a batch has little padding."""
+        return self._longest_first()[accelerator.process_index :: accelerator.num_processes]
+
+    def _longest_first(self) -> list[int]:
+        return [int(row) for row in np.argsort(-self.examples.lengths, kind="stable")]
 
     def _scored_bytes(self, content: dict[str, Any], labels: torch.Tensor) -> int:
         """UTF-8 bytes of the tokens that are scored, where they were measured."""
@@ -77,17 +121,169 @@ class Evaluation:
         sizes = content["num_bytes"]
         return int(sizes[(labels != IGNORED).numpy()[: len(sizes)]].sum())
 
-    def _written(self, network: Any, accelerator: Accelerator) -> dict[str, float]:
-        outputs = generate.transform(
-            network, self.tokenizer, self.examples, self._own_rows(accelerator), self.batch_size, self.settings
-        )
-        written = list(outputs)
-        every = dict(gather_object(written) if accelerator.num_processes > 1 else written)
-        assert self.examples.origins is not None
-        references = [self.rows.values[origin][1] for origin in self.examples.origins]
-        predictions = [every[row] for row in range(len(self.examples))]
-        return {"exact_match": metrics.exact_match(predictions, references)}
+    def _pseudo_likelihood(self, network: Any, accelerator: Accelerator) -> Columns:
+        """Every token predicted from all the others (Salazar et al., "Masked language model scoring", ACL 2020)."""
+        own = self._own_rows(accelerator)
+        parts = [
+            (row, *self._one_by_one(network, accelerator, self.examples[None, row]["input_ids"]))
+            for row in self.console.track(own, "masking each token")
+        ]
+        _, nll, tokens = zip(*sorted(_from_all(parts, accelerator)), strict=True)
+        return {"pseudo_nll": np.array(nll, dtype=np.float64), "pseudo_tokens": np.array(tokens, dtype=np.float64)}
 
-    def samples(self, network: Any, count: int) -> list[generate.Sample]:
+    def _one_by_one(self, network: Any, accelerator: Accelerator, ids: np.ndarray) -> tuple[float, int]:
+        ordinary = np.flatnonzero(~np.isin(ids, self.tokenizer.all_special_ids))
+        total = 0.0
+        for start in range(0, len(ordinary), self.asked.batch_size):
+            at = ordinary[start : start + self.asked.batch_size]
+            shown = np.tile(ids.astype(np.int64), (len(at), 1))
+            labels = np.full_like(shown, IGNORED)
+            each = np.arange(len(at))
+            labels[each, at], shown[each, at] = ids[at], self.tokenizer.mask_token_id
+            batch = self.collate([{"input_ids": i, "labels": t} for i, t in zip(shown, labels, strict=True)])
+            scores = self.loss.score(network, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+            total += float(scores.nll.sum())
+        return total, len(ordinary)
+
+    # --- generated text
+
+    def _written(self, scores: Scores, network: Any, accelerator: Accelerator) -> Scores:
+        assert self.examples.origins is not None
+        names, others = text_metrics.chosen(self.asked.metric)
+        loaded = {name: text_metrics.load(name) for name in others}
+        references = self.references()
+        writing = writing_of(
+            (t for texts in references for t in texts), self.asked.bleu_tokenize, self.asked.rouge_tokenize
+        )
+        outputs = generate.transform(
+            network, self.tokenizer, self.examples, self._longest_first(), self.settings,
+            (accelerator.process_index, accelerator.num_processes),
+            lambda batches: self.console.track(batches, "generating"),
+        )  # fmt: skip
+        written = dict(_from_all(list(outputs), accelerator))
+        predictions = [written[row].text for row in range(len(self.examples))]
+        capped = sum(output.capped for output in written.values()) / len(written)
+        made = text_metrics.score(predictions, references, writing, names)
+        custom: dict[str, float] = {}
+        for name, metric in loaded.items():
+            custom |= text_metrics.compute(name, metric, predictions, references)
+        return replace(
+            scores,
+            metrics=scores.metrics | made,
+            others={name: value for name, value in custom.items() if name not in scores.metrics | made},
+            predictions=predictions,
+            notes=self._notes(made, writing, capped),
+            generation={**generate.told(network, self.tokenizer, self.settings), "hit_cap": capped},
+        )
+
+    def _notes(self, made: dict[str, Metric], writing: Writing, capped: float) -> tuple[str, ...]:
+        notes = []
+        if "bleu" in made:
+            notes += [writing.note] if writing.note else []
+            if "eff:yes" in made["bleu"].signature:
+                notes.append("no reference has four words, so BLEU is made of the n-grams that there are (eff:yes)")
+        if capped:
+            notes.append(f"{capped:.1%} of the outputs were cut off at {self.settings.max_new_tokens} tokens; "
+                         "--max-new-tokens allows more")  # fmt: skip
+        return tuple(notes)
+
+    def references(self) -> list[list[str]]:
+        """All the good answers of each row of the examples."""
+        return [list(self.rows.values[origin][1:]) for origin in self.examples.origins]
+
+    # --- what there is to look at
+
+    def samples(self, network: Any, count: int) -> list[Sample]:
         with evaluating(network):
             return self.objective.sample(network, self.tokenizer, self.examples, count, self.collate, self.settings)
+
+    def records(self, scores: Scores) -> Iterator[dict[str, Any]]:
+        """Of each row: source, prediction, references, and what it adds to the figures (a line of predictions.jsonl)."""
+        for row, texts in enumerate(self._texts(scores)):
+            sums = {name: _plain(column[row]) for name, column in scores.columns.items()}
+            by_row = {n: m.of_row(row) for n, m in scores.metrics.items() if n in metrics.TEXT_METRICS and n != "bleu"}
+            yield {"row": row, **texts, "eval_loss": metrics.mean(sums["nll"], sums["tokens"]), **sums, **by_row}
+
+    def _texts(self, scores: Scores) -> Iterator[dict[str, Any]]:
+        if scores.predictions is not None:
+            origins: Any = self.examples.origins
+            for origin, prediction, texts in zip(origins, scores.predictions, self.references(), strict=True):
+                yield {"source": self.rows.values[origin][0], "prediction": prediction, "references": texts}
+            return
+        for row, guesses in enumerate(scores.guesses):
+            batch = self.collate([self.examples[None, row]])
+            labels, shown = batch["labels"][0].numpy(), batch["input_ids"][0].numpy()
+            asked = labels != IGNORED
+            guessed, truth = shown.copy(), np.where(asked, labels, shown)
+            guessed[asked] = guesses
+            yield self.objective.tell(self.tokenizer, shown, guessed, truth, asked)
+
+
+def prepare(
+    recipe: Any, objective: Objective, examples: Examples, rows: Rows, tokenizer: PreTrainedTokenizerBase,
+    collate: Collate, loss: TokenLoss, limits: Limits, precision: str, console: Console,
+) -> Evaluation:  # fmt: skip
+    """The evaluation that a recipe asks for."""
+    section = recipe.eval
+    settings = generate.Settings()
+    if objective.transforms:
+        settings = generate.Settings(
+            section.num_beams, section.max_new_tokens or limits.resolved["max_target_length"], section.length_penalty,
+            section.no_repeat_ngram_size,
+        )  # fmt: skip
+    told = signature(recipe.data, limits.resolved, recipe.train.seed, precision)
+    return Evaluation(objective, examples, rows, tokenizer, collate, loss, section, settings, told, console)
+
+
+def figures_of(scores: Scores) -> dict[str, Any]:
+    """The part of results.json that an evaluation makes."""
+    return {
+        "metrics": scores.figures,
+        "signatures": scores.signatures,
+        "intervals": scores.intervals(),
+        **({"generation": scores.generation} if scores.generation else {}),
+    }
+
+
+def likelihood_metrics(columns: Columns, objective: Objective, signature: str) -> dict[str, Metric]:
+    """The figures that are made of sums over rows; those whose sums were not taken are absent."""
+    made = {
+        "eval_loss": ("nll", "tokens", metrics.mean),
+        "perplexity": ("nll", "tokens", metrics.perplexity),
+        "bits_per_byte": ("nll", "bytes", metrics.bits_per_byte),
+        objective.accuracy: ("correct", "tokens", metrics.mean),
+        objective.top5: ("correct_top5", "tokens", metrics.mean),
+        "pseudo_perplexity": ("pseudo_nll", "pseudo_tokens", metrics.perplexity),
+    }
+    return {
+        name: _ratio(columns[above], columns[below], formula, signature)
+        for name, (above, below, formula) in made.items()
+        if name and above in columns and below in columns
+    }
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, formula: Any, signature: str) -> Metric:
+    return Metric(np.stack([above, below], axis=1), lambda sums: formula(float(sums[0]), float(sums[1])), signature)
+
+
+def signature(data: Any, lengths: dict[str, int], seed: int, precision: str) -> str:
+    """How the figures made of likelihoods come about: `max_length:512|packing:yes|precision:fp32|version:0.1.0`."""
+    told = {
+        **lengths,
+        "packing": getattr(data, "packing", None),
+        "stride": getattr(data, "stride", None),
+        "masks": f"{data.mask_probability:g}x{data.mask_split}" if hasattr(data, "mask_split") else None,
+        "seed": seed if hasattr(data, "mask_split") else None,
+        "precision": precision,
+        "version": f"lmtrain-{__version__}",
+    }
+    shown = {name: {True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for name, v in told.items()}
+    return "|".join(f"{name}:{value}" for name, value in shown.items() if value is not None)
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if float(number).is_integer() else float(number)
+
+
+def _from_all(parts: list[Any], accelerator: Accelerator) -> list[Any]:
+    return gather_object(parts) if accelerator.num_processes > 1 else parts

@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Literal
 
@@ -10,13 +10,15 @@ import typer
 from pydantic import BeforeValidator
 
 from lmtrain.errors import UsageError
-from lmtrain.recipe import RECIPES, Document, Leaf, Recipe, leaves
+from lmtrain.recipe import RECIPES, Document, Leaf, Request, leaves
 
 PANELS = {
     "model": "Model",
     "data": "Data",
     "train": "Training",
+    "generate": "Generation",
     "eval": "Evaluation",
+    "gates": "Gates",
     "run": "Run",
 }
 
@@ -29,56 +31,51 @@ def canonical(token: str) -> str:
 
 _ALIASES = {
     alias.replace("_", "-"): leaf.flag.replace("_", "-")
-    for recipe_class in RECIPES.values()
-    for leaf in leaves(recipe_class)
+    for section_class in (*RECIPES.values(), Request)
+    for leaf in leaves(section_class)
     for alias in leaf.aliases
 }
 
 
-def with_flags(command: Callable[..., None], recipe_class: type[Recipe]) -> Callable[..., None]:
-    """Give `command`, which ends in `**flags`, one option for each leaf of `recipe_class`."""
+def with_flags(command: Callable[..., None], options: Iterable[Leaf], trains: bool) -> Callable[..., None]:
+    """Give `command`, which ends in `**flags`, one option for each leaf; `trains` decides what `--help` says of it."""
     own = [p for p in Signature.from_callable(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-    options = [parameter for leaf in leaves(recipe_class) for parameter in _parameters(leaf)]
+    options = [parameter for leaf in options for parameter in _parameters(leaf, trains)]
     first, last = [p for p in own if p.name == "ctx"], [p for p in own if p.name != "ctx"]
     keyword_only = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in [*first, *options, *last]]
     command.__signature__ = Signature(keyword_only)  # type: ignore[attr-defined]
-    command.__doc__ = recipe_class.__doc__
     return command
 
 
-def _parameters(leaf: Leaf) -> list[Parameter]:
+def _parameters(leaf: Leaf, trains: bool) -> list[Parameter]:
     spelling = "--" + leaf.flag.replace("_", "-")
-    hidden = bool(leaf.extra.get("hidden"))
+    hidden = leaf.extra.get("hidden") in (True, "training" if trains else "use")
+    text = _help(leaf, (not trains and leaf.extra.get("use")) or leaf.field.description or "")
+    panel = PANELS["run" if leaf.section == "train" and not trains else leaf.section]
+
+    def parameter(
+        names: list[str], annotation: Any, metavar: str, hidden: bool, shortcut: str | None = None
+    ) -> Parameter:
+        option = typer.Option(
+            *names, help=text, rich_help_panel=panel, hidden=hidden, metavar=metavar, show_default=False
+        )
+        name = f"{leaf.section}__{leaf.name}" + (f"__{shortcut}" if shortcut else "")
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option])
+
     metavar, annotation = _type_of(leaf)
     if annotation is bool and leaf.default:
         # What is on by default is shown as the flag that turns it off; the other spelling is accepted.
-        off = _parameter(leaf, [f"--no-{spelling[2:]}"], bool, metavar, hidden, shortcut="off")
-        return [_parameter(leaf, [spelling], bool, metavar, hidden=True), off]
+        off = parameter([f"--no-{spelling[2:]}"], bool, metavar, hidden, shortcut="off")
+        return [parameter([spelling], bool, metavar, hidden=True), off]
     short = [f"-{leaf.extra['short']}"] if "short" in leaf.extra else []
     shortcuts = [
-        _parameter(leaf, [f"--{flag}"], bool, "", hidden=True, shortcut=value)
+        parameter([f"--{flag}"], bool, "", hidden=True, shortcut=value)
         for flag, value in leaf.extra.get("shortcuts", {}).items()
     ]
-    return [_parameter(leaf, [spelling, *short], annotation, metavar, hidden), *shortcuts]
+    return [parameter([spelling, *short], annotation, metavar, hidden), *shortcuts]
 
 
-def _parameter(
-    leaf: Leaf, names: list[str], annotation: Any, metavar: str, hidden: bool, shortcut: str | None = None
-) -> Parameter:
-    settings = typer.Option(
-        *names,
-        help=_help(leaf),
-        rich_help_panel=PANELS[leaf.section],
-        hidden=hidden,
-        metavar=metavar,
-        show_default=False,
-    )
-    name = f"{leaf.section}__{leaf.name}" + (f"__{shortcut}" if shortcut else "")
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, settings])
-
-
-def _help(leaf: Leaf) -> str:
-    text = leaf.field.description or ""
+def _help(leaf: Leaf, text: str) -> str:
     if choices := _choices(leaf):
         text = f"{text} ({', '.join(choices)})"
     shown = leaf.default not in (None, False, True, "", [], {})

@@ -1,6 +1,6 @@
-"""What a model writes: completions, filled masks, transformed texts."""
+"""Texts that a model writes, by beam search, sampling or greedily."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +8,41 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.collate import IGNORED, Collate, pad_id, padded
+from lmtrain.collate import pad_id, padded
 from lmtrain.encode import Examples
+from lmtrain.loss import decoder_inputs
+from lmtrain.tokenizer import framing
 
-PROMPT_TOKENS, COMPLETION_TOKENS = 24, 40
+COMPLETION_TOKENS = 40
+
+ROWS_AT_ONCE = 16
+"""Rows of a generated batch. Fixed, and cut from the data alone: in another batch a sum of floats comes out otherwise
+in its last digit, which can turn a close choice of a word and with it the whole output. So texts, and the metrics of
+them, are the same for every --eval-batch-size and number of processes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to generate: beams (1 is greedy) and the most tokens of an output."""
+    """How to generate; what is None is as the model's own generation settings say."""
 
     num_beams: int = 1
     max_new_tokens: int = COMPLETION_TOKENS
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    do_sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    num_return_sequences: int = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """A text that was generated; `capped` if it was cut off rather than ended, `score` as beam search ranks it."""
+
+    text: str
+    capped: bool
+    score: float | None = None
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
@@ -27,116 +50,87 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
     return tokenizer.decode([int(i) for i in ids if 0 <= int(i) < len(tokenizer)], skip_special_tokens=True)
 
 
+def told(network: Any, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> dict[str, Any]:
+    """The settings as transformers' generate takes them; for an encoder-decoder with the start that it was trained on.
+
+    The start is what the decoder is given in training: the labels moved on by one, so the token that comes in front
+    and, where a target begins with one (a language of mBART-50, M2M100 or NLLB, BART's <s>), the first label.
+    """
+    given = {name: value for name, value in vars(settings).items() if value is not None}
+    if not network.config.is_encoder_decoder:
+        return given
+    labels = tokenizer(text_target="a")["input_ids"]
+    start = decoder_inputs(network, torch.tensor([labels], device=network.device))[0, 0]
+    before, _ = framing(tokenizer, target=True)
+    return {**given, "decoder_start_token_id": int(start), **({"forced_bos_token_id": before[0]} if before else {})}
+
+
 @torch.no_grad()
-def transform(
-    network: Any, tokenizer: PreTrainedTokenizerBase, examples: Examples, rows: list[int], batch_size: int,
-    settings: Settings,
-) -> Iterator[tuple[int, str]]:  # fmt: skip
-    """(row, output text) for each source row, the longest first so that a batch is of one length."""
-    column = examples.columns["input_ids"]
-    order = sorted(rows, key=lambda row: -len(column[row]))
+def outputs(
+    network: Any, tokenizer: PreTrainedTokenizerBase, sources: Sequence[Any], settings: Settings, **more: Any
+) -> list[list[Output]]:
+    """Of each source (ids [length]) what the model writes, the best first and no text twice.
+
+    A decoder goes on from its source and needs sources of one length; an encoder-decoder takes any. Out of memory,
+    the sources are taken in two halves.
+    """
     pad = pad_id(tokenizer)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        sources = [column[row] for row in chosen]
-        outputs = network.generate(
+    arguments = told(network, tokenizer, settings) | more
+    generated = None
+    try:
+        generated = network.generate(
             input_ids=padded(sources, pad).to(network.device),
             attention_mask=padded([np.ones(len(ids)) for ids in sources], 0).to(network.device),
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=settings.num_beams,
-            do_sample=False,
-            use_cache=True,
-            pad_token_id=pad,
-        )
-        yield from ((row, decode(tokenizer, ids)) for row, ids in zip(chosen, outputs, strict=True))
+            pad_token_id=pad, use_cache=True, return_dict_in_generate=True, **arguments,
+        )  # fmt: skip
+    except torch.OutOfMemoryError:
+        if len(sources) == 1:
+            raise
+    if generated is None:
+        half = len(sources) // 2
+        parts = sources[:half], sources[half:]
+        return [texts for part in parts for texts in outputs(network, tokenizer, part, settings, **more)]
+    skipped = 1 if network.config.is_encoder_decoder else len(sources[0])
+    scores = getattr(generated, "sequences_scores", None)
+    each = settings.num_return_sequences
+    made = [
+        Output(decode(tokenizer, ids[skipped:]), _is_capped(network, ids[skipped:], settings.max_new_tokens),
+               None if scores is None else float(scores[number]))
+        for number, ids in enumerate(generated.sequences)
+    ]  # fmt: skip
+    return [_distinct(made[start : start + each]) for start in range(0, len(made), each)]
 
 
-Sample = dict[str, str]
+def _distinct(texts: Iterable[Output]) -> list[Output]:
+    found: dict[str, Output] = {}
+    for output in texts:
+        found.setdefault(output.text, output)
+    return list(found.values())
 
 
-@torch.no_grad()
-def sample_causal(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    count: int,
-    collate: Collate,
-    settings: Settings,
-) -> list[Sample]:
-    """The start of a row (of a prompt row: the prompt), how the model goes on, and how the text does."""
-    samples = []
-    for row in range(min(count, len(examples))):
-        content = examples[None, row]
-        ids = content["input_ids"]
-        cut = min(PROMPT_TOKENS, max(len(ids) // 2, 1))
-        if "trained" in content:
-            cut = max(int(np.argmax(content["trained"])), 1)
-        prompt = torch.from_numpy(ids[:cut].astype(np.int64))[None].to(network.device)
-        output = network.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=_room(network, cut, settings.max_new_tokens),
-            do_sample=False,
-            use_cache=True,
-            pad_token_id=pad_id(tokenizer),
-        )
-        samples.append({
-            "input": decode(tokenizer, ids[:cut]),
-            "output": decode(tokenizer, output[0, cut:]),
-            "reference": decode(tokenizer, ids[cut : cut + settings.max_new_tokens]),
-        })  # fmt: skip
-    return samples
+def _is_capped(network: Any, ids: torch.Tensor, limit: int) -> bool:
+    config = network.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    # A model may be made to end at the limit (BART): an end there is no end of its own.
+    natural = ids[: limit - 1] if config.forced_eos_token_id is not None else ids
+    return len(ids) >= limit and not any(int(i) in ends for i in natural)
 
 
-def _room(network: Any, used: int, wanted: int) -> int:
+def transform(
+    network: Any, tokenizer: PreTrainedTokenizerBase, examples: Examples, rows: list[int], settings: Settings,
+    process: tuple[int, int] = (0, 1), track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> Iterator[tuple[int, Output]]:  # fmt: skip
+    """(row, output) of this process's share of `rows`, which are in the order that batches are cut from."""
+    column = examples.columns["input_ids"]
+    batches = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
+    for chosen in track(batches[process[0] :: process[1]]):
+        written = outputs(network, tokenizer, [column[row] for row in chosen], settings)
+        yield from ((row, texts[0]) for row, texts in zip(chosen, written, strict=True))
+
+
+def room_for(network: Any, used: int, wanted: int) -> int:
+    """How many of the `wanted` tokens the model has positions for behind `used` ones; at least one."""
     from lmtrain.model import positions
 
     limit = positions(network)
     return max(min(wanted, limit - used), 1) if limit else wanted
-
-
-@torch.no_grad()
-def sample_masked(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    count: int,
-    collate: Collate,
-    settings: Settings,
-) -> list[Sample]:
-    """The start of a row with its masks, with the model's best guesses in their places, and as it was."""
-    samples = []
-    for row in range(min(count, len(examples))):
-        batch = {name: tensor.to(network.device) for name, tensor in collate([examples[None, row]]).items()}
-        labels = batch.pop("labels")[0, :COMPLETION_TOKENS]
-        shown = batch["input_ids"][0, :COMPLETION_TOKENS]
-        asked = labels != IGNORED
-        best = network(**batch).logits[0, :COMPLETION_TOKENS].argmax(-1)
-        masked = torch.where(asked, torch.full_like(shown, tokenizer.mask_token_id), shown)
-        samples.append({
-            "input": tokenizer.decode(masked.tolist()),
-            "output": decode(tokenizer, torch.where(asked, best, shown).tolist()),
-            "reference": decode(tokenizer, torch.where(asked, labels, shown).tolist()),
-        })  # fmt: skip
-    return samples
-
-
-def sample_pairs(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    count: int,
-    collate: Collate,
-    settings: Settings,
-) -> list[Sample]:
-    """A source, what the model makes of it, and the target."""
-    rows = list(range(min(count, len(examples))))
-    outputs = dict(transform(network, tokenizer, examples, rows, max(len(rows), 1), settings))
-    return [
-        {
-            "input": decode(tokenizer, examples.columns["input_ids"][row]),
-            "output": outputs[row],
-            "reference": decode(tokenizer, examples.columns["labels"][row]),
-        }
-        for row in rows
-    ]

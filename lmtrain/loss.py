@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
@@ -28,13 +29,15 @@ class RowScores:
     """What evaluation keeps of a batch, per row; no logits.
 
     `nll` [rows] float64: sum of the negative log-likelihood (nats) of the supervised tokens; `tokens`, `correct` and
-    `correct_top5` [rows] int64: how many there are, and how many of them are the best guess or among the best five.
+    `correct_top5` [rows] int64: how many there are, and how many of them are the best guess or among the best five;
+    `guesses`: of each row the best guess at every supervised token.
     """
 
     nll: torch.Tensor
     tokens: torch.Tensor
     correct: torch.Tensor
     correct_top5: torch.Tensor
+    guesses: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class TokenLoss:
         precise = torch.float32 if logits.device.type == "mps" else torch.float64
         counted = labels != IGNORED
         nll, correct, top5 = (torch.zeros(len(labels), dtype=d, device=labels.device) for d in (precise, int, int))
+        guesses = []
         for row in range(len(labels)):  # row by row: a float32 copy of a whole batch of logits would be the peak
             at = counted[row]
             scores, truth = logits[row][at].float(), labels[row][at]
@@ -97,7 +101,8 @@ class TokenLoss:
             best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
             correct[row] = (best[:, 0] == truth).sum()
             top5[row] = (best == truth[:, None]).sum()
-        return RowScores(nll, counted.sum(1), correct, top5)
+            guesses.append(best[:, 0].to(torch.int32).cpu().numpy())
+        return RowScores(nll, counted.sum(1), correct, top5, guesses)
 
 
 def decoder_inputs(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,20 @@
-"""Figures from sums: what each is, and which way is better."""
+"""The figures that there are: their names, which way is better, and the formulas of those that are made of sums.
+
+docs/metrics.md says of each how it is defined and where the definition comes from.
+"""
 
 import math
 
-HIGHER_IS_BETTER = frozenset(
-    ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", "exact_match"]
+TEXT_METRICS = (
+    "bleu", "chrf", "chrfpp", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1",
 )  # fmt: skip
+"""Figures of generated text, all of them between 0 and 100 (TER may be more)."""
+
+HIGHER_IS_BETTER = frozenset(
+    ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", *TEXT_METRICS]
+) - {"ter"}  # fmt: skip
+
+LOWER_IS_BETTER = frozenset(["eval_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "ter"])
 
 
 def trainer_name(name: str) -> str:
@@ -17,20 +27,18 @@ def plain_name(name: str) -> str:
     return name if name == "eval_loss" else name.removeprefix("eval_")
 
 
-def perplexity(loss: float) -> float:
-    """Exp of the mean negative log-likelihood per token, in nats."""
-    return math.exp(min(loss, 700.0))  # above that a float is infinite, which JSON cannot say
+def mean(total: float, count: float) -> float:
+    return total / count if count else 0.0
 
 
-def bits_per_byte(nll: float, size: int) -> float:
+def perplexity(nll: float, tokens: float) -> float:
+    """Exp of the mean negative log-likelihood (nats) per token."""
+    return math.exp(min(mean(nll, tokens), 700.0))  # above that a float is infinite, which JSON cannot say
+
+
+def bits_per_byte(nll: float, size: float) -> float:
     """Negative log-likelihood (nats) of a text of `size` UTF-8 bytes, in bits per byte.
 
     Comparable across tokenizers, and with the size of a compressed file.
     """
-    return nll / math.log(2) / size
-
-
-def exact_match(predictions: list[str], references: list[str]) -> float:
-    """The share of predictions that are their reference, white space around it aside."""
-    hits = sum(p.strip() == r.strip() for p, r in zip(predictions, references, strict=True))
-    return hits / max(len(predictions), 1)
+    return mean(nll / math.log(2), size)

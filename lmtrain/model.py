@@ -19,7 +19,7 @@ from transformers import (
 
 from lmtrain import chat
 from lmtrain import tokenizer as tokenizers
-from lmtrain.architectures import TRAINED, check_objective, is_architecture
+from lmtrain.architectures import TRAINED, adapter_base, check_objective, is_architecture, made_for
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.loss import decoder_inputs
 from lmtrain.recipe import Model
@@ -39,29 +39,45 @@ LOADING = (
 
 
 def load_config(model: Model, objective: str) -> PretrainedConfig:
-    """The model's configuration. Raises InputError where there is none, or for another objective."""
+    """The model's configuration (of an adapter: its base's).
+
+    Raises InputError where there is none, or for another objective.
+    """
     if model.from_scratch and is_architecture(model.name):
         return AutoConfig.for_model(model.name)
+    name = adapter_base(model.name) or model.name
     try:
-        config = AutoConfig.from_pretrained(model.name, trust_remote_code=model.trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=model.trust_remote_code)
     except LOADING as error:
-        raise InputError(_not_loaded("model", model.name, error)) from None
-    check_objective(config.model_type, objective, model.name)
+        raise InputError(_not_loaded("model", name, error)) from None
+    check_objective(config.model_type, objective, name)
     return config
 
 
+def objective_of_hub(model: Model) -> str:
+    """The objective of a model of the hub. Raises InputError."""
+    try:
+        model_type = AutoConfig.from_pretrained(model.name, trust_remote_code=model.trust_remote_code).model_type
+    except LOADING as error:
+        raise InputError(_not_loaded("model", model.name, error)) from None
+    objective = made_for(model_type)
+    if objective is None:
+        raise InputError(f"{model.name} ({model_type}) is no language model that clm, mlm or seq2seq could train")
+    return objective
+
+
 def load_tokenizer(
-    model: Model, rows: Rows, frame: tokenizers.Frame | None
+    model: Model, rows: Rows | None, frame: tokenizers.Frame | None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """(the tokenizer that the recipe names, or one trained on `rows`, or the model's own; what to say about it).
 
     Raises InputError.
     """
     if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
-        assert frame
+        assert frame and rows
         tokenizer = _trained_once(model.tokenizer, rows, frame)
     else:
-        name = model.tokenizer or model.name
+        name = model.tokenizer or _with_tokenizer(model.name)
         try:
             tokenizer = _bare_vocabulary(Path(name)) or AutoTokenizer.from_pretrained(
                 name, trust_remote_code=model.trust_remote_code
@@ -73,8 +89,14 @@ def load_tokenizer(
     adopted = _adopt_special_tokens(tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    template = chat.ensure_template(tokenizer) if rows.kind == "messages" else None
+    template = chat.ensure_template(tokenizer) if rows and rows.kind == "messages" else None
     return tokenizer, [note for note in (adopted, template) if note]
+
+
+def _with_tokenizer(name: str) -> str:
+    """Where the tokenizer of a model lies: an adapter may have it from its base."""
+    base = adapter_base(name)
+    return base if base and not any(Path(name).glob("tokenizer*")) else name
 
 
 def _bare_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
@@ -161,6 +183,9 @@ def load_network(
         _start_as_trained(network)
         _check_vocabulary(network, tokenizer, model.name)
         return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
+    if base := adapter_base(model.name):
+        network, notes = load_network(model.model_copy(update={"name": base}), config, tokenizer, auto_model)
+        return _with_adapter(network, model.name), [*notes, f"the adapter {model.name} is merged into {base}"]
     try:
         network, report = auto_model.from_pretrained(
             model.name,
@@ -177,6 +202,16 @@ def load_network(
     notes = _check_weights(network, report, model.name)
     _check_vocabulary(network, tokenizer, model.name)
     return network, notes
+
+
+def _with_adapter(network: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The network with a LoRA adapter merged into its weights. Raises InputError."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(network, name).merge_and_unload()
+    except LOADING as error:
+        raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
 
 
 def _check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lmtrain import collate, encode, generate
+from lmtrain import answers, collate, encode, samples
 from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, has_own_loss, reads_padding
 from lmtrain.tokenizer import Frame
@@ -27,8 +27,12 @@ class Objective:
     """Rows -> ids."""
     collate: Callable[..., collate.Collate]
     """Ids -> batch."""
-    sample: Callable[..., list[generate.Sample]]
+    sample: Callable[..., list[samples.Sample]]
     """What the model writes, to look at."""
+    answer: Callable[..., list[answers.Answer]]
+    """What the model makes of prompts."""
+    tell: Callable[..., samples.Told]
+    """A scored row in words."""
     frame: Frame
     """Special tokens of a tokenizer trained for it."""
     shift: int = 0
@@ -68,17 +72,17 @@ _SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eo
 
 OBJECTIVES = {
     "clm": Objective(
-        AutoModelForCausalLM, encode.causal, collate.causal, generate.sample_causal,
+        AutoModelForCausalLM, encode.causal, collate.causal, samples.causal, answers.complete, samples.tell_causal,
         Frame(_SEQUENCE, "<s> $A"), shift=1,
     ),
     "mlm": Objective(
-        AutoModelForMaskedLM, encode.masked, collate.masked, generate.sample_masked,
+        AutoModelForMaskedLM, encode.masked, collate.masked, samples.masked, answers.fill_in, samples.tell_masked,
         Frame({"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                "mask_token": "[MASK]"}, "[CLS] $A [SEP]"),
         accuracy="masked_accuracy", top5="masked_accuracy_top5",
     ),
     "seq2seq": Objective(
-        AutoModelForSeq2SeqLM, encode.pairs, collate.pairs, generate.sample_pairs,
+        AutoModelForSeq2SeqLM, encode.pairs, collate.pairs, samples.pairs, answers.transform, samples.tell_causal,
         Frame(_SEQUENCE, "$A </s>"), transforms=True,
     ),
 }  # fmt: skip

@@ -41,6 +41,21 @@ class Ragged:
         ]
         return Ragged(self.values, np.concatenate([*starts, [len(self.values)]]).astype(np.int64))
 
+    def windows(self, length: int, stride: int) -> tuple["Ragged", "Ragged"]:
+        """(every row on its own through a window of `length` that moves on by `stride`, which tokens (bool) are new).
+
+        The last window of a row holds its end; a token is new in the first window that holds it.
+        """
+        shown, new = [], []
+        for row in range(len(self)):
+            tokens, start, seen = self[row], 0, 0
+            while seen < len(tokens):
+                end = min(start + length, len(tokens))
+                shown.append(tokens[start:end])
+                new.append(np.arange(start, end) >= seen)
+                start, seen = start + stride, end
+        return Ragged.of(shown, self.values.dtype), Ragged.of(new, np.bool_)
+
     def framed(self, before: Sequence[int], after: Sequence[int]) -> "Ragged":
         """Every row with `before` in front of it and `after` behind it."""
         dtype = self.values.dtype

@@ -16,22 +16,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from lmtrain import gates, metrics
 from lmtrain.errors import InputError, UsageError, suggestion
 
 Document = dict[str, Any]
+Built = typing.TypeVar("Built", bound=BaseModel)
 
 
 def option(default: Any = None, flag: str | None = None, aliases: tuple[str, ...] = (), **constraints: Any) -> Any:
     """A pydantic field that also is a flag.
 
     `flag` is its spelling on the command line where that is not the field's name; `aliases` are further names, good
-    as flags and as recipe keys; `hidden=True` leaves it out of `--help`; `shortcuts` are flags that stand for one
-    value, such as `--bf16` for `--precision bf16`.
+    as flags and as recipe keys; `hidden=True` leaves it out of `--help`, "training" and "use" only out of that of the
+    commands that train and that use a model; `use` is its help in the latter; `shortcuts` are flags that stand for
+    one value, such as `--bf16` for `--precision bf16`.
     """
-    extra = {name: constraints.pop(name) for name in ("hidden", "short", "shortcuts") if name in constraints}
+    extra = {name: constraints.pop(name) for name in ("hidden", "short", "shortcuts", "use") if name in constraints}
     return Field(default, json_schema_extra={"flag": flag, "aliases": list(aliases), **extra}, **constraints)
 
 
@@ -59,6 +62,16 @@ def _split_outside_brackets(text: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
+
+
+def _share(value: Any) -> Any:
+    """`"1%"` or `"0.01"` -> 0.01."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise ValueError("write it as 1% or 0.01") from None
 
 
 def _duration(value: Any) -> Any:
@@ -89,7 +102,13 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    name: str = option(..., flag="model", short="m", aliases=("model_name_or_path", "model"))
+    name: str = option(
+        ...,
+        flag="model",
+        short="m",
+        aliases=("model_name_or_path", "model"),
+        use="Hub id, folder, run folder or LoRA adapter.",
+    )
     """Hub id, local folder or, with --from-scratch, an architecture such as gpt2, bert or t5."""
     from_scratch: bool = option(False)
     """Start from random weights; nothing is downloaded for an architecture name."""
@@ -97,7 +116,7 @@ class Model(Section):
         {}, flag="model_config", aliases=("config_overrides", "model_config")
     )
     """With --from-scratch: sizes as name=value,… e.g. n_layer=4,n_embd=256."""
-    tokenizer: str | None = option(None, aliases=("tokenizer_name",))
+    tokenizer: str | None = option(None, aliases=("tokenizer_name",), use="Hub id or folder. Default: the model's.")
     """Hub id or folder; or trained on the data: bpe:N, wordpiece:N, unigram:N, char, byte. Default: the model's."""
     attn: str | None = option(None, aliases=("attn_implementation",), hidden=True)
     """Attention implementation: sdpa, eager, flash_attention_2. Default: the model's best."""
@@ -113,7 +132,7 @@ class Data(Section):
         ..., flag="data", short="d", aliases=("train_file", "dataset", "dataset_name", "data"), min_length=1
     )
     """File, folder, glob, - (stdin) or hub id org/name[:config][@split]; #N at the end takes N rows. Repeatable."""
-    eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"))
+    eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"), hidden="use")
     """What to evaluate on, in the same forms. Default: a part of --data, see --val-split."""
     val_split: float = option(0.05, aliases=("validation_split",), ge=0, lt=1)
     """Without --eval-data: the share of the rows held out, shuffled by --seed. 0 evaluates nothing."""
@@ -156,6 +175,8 @@ class ClmData(TextData):
     """What the model learns to answer, its end included."""
     messages_column: str | None = option(None)
     """Column of chats [{role, content}, …]; the loss is on the assistant's turns alone."""
+    stride: int | None = option(None, ge=1, hidden="training")
+    """Evaluate each text by itself, through a window of --max-length that moves on by N tokens."""
 
 
 class MlmData(TextData):
@@ -171,19 +192,22 @@ class MlmData(TextData):
         return self
 
 
-class PairData(Data):
+class Direction(Section):
+    source_prefix: str = option("")
+    """Put before every input, e.g. 'summarize: ' for T5."""
+    source_lang: str | None = option(None)
+    """With a path STEM as --data: read STEM.<lang> as input, line by line. Also for multilingual tokenizers."""
+    target_lang: str | None = option(None)
+    """The same for the output; also what language mBART, M2M100 or NLLB write."""
+
+
+class PairData(Direction, Data):
     KINDS = ("pairs",)
 
     source_column: str | None = option(None)
     """Column of the input; dots reach inside: translation.en. Default: found by name, and said."""
     target_column: str | None = option(None, aliases=("summary_column",))
-    """Column of the output to learn."""
-    source_prefix: str = option("")
-    """Put before every input, e.g. 'summarize: ' for T5."""
-    source_lang: str | None = option(None)
-    """With a path STEM as --data: read STEM.<lang> as input, line by line."""
-    target_lang: str | None = option(None)
-    """The same for the output; also sets the language of multilingual tokenizers."""
+    """Column of the output to learn; a list holds several references, of which the first is learnt."""
     max_source_length: Length | None = option(None)
     """Tokens of an input at most. Default: what 99 % of the data need."""
     max_target_length: Length | None = option(None)
@@ -221,7 +245,7 @@ class Train(Section):
     """Clip the gradient's norm; 0: never."""
     label_smoothing: float = option(0.0, aliases=("label_smoothing_factor",), ge=0, lt=1, hidden=True)
     """Label smoothing of the training loss; evaluation is never smoothed."""
-    seed: int = option(42, ge=0)
+    seed: int = option(42, ge=0, use="Decides masks and what is drawn.")
     """Decides the split, the order, the weights and the masks."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", shortcuts={"bf16": "bf16", "fp16": "fp16"})
     """auto: bf16 on GPUs that have it, else fp32."""
@@ -243,17 +267,20 @@ class Eval(Section):
     every: Every = option("epoch", flag="eval_every", aliases=("eval_steps", "eval_every"))
     """Steps between two evaluations, or 'epoch'."""
     batch_size: int = option(
-        8, flag="eval_batch_size", aliases=("per_device_eval_batch_size", "eval_batch_size"), ge=1, hidden=True
+        8, flag="eval_batch_size", aliases=("per_device_eval_batch_size", "eval_batch_size"), ge=1, hidden="training"
     )
     """Rows per device; the figures do not depend on it."""
     METRICS: ClassVar[tuple[str, ...]] = ("eval_loss", "perplexity", "bits_per_byte", "token_accuracy")
+    """The figures that this objective can have."""
 
     best_metric: str = option("eval_loss", aliases=("metric_for_best_model",))
     """The model with the best value of this is the one that is kept."""
     early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
     """Stop after this many evaluations without a better one."""
-    samples: int = option(3, ge=0)
+    samples: int = option(3, ge=0, hidden="training", use="Rows to show in words.")
     """Rows on which the model writes at each evaluation, into samples.jsonl; the first is shown."""
+    predictions: str | None = option(None, hidden="training")
+    """File for source, prediction, references and scores of every row. Default in training: predictions.jsonl."""
 
     @model_validator(mode="after")
     def _metric_is_known(self) -> Self:
@@ -265,16 +292,45 @@ class Eval(Section):
 
 
 class MaskEval(Eval):
-    METRICS = ("eval_loss", "perplexity", "masked_accuracy", "masked_accuracy_top5")
+    METRICS = ("eval_loss", "perplexity", "masked_accuracy", "masked_accuracy_top5", "pseudo_perplexity")
+
+    pseudo_perplexity: bool = option(False, hidden="training")
+    """Also mask each token in turn: one forward pass per token."""
 
 
-class PairEval(Eval):
-    METRICS = ("eval_loss", "perplexity", "token_accuracy", "exact_match")
-
+class Decoding(Section):
     num_beams: int = option(1, ge=1)
     """Beams when generating; 1 is greedy."""
-    max_new_tokens: int | None = option(None, ge=1, hidden=True)
+    max_new_tokens: int | None = option(None, ge=1, hidden="training")
     """Tokens to generate at most. Default: --max-target-length."""
+    length_penalty: float | None = option(None, hidden="training")
+    """With beams: above 0 favours longer outputs. Default: the model's."""
+    no_repeat_ngram_size: int | None = option(None, ge=0, hidden="training")
+    """No sequence of N tokens twice in an output. Default: the model's."""
+
+
+class PairEval(Decoding, Eval):
+    METRICS = ("eval_loss", "perplexity", "token_accuracy", *metrics.TEXT_METRICS)
+
+    metric: Strings = option([], hidden="training")
+    """Text metrics, all by default: bleu, chrf, … Others through evaluate: a hub name or metric.py. Repeatable."""
+    bleu_tokenize: str | None = option(None, hidden=True)
+    """sacrebleu's tokenizer: 13a, intl, zh, ko-mecab, char, … Default: by the script of the references."""
+    rouge_tokenize: Literal["words", "characters", "morphemes"] | None = option(None, hidden=True)
+    """Units of ROUGE. Default: by the script of the references."""
+
+
+class Gates(Section):
+    """What has to hold, else the exit code is 4."""
+
+    assertions: Annotated[Strings, AfterValidator(gates.parsed)] = option([], flag="assert", aliases=("assert",))
+    """A figure that has to hold, such as perplexity<25 or train.last_loss<=2, else exit code 4. Repeatable."""
+    baseline: str | None = option(None, hidden="training")
+    """results.json of an earlier run: no figure may be worse, see --max-regression."""
+    max_regression: Annotated[float, BeforeValidator(_share), Field(ge=0)] = option(0.01, hidden="training")
+    """How much worse than the baseline a figure may be: 1% or 0.01 of its value."""
+    junit: str | None = option(None, hidden="training")
+    """File for the gates as JUnit XML."""
 
 
 class Run(Section):
@@ -299,9 +355,16 @@ class Recipe(Section):
     # Where the run comes from and goes to is no part of what is done, so a saved recipe can be run again.
     UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite"}
 
-    def saved(self) -> Document:
-        """The recipe as a document, without the fields that only this one run needs."""
+    @model_validator(mode="after")
+    def _gates_are_known(self) -> Self:
+        fixed = not getattr(self.eval, "metric", [])  # type: ignore[attr-defined]
+        gates.check_names(self.gates.assertions, self.eval.METRICS if fixed else None)  # type: ignore[attr-defined]
+        return self
+
+    def saved(self, lengths: Mapping[str, int]) -> Document:
+        """The recipe as a document with the `lengths` that were resolved, without what only this one run needs."""
         document = self.model_dump(mode="json", exclude_none=True)
+        document["data"] |= lengths
         document["run"] = {key: value for key, value in document["run"].items() if key not in self.UNSAVED}
         return document
 
@@ -314,6 +377,7 @@ class Clm(Recipe):
     data: ClmData
     train: Train = Field(default_factory=Train)
     eval: Eval = Field(default_factory=Eval)
+    gates: Gates = Field(default_factory=Gates)
     run: Run = Field(default_factory=Run)
 
 
@@ -325,6 +389,7 @@ class Mlm(Recipe):
     data: MlmData
     train: Train = Field(default_factory=Train)
     eval: MaskEval = Field(default_factory=MaskEval)
+    gates: Gates = Field(default_factory=Gates)
     run: Run = Field(default_factory=Run)
 
 
@@ -336,6 +401,43 @@ class Seq2seq(Recipe):
     data: PairData
     train: Train = Field(default_factory=Train)
     eval: PairEval = Field(default_factory=PairEval)
+    gates: Gates = Field(default_factory=Gates)
+    run: Run = Field(default_factory=Run)
+
+
+class Prompts(Direction):
+    prompt: Strings = option([], short="p")
+    """A text to go on with, to fill or to transform. Repeatable."""
+    data: Strings = option([], short="d")
+    """A file of prompts, in any form that training reads; of text every line. Default: standard input."""
+    column: str | None = option(None)
+    """Column of the prompts. Default: found by name."""
+
+
+class Generate(Decoding):
+    do_sample: bool = option(False)
+    """Draw from the distribution instead of taking the best; follows from the next three."""
+    temperature: float | None = option(None, gt=0)
+    """Below 1 sharpens the distribution, above 1 flattens it."""
+    top_k: int | None = option(None, ge=1)
+    """Draw from the K most probable tokens."""
+    top_p: float | None = option(None, gt=0, le=1)
+    """Draw from the most probable tokens that together have this probability."""
+    num_return_sequences: int = option(1, aliases=("n_best",), ge=1)
+    """Outputs for each prompt, the best first; with beams each with its score."""
+    candidates: int = option(5, ge=1)
+    """Tokens to show for each mask."""
+    chat: bool = option(True)
+    """A prompt is the turn of a user where the model has a chat template; --no-chat: a text to go on with."""
+
+
+class Request(Section):
+    """Try a model: go on with a text (clm), fill its masks (mlm), transform it (seq2seq)."""
+
+    model: Model
+    data: Prompts = Field(default_factory=Prompts)
+    generate: Generate = Field(default_factory=Generate)
+    train: Train = Field(default_factory=Train)
     run: Run = Field(default_factory=Run)
 
 
@@ -368,6 +470,8 @@ def _all_subclasses(root: type[Section]) -> Iterator[type[Section]]:
 
 _describe_fields()
 
+SECTIONS = ("model", "data", "generate", "train", "eval", "gates", "run")
+
 RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq}
 
 
@@ -397,7 +501,8 @@ class Leaf:
         """A value written outside of a recipe: YAML, but for a field of text the text as it stands."""
         value = parse_yaml(text)
         several = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        plain = self.field.annotation in (str, str | None) or (self.field.annotation == list[str] and not several)
+        is_list = self.field.annotation == list[str]
+        plain = self.field.annotation in (str, str | None) or (is_list and not several)
         return text if plain else value
 
     @property
@@ -406,13 +511,35 @@ class Leaf:
 
 
 @cache
-def leaves(recipe_class: type[Recipe]) -> tuple[Leaf, ...]:
+def leaves(recipe_class: type[Section]) -> tuple[Leaf, ...]:
     sections = {name: field.annotation for name, field in recipe_class.model_fields.items() if name != "objective"}
     return tuple(
         Leaf(section, name, field)
         for section, section_class in sections.items()
         for name, field in section_class.model_fields.items()
     )
+
+
+WITHOUT_TRAINING = {
+    "model": {"name", "tokenizer", "attn", "trust_remote_code"},
+    "train": {"seed", "precision"},
+    "run": {"offline"},
+}
+"""What a model is scored or asked by, of the sections that are there for its training."""
+
+TRAINING_ALONE = {"val_split", "every", "best_metric", "early_stop"}
+
+
+@cache
+def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
+    """The options of `lmtrain eval` (given all recipe classes) or `generate` (given Request), each once."""
+    found: dict[tuple[str, str], Leaf] = {}
+    scores = Request not in classes
+    for leaf in (leaf for own in classes for leaf in leaves(own)):
+        launches = scores and leaf.name in ("num_processes", "accelerate_config")
+        if launches or leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name} - TRAINING_ALONE):
+            found.setdefault((leaf.section, leaf.name), leaf)
+    return tuple(sorted(found.values(), key=lambda leaf: list(SECTIONS).index(leaf.section)))
 
 
 def names_of(leaf: Leaf) -> Iterator[str]:
@@ -477,7 +604,7 @@ def objective_of(document: Document, where: str) -> str:
     return objective
 
 
-def in_sections(document: Document, recipe_class: type[Recipe], where: str) -> Document:
+def in_sections(document: Document, recipe_class: type[Section], where: str) -> Document:
     """Put every key under its section and its first name.
 
     A key may stand in its section or, by the name of its flag, at the top. Raises UsageError for keys that are
@@ -503,13 +630,15 @@ def in_sections(document: Document, recipe_class: type[Recipe], where: str) -> D
 
 def _entries(document: Document, sections: set[str]) -> Iterator[tuple[str | None, str, Any]]:
     for key, value in document.items():
-        if key in sections and (isinstance(value, dict) or value is None):
+        if key == "gates" and isinstance(value, list | str):  # `gates: [perplexity<25]` is all that most recipes need
+            yield "gates", "assert", value
+        elif key in sections and (isinstance(value, dict) or value is None):
             yield from ((key, str(name).replace("-", "_"), inner) for name, inner in (value or {}).items())
         else:
             yield None, str(key).replace("-", "_"), value
 
 
-def _locate(recipe_class: type[Recipe], section: str | None, key: str, value: Any) -> tuple[str, str]:
+def _locate(recipe_class: type[Section], section: str | None, key: str, value: Any) -> tuple[str, str]:
     """The (section, field) that a key stands for."""
     candidates = [leaf for leaf in leaves(recipe_class) if section in (None, leaf.section)]
     for leaf in candidates:
@@ -618,7 +747,7 @@ def merge(*documents: Document) -> Document:
     return result
 
 
-def from_environment(recipe_class: type[Recipe], environment: Mapping[str, str] = os.environ) -> Document:
+def from_environment(recipe_class: type[Section], environment: Mapping[str, str] = os.environ) -> Document:
     """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
     own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
     everywhere = {
@@ -629,14 +758,14 @@ def from_environment(recipe_class: type[Recipe], environment: Mapping[str, str] 
         name = variable.removeprefix("LMTRAIN_")
         if name == variable:
             continue
-        if name not in everywhere:
+        if name not in everywhere and name not in own:
             raise UsageError(f"{variable}: no such option{suggestion(name, everywhere)} in the environment")
         if name in own:
             document[own[name].flag] = own[name].read(text)
     return in_sections(document, recipe_class, "environment")
 
 
-def from_assignments(assignments: list[str], recipe_class: type[Recipe]) -> Document:
+def from_assignments(assignments: list[str], recipe_class: type[Section]) -> Document:
     """What `--set section.key=value` says; the value is read as YAML. Raises UsageError."""
     result: Document = {}
     for assignment in assignments:
@@ -653,7 +782,7 @@ def from_assignments(assignments: list[str], recipe_class: type[Recipe]) -> Docu
     return result
 
 
-def build(recipe_class: type[Recipe], document: Document, where: str) -> Recipe:
+def build(recipe_class: type[Built], document: Document, where: str) -> Built:
     """The frozen recipe of a merged document. Raises UsageError naming every bad value at once."""
     document = {**document, "model": document.get("model", {}), "data": document.get("data", {})}
     try:
@@ -663,7 +792,7 @@ def build(recipe_class: type[Recipe], document: Document, where: str) -> Recipe:
         raise UsageError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _problem(recipe_class: type[Recipe], problem: Any) -> str:
+def _problem(recipe_class: type[Section], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     path = ".".join(location[:2])
     leaf = next((x for x in leaves(recipe_class) if [x.section, x.name] == location[:2]), None)
@@ -673,6 +802,6 @@ def _problem(recipe_class: type[Recipe], problem: Any) -> str:
     if leaf and leaf.field.annotation == Every:
         return f"{path}{flag}: should be a number of steps above 0 or 'epoch', got {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    if len(location) == 1:  # a check of ours over a whole section, which says it all
+    if len(location) <= 1:  # a check of ours over a whole section or recipe, which says it all
         return message
     return f"{path}{flag}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from lmtrain.errors import StorageError, UsageError
 from lmtrain.recipe import Recipe, Run, read_yaml, to_yaml
 
 RECIPE, RESULTS, METRICS, SAMPLES = "recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl"
+PREDICTIONS = "predictions.jsonl"
+
+RESOLVED = ("max_length", "max_source_length", "max_target_length")
+"""Lengths that a saved recipe says even if they were not given."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,14 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def create(self, recipe: Recipe, overwrite: bool) -> None:
-        """Make the folder and write the recipe; with `overwrite`, what an earlier run wrote is removed first.
+    def command(self, more: str = "") -> str:
+        """What to type for the same run once more."""
+        return f"lmtrain run {self.path / RECIPE} {more}".strip()
+
+    def create(self, recipe: Recipe, overwrite: bool, lengths: dict[str, int]) -> None:
+        """Make the folder and write the recipe with the `lengths` that were resolved.
+
+        With `overwrite`, what an earlier run wrote is removed first.
 
         Only what a run writes is touched, whatever else lies there. Raises StorageError.
         """
@@ -34,13 +45,22 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 shutil.rmtree(self.checkpoints, ignore_errors=True)
-                for name in (RESULTS, METRICS, SAMPLES, "README.md", "*config.json", "tokenizer*", "*.safetensors*"):
+                for name in (
+                    RESULTS,
+                    METRICS,
+                    SAMPLES,
+                    PREDICTIONS,
+                    "README.md",
+                    "*config.json",
+                    "tokenizer*",
+                    "*.safetensors*",
+                ):
                     for written in self.path.glob(name):
                         written.unlink()
             self.checkpoints.mkdir(exist_ok=True)
             if before := finished(self):  # a run that goes on is not a completed one, whatever becomes of it
                 write_whole(self.path / RESULTS, json.dumps({**before, "status": "interrupted"}, ensure_ascii=False))
-            write_whole(self.path / RECIPE, to_yaml(recipe.saved()))
+            write_whole(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
         except OSError as error:
             raise storage_error(self.path, error) from None
 
@@ -57,9 +77,9 @@ class RunFolder:
                 lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
                 write_whole(path, "".join(line + "\n" for line in lines))
 
-    def finish(self, results: dict[str, Any], command: str) -> None:
+    def finish(self, results: dict[str, Any]) -> None:
         write_whole(self.path / RESULTS, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-        write_whole(self.path / "README.md", card(results, command))
+        write_whole(self.path / "README.md", card(results, self.command()))
 
 
 def _step(line: str) -> int:
@@ -74,6 +94,17 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, whole or not there. Raises StorageError."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+        aside.replace(path)
+    except OSError as error:
+        raise storage_error(path, error) from None
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -120,6 +151,13 @@ def check_writable(folder: RunFolder) -> None:
         raise StorageError(f"{there}: no permission to write there; choose another --output-dir")
 
 
+def check_can_be_written(file: str | None, flag: str) -> None:
+    """Raise UsageError for a file in a folder that is not there, before the work rather than after it."""
+    if file and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+        raise UsageError(f"{flag} {file}: no such folder to write it in" if not Path(file).is_dir() else
+                         f"{flag} {file}: a folder; name a file")  # fmt: skip
+
+
 def finished(folder: RunFolder) -> dict[str, Any] | None:
     """The results of a run that has been completed, else None."""
     path = folder.path / RESULTS
@@ -131,30 +169,48 @@ def changed_settings(folder: RunFolder, recipe: Recipe) -> list[str]:
     """The settings in which `recipe` differs from the run that it goes on with."""
     if not (folder.path / RECIPE).exists():
         return []
-    before, now = read_yaml(folder.path / RECIPE), recipe.saved()
+    before, now = read_yaml(folder.path / RECIPE), recipe.saved({})
     return [
         f"{section}.{name}"
         for section in ("model", "data", "train")
         for name in sorted({*before.get(section, {}), *now[section]})
         if before.get(section, {}).get(name) != now[section].get(name)
+        if name not in RESOLVED or name in now[section]
     ]
 
 
 def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines of the table that ends a run."""
-    rows = [(name, figure(value)) for name, value in results["metrics"].items()]
-    train = results["train"]
-    for name in ("steps", "first_loss", "last_loss", "tokens_trained", "tokens_per_second"):
+    """The lines of the table that ends a run: figures with their 95 % intervals, gates, what the run took."""
+    intervals = results.get("intervals", {})
+    rows = [
+        (name, figure(value) + (" [{}, {}]".format(*map(figure, intervals[name])) if name in intervals else ""))
+        for name, value in results["metrics"].items()
+    ]
+    for name, comparison in results.get("against", {}).items():
+        rows.append((f"{name} against", f"{comparison['difference']:+.4g} [{comparison['interval'][0]:+.4g}, "
+                                        f"{comparison['interval'][1]:+.4g}], p = {comparison['p_value']:.3g}"))  # fmt: skip
+    rows += [(gate["expression"], "holds" if gate["holds"] else "does not hold") for gate in results["gates"]]
+    train = results.get("train") or results["eval"]
+    for name in ("steps", "first_loss", "last_loss", "tokens_trained", "tokens_per_second", "seconds"):
         if name in train:
             rows.append((name.replace("_", " "), figure(train[name])))
-    rows.append(("seconds", figure(train["seconds"])))
     return rows
+
+
+def signatures(results: dict[str, Any]) -> list[str]:
+    """How the figures were made, one line for all that were made alike."""
+    alike: dict[str, list[str]] = {}
+    for name, signature in results.get("signatures", {}).items():
+        alike.setdefault(signature, []).append(name)
+    return [f"{' '.join(names)}: {signature}" for signature, names in alike.items()]
 
 
 def next_steps(objective: str, folder: RunFolder) -> str:
     """Where the model is, and what to type next."""
     return f"""
 The model is in {folder.path}; AutoModel classes load it from there. Next:
+  lmtrain generate --model {folder.path} --prompt …     see what it writes
+  lmtrain eval --model {folder.path} --data …     score it on other data
   lmtrain {objective} --model {folder.path} --data …     train on, with other data
   lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed"""
 

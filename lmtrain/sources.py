@@ -73,8 +73,8 @@ class Table:
 class Rows:
     """What is left of the data once its usable values are picked out.
 
-    `values[i]` is a string (text), two strings (prompt, pairs) or a list of messages; it stands in `places[i]` =
-    (table, number). Rows of one `groups[i]` stay together when a part is held out. A table in `last_numbers` is
+    `values[i]` is a string (text), two strings (prompt), two or more (pairs: source, references) or a list of messages;
+    it stands in `places[i]` = (table, number). Rows of one `groups[i]` stay together when a part is held out. A table in `last_numbers` is
     running text: its values follow one another as one document, up to that number.
     """
 
@@ -296,7 +296,12 @@ def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
     if not any(value.strip() if isinstance(value, str) else value for value in rows.values):
         counted = f"{rows.rows_empty} empty" + (f", {rows.rows_bad} bad" if rows.rows_bad else "")
         raise InputError(f"{', '.join(visible(s, 200) for s in specifications)}: no usable text ({counted} rows)")
-    return replace(rows, groups=_passages(rows))
+    return replace(rows, groups=_passages(rows), notes=[*rows.notes, *_several(rows)])
+
+
+def _several(rows: Rows) -> list[str]:
+    count = sum(len(value) > 2 for value in rows.values) if rows.kind == "pairs" else 0
+    return [f"{count:,} rows have several targets: the first is learnt, metrics of text take all"] if count else []
 
 
 def _read_table(rows: Rows, index: int, table: Table, data: Data) -> Rows:
@@ -393,6 +398,14 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     for index, group in enumerate(rows.groups):
         sides[group in held].append(index)
     return rows.subset(sides[0]), replace(rows.subset(sides[1]), rows_empty=0, rows_bad=0)
+
+
+def held_out(data: Data, seed: int) -> Rows:
+    """What a run evaluates on. Raises UsageError where it holds nothing out, InputError as `read` does."""
+    _, rows = read(data, seed)
+    if rows is None:
+        raise UsageError("nothing was held out in this run; name something with --data")
+    return rows
 
 
 def read(data: Data, seed: int) -> tuple[Rows, Rows | None]:

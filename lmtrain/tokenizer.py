@@ -144,10 +144,11 @@ def _unigram(texts: Iterable[str], size: int, specials: list[str], unknown: str)
 BUILDERS = {"bpe": _bpe, "byte": _byte, "char": _char, "wordpiece": _wordpiece, "unigram": _unigram}
 
 
-def framing(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """(ids that the tokenizer puts before a text, ids that it puts after it)."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    framed = tokenizer("a")["input_ids"]
+def framing(tokenizer: PreTrainedTokenizerBase, target: bool = False) -> tuple[list[int], list[int]]:
+    """(ids that the tokenizer puts before a text, ids that it puts after it); `target`: where it is to be written."""
+    side = {"text_target" if target else "text": "a"}
+    bare = tokenizer(**side, add_special_tokens=False)["input_ids"]
+    framed = tokenizer(**side)["input_ids"]
     for start in range(len(framed) - len(bare) + 1):
         if framed[start : start + len(bare)] == bare:
             return framed[:start], framed[start + len(bare) :]

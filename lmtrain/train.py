@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -13,33 +9,27 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lmtrain import __version__, metrics
-from lmtrain.batching import Order, padding_fraction
+from lmtrain import metrics
+from lmtrain.batching import account
 from lmtrain.checkpoint import step_of, to_resume
-from lmtrain.collate import IGNORED
 from lmtrain.console import Console
 from lmtrain.encode import Examples, Limits
-from lmtrain.errors import InputError, Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
-from lmtrain.evaluate import Evaluation
-from lmtrain.generate import Settings
+from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
+from lmtrain.evaluate import Scores, figures_of, prepare
 from lmtrain.loss import TokenLoss
+from lmtrain.machine import T5_FAMILY, environment, part, peak_memory, precision
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.progress import LiveProgress
-from lmtrain.report import RunFolder, storage_error
+from lmtrain.report import PREDICTIONS, RunFolder, storage_error, write_lines
 from lmtrain.sources import Rows
 from lmtrain.trainer import ExactTrainer, Watch
-
-T5_FAMILY = frozenset(["t5", "mt5", "umt5", "longt5", "switch_transformers"])
 
 
 def train(
@@ -70,9 +60,12 @@ def train(
     collate, loss = objective.fit(
         network, examples, tokenizer, recipe.data, recipe.train.seed, limits, recipe.train.label_smoothing
     )
-    _account(examples, held_out, collate, recipe)
-    evaluation = held_out and Evaluation(
-        objective, held_out, eval_rows, tokenizer, collate, loss, recipe.eval.batch_size, _settings(recipe, limits)
+    account(examples, collate, recipe.train.batch_size, "--data", recipe.train.seed)
+    if held_out:
+        account(held_out, collate, recipe.eval.batch_size, "--eval-data")
+    floats = precision(recipe.train.precision, config.model_type)
+    evaluation = held_out and prepare(
+        recipe, objective, held_out, eval_rows, tokenizer, collate, loss, limits, floats, console
     )
     for line in [*train_rows.notes, *told, *notes, *_spoken(limits, recipe, loss, config, arguments)]:
         console.note(line)
@@ -81,7 +74,7 @@ def train(
     folder = _shared(folder)
     arguments.output_dir = str(folder.checkpoints)
     if PartialState().is_main_process:
-        folder.create(recipe, recipe.run.overwrite)
+        folder.create(recipe, recipe.run.overwrite, limits.resolved)
         if recipe.run.resume:
             folder.rewind(step_of(checkpoint) if checkpoint else -1)
             for line in [*passed, *([f"going on from {checkpoint}"] if checkpoint else [])]:
@@ -99,17 +92,22 @@ def train(
     try:
         with run.signals():
             _train(trainer, recipe, checkpoint, run)
-        figures = run.final_figures()
+        scores = run.final_scores()
     except LmtrainError:
         if console.main_process:
-            folder.finish(_results(recipe, trainer, run, {}, data, started, "failed"), _again(folder))
+            folder.finish(_results(recipe, trainer, run, None, data, started, "failed"))
         raise
     status = "interrupted" if run.stopped_by else "completed"
-    results = _results(recipe, trainer, run, figures, data, started, status)
+    results = _results(recipe, trainer, run, scores, data, started, status)
     _save(trainer, network, tokenizer, folder, results)
+    if scores and evaluation and console.main_process:
+        for line in scores.notes:
+            console.warn(line)
+        write_lines(Path(recipe.eval.predictions or folder.path / PREDICTIONS), evaluation.records(scores))
+    part()
     if run.stopped_by:
         raise Interrupted(f"interrupted at step {trainer.state.global_step}, a checkpoint is saved; go on with\n"
-                          f"  {_again(folder, '--resume auto')} -o {folder.path}", run.stopped_by)  # fmt: skip
+                          f"  {folder.command('--resume auto')} -o {folder.path}", run.stopped_by)  # fmt: skip
     return results
 
 
@@ -200,7 +198,7 @@ def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> 
         "disable_tqdm": True,
         "use_cpu": not torch.accelerator.is_available(),
         checkpointing: section.gradient_checkpointing,
-        **_precision(section.precision, model_type),
+        **{name: precision(section.precision, model_type) == name for name in ("bf16", "fp16")},
     }
     try:
         arguments = TrainingArguments(**{**given, **ours})
@@ -228,22 +226,6 @@ def learning_rate(model_type: str, from_scratch: bool) -> float:
     return base * 10 if from_scratch else base
 
 
-def _precision(asked: str, model_type: str) -> dict[str, bool]:
-    if asked == "auto":
-        asked = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    if asked == "fp16" and model_type in T5_FAMILY:
-        raise UsageError("--precision fp16: T5's activations overflow in it; use bf16 or fp32")
-    if asked == "fp16" and not torch.accelerator.is_available():
-        raise UsageError("--precision fp16: needs a GPU; use fp32 or bf16 on a CPU")
-    return {"bf16": asked == "bf16", "fp16": asked == "fp16"}
-
-
-def _settings(recipe: Any, limits: Limits) -> Settings:
-    if "max_target_length" not in limits.resolved:
-        return Settings()
-    return Settings(recipe.eval.num_beams, recipe.eval.max_new_tokens or limits.resolved["max_target_length"])
-
-
 def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments: TrainingArguments) -> list[str]:
     lengths = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in limits.resolved.items())
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
@@ -263,26 +245,6 @@ def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments
 # --- accounts --------------------------------------------------------------------------------------------------------
 
 
-def _account(examples: Examples, held_out: Examples | None, collate: Any, recipe: Any) -> None:
-    """Fill in what the ledger can only know once rows are batches. Raises InputError where nothing would be trained."""
-    for part, epoch, size in ((examples, 0, recipe.train.batch_size), (held_out, None, recipe.eval.batch_size)):
-        if part is None:
-            continue
-        count = 0
-        for start in range(0, len(part), 256):
-            rows = [part[epoch, row] for row in range(start, min(start + 256, len(part)))]
-            count += int((collate(rows)["labels"] != IGNORED).sum())
-        part.ledger.tokens_trained = count
-        columns = [part.columns[name].lengths for name in ("input_ids", "labels") if name in part.columns]
-        order = np.argsort(-part.lengths, kind="stable")
-        if epoch is not None:
-            order = np.array([row for _, row in Order(len(part), recipe.train.seed)])
-        part.ledger.padding_fraction = padding_fraction(columns, order, size)
-        if not count:
-            raise InputError(f"{'--data' if epoch is not None else '--eval-data'}: not one token of it would be "
-                             "predicted: the texts are too short, or --mask-probability is too low")  # fmt: skip
-
-
 def _shared_rows(train_rows: Rows, eval_rows: Rows | None) -> int:
     """How many evaluation rows (of running text: passages) also are training rows, word for word."""
     if eval_rows is None:
@@ -297,14 +259,14 @@ def _by_group(rows: Rows) -> Iterator[str]:
 
 
 def _data(examples: Examples, held_out: Examples | None, train_rows: Rows, eval_rows: Rows | None) -> dict[str, Any]:
-    data: dict[str, Any] = {"train": examples.ledger.document()}
+    data: dict[str, Any] = {"kind": train_rows.kind, "train": examples.ledger.document()}
     if held_out is not None:
         data |= {"eval": held_out.ledger.document(), "shared_rows": _shared_rows(train_rows, eval_rows)}
     return data
 
 
 def _results(
-    recipe: Any, trainer: ExactTrainer, run: Watch, figures: dict[str, float], data: dict[str, Any], started: float,
+    recipe: Any, trainer: ExactTrainer, run: Watch, scores: Scores | None, data: dict[str, Any], started: float,
     status: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of results.json."""
@@ -315,7 +277,7 @@ def _results(
         "objective": recipe.objective,
         "model": recipe.model.name,
         "status": status,
-        "metrics": figures,
+        **(figures_of(scores) if scores else {"metrics": {}}),
         "initial_metrics": run.initial,
         "train": {
             "steps": state.global_step,
@@ -325,32 +287,12 @@ def _results(
             "tokens_trained": trained,
             "tokens_per_second": (seen - trainer.seen_before) / max(time.monotonic() - run.began, 1e-9),
             "seconds": time.monotonic() - started,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
         },
         "data": data,
         "gates": [],
         "environment": environment(trainer.args.world_size, recipe.train.seed),
     }
-
-
-def environment(processes: int = 1, seed: int | None = None) -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "lmtrain": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "devices": ", ".join(gpus) or f"cpu ({os.cpu_count()} cores)",
-        "processes": processes,
-        **({} if seed is None else {"seed": seed}),
-    }
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # Linux counts kibibytes, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _shared(folder: RunFolder) -> RunFolder:
@@ -359,10 +301,6 @@ def _shared(folder: RunFolder) -> RunFolder:
     if PartialState().num_processes > 1:
         broadcast_object_list(paths)
     return RunFolder(Path(paths[0]))
-
-
-def _again(folder: RunFolder, more: str = "") -> str:
-    return f"lmtrain run {folder.path / 'recipe.yaml'} {more}".strip()
 
 
 def _save(trainer: ExactTrainer, network: Any, tokenizer: Any, folder: RunFolder, results: dict[str, Any]) -> None:
@@ -377,13 +315,6 @@ def _save(trainer: ExactTrainer, network: Any, tokenizer: Any, folder: RunFolder
             network.config.use_cache = True  # Trainer turns it off; whoever generates wants it
         network.save_pretrained(folder.path, state_dict=state_dict)
         tokenizer.save_pretrained(folder.path)
-        folder.finish(results, _again(folder))
+        folder.finish(results)
     except OSError as error:
         raise storage_error(folder.path, error) from None
-
-
-def quiet_libraries() -> None:
-    """Their bars and advice would bury ours; what matters of it is said by lmtrain in its own words."""
-    transformers.logging.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -18,7 +18,7 @@ from lmtrain.collate import IGNORED
 from lmtrain.console import Console
 from lmtrain.encode import Key
 from lmtrain.errors import BrokenDown
-from lmtrain.evaluate import Evaluation
+from lmtrain.evaluate import Evaluation, Scores
 from lmtrain.launch import is_launched
 from lmtrain.loss import TokenLoss
 from lmtrain.metrics import plain_name, trainer_name
@@ -73,8 +73,8 @@ class ExactTrainer(Trainer):
         """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual."""
         assert self.evaluation
         # An untrained model's outputs say nothing, and it seldom knows how to stop: only its likelihoods.
-        figures = self.evaluation.run(self.model, self.accelerator, write=self.state.global_step > 0)
-        logs = {trainer_name(name): value for name, value in figures.items()}
+        self.scores = self.evaluation.run(self.model, self.accelerator, write=self.state.global_step > 0)
+        logs = {trainer_name(name): value for name, value in self.scores.figures.items()}
         self.log(dict(logs))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
@@ -97,7 +97,7 @@ class Watch(TrainerCallback):
         self.stopped_by: int | None = None
         self.counted = (0, 0)
         self.initial: dict[str, float] = {}
-        self.figures: dict[int, dict[str, float]] = {}
+        self.scores: dict[int, Scores] = {}  # of the best step and of the last that was evaluated
 
     # --- signals
 
@@ -121,17 +121,9 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
         if state.global_step and (path := self.folder.path / METRICS).exists():
-            self.figures = self._figures_before(path)
-            self.initial = self.figures.pop(0, {})
-
-    def _figures_before(self, path: Path) -> dict[int, dict[str, float]]:
-        """Step -> what was measured before a resume: at the start, and for the case that the best model is from then."""
-        events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {
-            event["step"]: {name: value for name, value in event.items() if name not in ("step", "epoch")}
-            for event in events
-            if "eval_loss" in event
-        }
+            first = json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}")
+            if first.get("step") == 0 and "eval_loss" in first:
+                self.initial = {name: value for name, value in first.items() if name not in ("step", "epoch")}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         stopped, over = self._asked_to_stop()
@@ -162,7 +154,8 @@ class Watch(TrainerCallback):
         if state.global_step == 0:
             self.initial = figures
         else:
-            self.figures[state.global_step] = figures
+            best_before = {s: scores for s, scores in self.scores.items() if s == state.best_global_step}
+            self.scores = {**best_before, state.global_step: self.trainer.scores}
             value, best = metrics[args.metric_for_best_model], state.best_metric
             if best is None or (value > best if args.greater_is_better else value < best):
                 control.should_save = True  # the best model is kept, whatever --save-every says
@@ -189,11 +182,11 @@ class Watch(TrainerCallback):
             f"Checkpoints in {self.folder.checkpoints} are from before"
         )
 
-    def final_figures(self) -> dict[str, float]:
-        """The figures of the model that is kept: the best one, which is loaded, or the last."""
+    def final_scores(self) -> Scores | None:
+        """The scores of the model that is kept: the best one, which is loaded, or the last."""
         state = self.trainer.state
         if self.evaluation is None:
-            return {}
+            return None
         best = state.best_global_step
         kept = state.best_model_checkpoint
         if best and best != state.global_step and kept and Path(kept).is_dir() and not self.stopped_by:
@@ -202,14 +195,14 @@ class Watch(TrainerCallback):
             state_step = best
         else:
             state_step = state.global_step
-        if state_step in self.figures:
-            return self.figures[state_step]
+        if state_step in self.scores:
+            return self.scores[state_step]
         if self.stopped_by:
-            return {}
-        figures = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
+            return None
+        scores = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
         if state_step == 0:
-            self.initial = self.initial or figures
-        return figures
+            self.initial = self.initial or scores.figures
+        return scores
 
 
 @dataclass

@@ -1,0 +1,69 @@
+"""`lmtrain generate`, from top to bottom: a model that is there, asked something."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import TextStreamer, set_seed
+
+from lmtrain import encode
+from lmtrain.answers import Answer, Manner
+from lmtrain.console import Console
+from lmtrain.errors import UsageError
+from lmtrain.generate import ROWS_AT_ONCE, Settings
+from lmtrain.machine import precision
+from lmtrain.model import load_config, load_network, load_tokenizer
+from lmtrain.objectives import OBJECTIVES
+from lmtrain.prompts import Prompt
+
+NEW_TOKENS = 128
+
+
+def ask(
+    request: Any, objective: str, prompts: list[Prompt], kind: str | None, stream: bool, console: Console
+) -> Iterator[Answer]:
+    """The answers to `prompts`, with the prompt as `input`; with `stream` each also appears on stdout as it is written.
+
+    `kind` is the kind of rows that the model was trained on, where that is known. Raises an LmtrainError for whatever
+    the user can put right.
+    """
+    settings = _settings(request.generate)
+    config = load_config(request.model, objective)
+    floats = precision(request.train.precision, config.model_type)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    with console.working("loading tokenizer and model"):
+        tokenizer, told = load_tokenizer(request.model, None, None)
+        encode.set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
+        network, notes = load_network(request.model, config, tokenizer, OBJECTIVES[objective].auto_model)
+    for line in [*told, *notes]:
+        console.note(line)
+    network = network.to(device).eval()
+    set_seed(request.train.seed)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    section = request.generate
+    manner = Manner(settings, kind, section.chat, request.data.source_prefix, section.candidates, streamer)
+    batches = [prompts[start : start + ROWS_AT_ONCE] for start in range(0, len(prompts), ROWS_AT_ONCE)]
+    for batch in batches:
+        with torch.no_grad(), _autocast(floats, device):
+            answers = OBJECTIVES[objective].answer(network, tokenizer, batch, manner)
+        yield from ({"input": prompt, **answer} for prompt, answer in zip(batch, answers, strict=True))
+
+
+def _settings(section: Any) -> Settings:
+    """Raises UsageError where more outputs are asked for than the search can give."""
+    sampling = section.do_sample or any(v is not None for v in (section.temperature, section.top_k, section.top_p))
+    wanted = section.num_return_sequences
+    beams = section.num_beams if "num_beams" in section.model_fields_set or sampling else max(wanted, 1)
+    if not sampling and wanted > beams:
+        raise UsageError(f"--num-return-sequences {wanted}: needs --num-beams {wanted} or more, or --do-sample")
+    return Settings(
+        beams, section.max_new_tokens or NEW_TOKENS, section.length_penalty, section.no_repeat_ngram_size, sampling,
+        section.temperature, section.top_k, section.top_p, wanted,
+    )  # fmt: skip
+
+
+def _autocast(floats: str, device: torch.device) -> AbstractContextManager[Any]:
+    if floats == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if floats == "bf16" else torch.float16)

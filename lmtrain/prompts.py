@@ -1,0 +1,58 @@
+"""What `lmtrain generate` is asked: prompts from the command line, a file or standard input."""
+
+import sys
+from typing import Any
+
+from lmtrain.columns import reach
+from lmtrain.errors import InputError, UsageError, visible
+from lmtrain.recipe import Prompts, TextData
+from lmtrain.sources import open_tables
+
+COLUMNS = (
+    "prompt", "source", "question", "instruction", "text", "input", "document", "article", "dialogue", "content",
+    "sentence", "messages",
+)  # fmt: skip
+"""Where a prompt is looked for, in this order."""
+
+Prompt = str | list[dict[str, Any]]
+"""A text, or a chat as a list of messages."""
+
+
+def read(section: Prompts) -> list[Prompt]:
+    """The prompts that were typed, else those in the data (as for training), else on standard input.
+
+    Of a text file or standard input every line is one. Raises InputError, UsageError.
+    """
+    if section.prompt and section.data:
+        raise UsageError("--prompt and --data: give one of the two")
+    if section.prompt:
+        return list(section.prompt)
+    if not section.data and sys.stdin.isatty():
+        raise UsageError("--prompt is missing; or name a file with --data, or pipe lines in")
+    data = section.data or ["-"]
+    found: list[Prompt] = []
+    for table in open_tables(data, TextData(train=data, sample_by="line")):
+        for number, record in table:
+            where = _column(record, section.column, table.name)
+            value = reach(record, where)
+            if isinstance(value, str) and not value.strip():
+                continue
+            if not isinstance(value, str | list):
+                raise InputError(f"{table.place(number)}, column '{where}': is not text")
+            found.append(value.rstrip("\n") if isinstance(value, str) else value)
+    if not found:
+        raise InputError(f"{', '.join(visible(name, 200) for name in data)}: no prompt in it")
+    return found
+
+
+def _column(record: Any, asked: str | None, where: str) -> str:
+    if asked:
+        return asked
+    for name in COLUMNS:
+        if name in record:
+            return name
+    if len(record) == 1:
+        return next(iter(record))
+    raise InputError(
+        f"{where}: which column holds the prompt? It has {', '.join(map(str, record))}; say it with --column"
+    )

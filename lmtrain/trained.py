@@ -1,0 +1,114 @@
+"""A model that is there already: what it was made for, and by which settings it is scored or asked.
+
+A run folder brings its own: `lmtrain eval --model RUN` repeats the evaluation that ended the run.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from lmtrain import architectures
+from lmtrain.errors import UsageError
+from lmtrain.recipe import (
+    RECIPES,
+    Document,
+    Model,
+    Recipe,
+    Request,
+    build,
+    from_environment,
+    leaves,
+    merge,
+    read_yaml,
+    untrained_leaves,
+)
+from lmtrain.report import RECIPE, RESULTS
+
+COMMAND_LINE = "the command line"
+
+
+def to_score(given: Document, objective: str | None) -> tuple[Recipe, list[str] | None]:
+    """(the recipe to score a model by, the data that were named; None: what the run held out).
+
+    `given` are the flags that were typed, in sections. Raises UsageError, InputError.
+    """
+    name, own, objective = _known(given, objective)
+    recipe_class = RECIPES[objective]
+    for section, field in ((section, field) for section, fields in given.items() for field in fields):
+        if not any((leaf.section, leaf.name) == (section, field) for leaf in leaves(recipe_class)):
+            raise UsageError(f"--{_flag(section, field)}: not an option of {objective}, which {name} is for")
+    typed = merge(from_environment(recipe_class), given)
+    data = typed.get("data", {}).get("eval") or typed.get("data", {}).get("train")
+    if not data and not own:
+        raise UsageError("--data is missing: what should the model be scored on?")
+    both = {"data": {"train": data, "eval": data}} if data else {}
+    return build(recipe_class, merge(own, typed, both), COMMAND_LINE), data
+
+
+def to_ask(given: Document, objective: str | None) -> tuple[Request, str, str | None]:
+    """(the request, the objective of its model, the kind of rows that it was trained on if known).
+
+    Raises UsageError, InputError.
+    """
+    name, own, objective = _known(given, objective)
+    direction = {n: own.get("data", {}).get(n) for n in ("source_prefix", "source_lang", "target_lang")}
+    evaluation = own.get("eval", {})
+    decoding = {n: evaluation.get(n) for n in ("length_penalty", "no_repeat_ngram_size")} | {
+        "max_new_tokens": evaluation.get("max_new_tokens") or own.get("data", {}).get("max_target_length"),
+        "num_beams": evaluation.get("num_beams") if evaluation.get("num_beams") != 1 else None,
+    }
+    known = {
+        section: {key: value for key, value in content.items() if value}
+        for section, content in (("data", direction), ("generate", decoding))
+    }
+    return build(Request, merge(known, from_environment(Request), given), COMMAND_LINE), objective, _kind(name)
+
+
+def _known(given: Document, objective: str | None) -> tuple[str, Document, str]:
+    """(the model's name, what its run's recipe says, the objective)."""
+    name = given.setdefault("model", {}).setdefault("name", os.environ.get("LMTRAIN_MODEL"))
+    if not name:
+        raise UsageError("--model is missing: a hub id, a folder or a run folder")
+    if objective is not None and objective not in RECIPES:
+        raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
+    own = _recipe_of_run(name)
+    objective = objective or own.get("objective") or architectures.objective_of_folder(name) or _of_hub(given["model"])
+    return name, own if own.get("objective") == objective else {}, objective
+
+
+def _of_hub(model: Document) -> str:
+    architectures.check_name(model["name"])
+    from lmtrain import machine
+    from lmtrain.model import objective_of_hub
+
+    machine.quiet_libraries()
+    return objective_of_hub(Model(**model))
+
+
+def _recipe_of_run(name: str) -> Document:
+    """What the recipe of a run folder says of data, evaluation and seed; empty where `name` is no run.
+
+    Not of the model, which is the one in the folder, nor whether code that comes with it may be run.
+    """
+    path = Path(name) / RECIPE
+    if not path.is_file() or not (Path(name) / RESULTS).is_file():
+        return {}
+    document = read_yaml(path)
+    return {
+        "objective": document.get("objective"),
+        "data": document.get("data", {}),
+        "eval": {key: value for key, value in document.get("eval", {}).items() if key != "predictions"},
+        "train": {key: value for key, value in document.get("train", {}).items() if key in ("seed", "precision")},
+    }
+
+
+def _kind(name: str) -> str | None:
+    try:
+        return json.loads((Path(name) / RESULTS).read_text(encoding="utf-8"))["data"]["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _flag(section: str, field: str) -> str:
+    known = untrained_leaves(*RECIPES.values())
+    return next(leaf.flag for leaf in known if (leaf.section, leaf.name) == (section, field)).replace("_", "-")
