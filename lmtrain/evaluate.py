@@ -16,6 +16,7 @@ from lmtrain.console import Console
 from lmtrain.encode import Examples, Limits
 from lmtrain.loss import TokenLoss, evaluating
 from lmtrain.objectives import Objective
+from lmtrain.packing import Ragged
 from lmtrain.resampling import Metric
 from lmtrain.samples import Sample
 from lmtrain.sources import Rows
@@ -33,8 +34,8 @@ class Scores:
     others: dict[str, float]
     """Figures of metrics that are not ours, which have neither rows nor intervals."""
     columns: Columns
-    guesses: list[np.ndarray]
-    """Of each row the best guess at every supervised token."""
+    guesses: Ragged
+    """Of each row the best guess at every supervised token, from its start on; what follows is 0."""
     predictions: list[str] | None = None
     """Of each row the text that was generated."""
     notes: tuple[str, ...] = ()
@@ -86,26 +87,36 @@ class Evaluation:
 
     # --- likelihood
 
-    def _likelihood(self, network: Any, accelerator: Accelerator) -> tuple[Columns, list[np.ndarray]]:
-        """(sums by row, in the order of the data, so that they do not depend on who scored which row; guesses)."""
+    def _likelihood(self, network: Any, accelerator: Accelerator) -> tuple[Columns, Ragged]:
+        """(sums by row, in the order of the data, so that they do not depend on who scored which row; best guesses).
+
+        Both are written into arrays that are there before: what is kept of each batch would else lie between the
+        buffers of the logits, which the next batch could then not use again, and memory would grow with the data.
+        """
         own = self._own_rows(accelerator)
         size = self.asked.batch_size
-        parts: list[tuple[int, float, int, int, int, int, np.ndarray]] = []
+        sums = np.zeros((len(self.examples), 5))
+        truths = self.examples.columns.get("labels", self.examples.columns["input_ids"])
+        guesses = Ragged(np.zeros(len(truths.values), np.int32), truths.offsets)
         for start in self.console.track(range(0, len(own), size), "scoring"):
             numbers = own[start : start + size]
             contents = [self.examples[None, row] for row in numbers]
             batch = self.collate(contents)
-            sizes = [self._scored_bytes(c, row) for c, row in zip(contents, batch["labels"], strict=True)]
             scores = self.loss.score(network, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
-            sums = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
-            parts += zip(numbers, *(column.tolist() for column in sums), sizes, scores.guesses, strict=True)
-        every = sorted(_from_all(parts, accelerator), key=lambda part: part[0])
-        _, *columns, guesses = zip(*every, strict=True)
+            taken = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
+            sums[numbers, :4] = torch.stack([column.cpu().double() for column in taken], dim=1)
+            sums[numbers, 4] = [
+                self._scored_bytes(content, row) for content, row in zip(contents, batch["labels"], strict=True)
+            ]
+            for number, best in zip(numbers, scores.guesses, strict=True):
+                guesses[number][: len(best)] = best
+        if accelerator.num_processes > 1:
+            for numbers, theirs, values in gather_object([(own, sums[own], [guesses[row] for row in own])]):
+                sums[numbers] = theirs
+                for number, best in zip(numbers, values, strict=True):
+                    guesses[number][:] = best
         names = ("nll", "tokens", "correct", "correct_top5", "bytes")
-        sums = {
-            n: np.array(c, dtype=np.float64) for n, c in zip(names, columns, strict=True) if n != "bytes" or any(c)
-        }
-        return sums, list(guesses)
+        return {n: column for n, column in zip(names, sums.T, strict=True) if n != "bytes" or column.any()}, guesses
 
     def _own_rows(self, accelerator: Accelerator) -> list[int]:
         """This process's share, the longest rows first so that a batch has little padding."""
@@ -210,12 +221,12 @@ class Evaluation:
             for origin, prediction, texts in zip(origins, scores.predictions, self.references(), strict=True):
                 yield {"source": self.rows.values[origin][0], "prediction": prediction, "references": texts}
             return
-        for row, guesses in enumerate(scores.guesses):
+        for row in range(len(self.examples)):
             batch = self.collate([self.examples[None, row]])
             labels, shown = batch["labels"][0].numpy(), batch["input_ids"][0].numpy()
             asked = labels != IGNORED
             guessed, truth = shown.copy(), np.where(asked, labels, shown)
-            guessed[asked] = guesses
+            guessed[asked] = scores.guesses[row][: asked.sum()]
             yield self.objective.tell(self.tokenizer, shown, guessed, truth, asked)
 
 

@@ -20,8 +20,14 @@ from lmtrain.collate import IGNORED, Batch
 OWN_LOSS_TOLERANCE = 2e-5
 """Relative; on random weights even a quite different loss comes out close to the log of the vocabulary."""
 
+HEAD_TOLERANCE = 1e-5
+"""Relative to the largest logit: a projection of fewer rows at once adds up in another order."""
+
+AT_ONCE = 128
+"""Positions whose logits are held at once."""
+
 PADDING_TOLERANCE = 1e-4
-"""Relative to the largest logit; what padding does by rounding alone is a hundred times less."""
+"""Relative to the largest logit or state; what padding does by rounding alone is a hundred times less."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,15 @@ class TokenLoss:
 
     `shift` is 1 where position t predicts label t + 1 (causal), 0 where logits and labels are aligned. `own` says
     that the model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary
-    terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well.
+    terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well. `head_last` says
+    that the logits are what the output embeddings give and nothing else: then evaluation projects the supervised
+    positions alone, some at a time, and never holds the logits of a batch.
     """
 
     shift: int
     label_smoothing: float = 0.0
     own: bool = False
+    head_last: bool = False
 
     def __call__(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
         """The share of this micro-batch in the loss of a step with `items` supervised tokens; summed up it is exact.
@@ -89,19 +98,24 @@ class TokenLoss:
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:
         """Plain log-likelihoods, never smoothed, never the model's own loss: what perplexity is made of."""
-        logits, labels = self.aligned(network, batch)
-        precise = torch.float32 if logits.device.type == "mps" else torch.float64
+        head = _bare(network).get_output_embeddings() if self.head_last else None
+        with _left_out(head):
+            states, labels = self.aligned(network, batch)
+        precise = torch.float32 if states.device.type == "mps" else torch.float64
         counted = labels != IGNORED
         nll, correct, top5 = (torch.zeros(len(labels), dtype=d, device=labels.device) for d in (precise, int, int))
         guesses = []
-        for row in range(len(labels)):  # row by row: a float32 copy of a whole batch of logits would be the peak
+        for row in range(len(labels)):
             at = counted[row]
-            scores, truth = logits[row][at].float(), labels[row][at]
-            nll[row] = F.cross_entropy(scores, truth, reduction="none").to(precise).sum()
-            best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
-            correct[row] = (best[:, 0] == truth).sum()
-            top5[row] = (best == truth[:, None]).sum()
-            guesses.append(best[:, 0].to(torch.int32).cpu().numpy())
+            best_of_row = [torch.empty(0, dtype=torch.long, device=labels.device)]
+            for some, truth in zip(states[row][at].split(AT_ONCE), labels[row][at].split(AT_ONCE), strict=True):
+                scores = (head(some) if head else some).float()
+                nll[row] += F.cross_entropy(scores, truth, reduction="none").to(precise).sum()
+                best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
+                correct[row] += (best[:, 0] == truth).sum()
+                top5[row] += (best == truth[:, None]).sum()
+                best_of_row.append(best[:, 0])
+            guesses.append(torch.cat(best_of_row).to(torch.int32).cpu().numpy())
         return RowScores(nll, counted.sum(1), correct, top5, guesses)
 
 
@@ -136,13 +150,45 @@ def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
 
 
 @torch.no_grad()
-def reads_padding(network: PreTrainedModel, alone: Batch, together: Batch) -> bool:
+def is_head_last(network: PreTrainedModel, batch: Batch) -> bool:
+    """Whether the logits are what the output embeddings make of the states before them (no bias or cap follows)."""
+    head = network.get_output_embeddings()
+    if head is None:
+        return False
+    with evaluating(network):
+        logits, _ = TokenLoss(0).aligned(network, batch)
+        try:
+            with _left_out(head):
+                states, _ = TokenLoss(0).aligned(network, batch)
+        except RuntimeError:  # something behind the head wants logits: BART's bias, ProphetNet's streams
+            return False
+        if states.shape[:2] != logits.shape[:2] or states.shape[-1] != getattr(head, "in_features", None):
+            return False
+        return bool((head(states) - logits).abs().max() <= HEAD_TOLERANCE * logits.abs().max())
+
+
+@contextmanager
+def _left_out(module: torch.nn.Module | None) -> Iterator[None]:
+    """While the model runs, `module` hands on what it is given."""
+    if module is None:
+        yield
+        return
+    module.forward = lambda states: states
+    try:
+        yield
+    finally:
+        del module.forward  # what the class says
+
+
+@torch.no_grad()
+def reads_padding(network: PreTrainedModel, alone: Batch, together: Batch, head_last: bool) -> bool:
     """Whether what the model says of a row depends on how far its batch is padded.
 
     `alone` holds one row, `together` the same row first in a longer batch. No model should; ProphetNet does (the
     relative positions of its predicting streams are mixed up over the length of the batch).
     """
-    with evaluating(network):
+    head = network.get_output_embeddings() if head_last else None
+    with evaluating(network), _left_out(head):
         (bare, _), (padded, _) = (TokenLoss(0).aligned(network, batch) for batch in (alone, together))
         bare = bare[0][: min(bare.shape[1], padded.shape[1])]
         counted = (alone["labels"][0] != IGNORED)[: len(bare)]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -209,7 +210,10 @@ def _with_adapter(network: PreTrainedModel, name: str) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(network, name).merge_and_unload()
+        with catch_warnings(
+            action="ignore", category=FutureWarning
+        ):  # between peft and transformers, not for the user
+            return PeftModel.from_pretrained(network, name).merge_and_unload()
     except LOADING as error:
         raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
 

@@ -1,7 +1,7 @@
 """THE table: what the three objectives differ in. Nothing else in the package asks which one it is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import (
 
 from lmtrain import answers, collate, encode, samples
 from lmtrain.errors import UsageError
-from lmtrain.loss import TokenLoss, has_own_loss, reads_padding
+from lmtrain.loss import TokenLoss, has_own_loss, is_head_last, reads_padding
 from lmtrain.tokenizer import Frame
 
 
@@ -50,22 +50,28 @@ class Objective:
         data: Any,
         seed: int,
         limits: encode.Limits,
-        label_smoothing: float = 0.0,
     ) -> tuple[collate.Collate, TokenLoss]:
-        """The collator and the loss for this very model, after asking it two questions on a few rows.
-
-        Raises UsageError where the loss cannot be smoothed.
-        """
+        """The collator and the loss that score this very model, after asking it two questions on a few rows."""
         collator = self.collate(tokenizer, data, seed)
+        short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
+        head_last = is_head_last(network, collator([short]))
+        if reads_padding(network, collator([short]), collator([short, long]), head_last):
+            collator = self.collate(tokenizer, data, seed, limits.resolved)
+        return collator, TokenLoss(self.shift, head_last=head_last)
+
+    def fit_to_train(
+        self, network: PreTrainedModel, examples: encode.Examples, loss: TokenLoss, collator: collate.Collate,
+        label_smoothing: float,
+    ) -> TokenLoss:  # fmt: skip
+        """The loss that trains it, after asking whether the model has one of its own.
+
+        Raises UsageError where that cannot be smoothed.
+        """
         rows = [examples[0, row] for row in range(min(len(examples), 4))]
-        batch = collator(rows)
-        own = has_own_loss(network, batch, self.shift)
+        own = has_own_loss(network, collator(rows), self.shift)
         if own and label_smoothing:
             raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
-        short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
-        if reads_padding(network, collator([short]), collator([short, long])):
-            collator = self.collate(tokenizer, data, seed, limits.resolved)
-        return collator, TokenLoss(self.shift, label_smoothing, own)
+        return replace(loss, label_smoothing=label_smoothing, own=own)
 
 
 _SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}

@@ -3,7 +3,8 @@
 Row by row there are sufficient statistics (for BLEU: matches, n-grams and lengths), and the score is a function of
 their sums. The bootstrap draws rows with replacement and sums again (Efron 1979; for translation: Koehn, "Statistical
 significance tests for machine translation evaluation", EMNLP 2004). Seed, number of draws and order of the random
-numbers are sacrebleu's, so that intervals and p-values of BLEU, chrF and TER are those that its command prints.
+numbers are sacrebleu's, so that the intervals of BLEU, chrF and TER are those that its command prints. Its p-value is
+not taken over: it is one-sided on absolute differences, and comes out too small where the sign changes.
 """
 
 from collections.abc import Callable, Sequence

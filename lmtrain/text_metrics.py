@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import zip_longest
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ def score(
 # --- sacrebleu -------------------------------------------------------------------------------------------------------
 
 
-def _sacrebleu(metric: Any, predictions: Texts, references: References, writing: Writing) -> Metric:
-    """One of sacrebleu's metrics by its own statistics of rows."""
+def _sacrebleu(
+    metric: Any, predictions: Texts, references: References, writing: Writing, most: float = 100.0
+) -> Metric:
+    """One of sacrebleu's metrics by its own statistics of rows; `most` cuts off what rounding puts above the best."""
     streams = [list(stream) for stream in zip_longest(*references)]  # None where a row has fewer references
     statistics = metric._extract_corpus_statistics(list(predictions), streams)
     return Metric(
         np.array(statistics, dtype=np.float64),
-        lambda sums: metric._compute_score_from_stats(sums.tolist()).score,
+        lambda sums: min(metric._compute_score_from_stats(sums.tolist()).score, most),
         str(metric.get_signature()),
     )
 
@@ -68,12 +71,12 @@ def _bleu(predictions: Texts, references: References, writing: Writing) -> Metri
 def _ter(predictions: Texts, references: References, writing: Writing) -> Metric:
     """TER; in scripts without spaces, where a sentence would be one word, over characters."""
     if writing.spaced:
-        return _sacrebleu(TER(), predictions, references, writing)
+        return _sacrebleu(TER(), predictions, references, writing, inf)
     if writing.name in ("Chinese", "Japanese"):
-        return _sacrebleu(TER(normalized=True, asian_support=True), predictions, references, writing)
+        return _sacrebleu(TER(normalized=True, asian_support=True), predictions, references, writing, inf)
     apart = [" ".join(text.replace(" ", "")) for text in predictions]
     references = [[" ".join(text.replace(" ", "")) for text in texts] for texts in references]
-    made = _sacrebleu(TER(), apart, references, writing)
+    made = _sacrebleu(TER(), apart, references, writing, inf)
     return Metric(made.statistics, made.score, f"{made.signature}|unit:character")
 
 

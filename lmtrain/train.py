@@ -57,9 +57,8 @@ def train(
     with console.working("tokenising the data"):
         examples = objective.encode(train_rows, tokenizer, recipe.data, limits, False)
         held_out = objective.encode(eval_rows, tokenizer, recipe.data, limits, True) if eval_rows else None
-    collate, loss = objective.fit(
-        network, examples, tokenizer, recipe.data, recipe.train.seed, limits, recipe.train.label_smoothing
-    )
+    collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
+    loss = objective.fit_to_train(network, examples, loss, collate, recipe.train.label_smoothing)
     account(examples, collate, recipe.train.batch_size, "--data", recipe.train.seed)
     if held_out:
         account(held_out, collate, recipe.eval.batch_size, "--eval-data")

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from lmtrain import architectures
+from lmtrain import architectures, gates
 from lmtrain.errors import UsageError
 from lmtrain.recipe import (
     RECIPES,
@@ -32,6 +32,10 @@ def to_score(given: Document, objective: str | None) -> tuple[Recipe, list[str] 
 
     `given` are the flags that were typed, in sections. Raises UsageError, InputError.
     """
+    try:
+        gates.parsed(given.get("gates", {}).get("assertions", []))  # before the hub may have to be asked
+    except ValueError as error:
+        raise UsageError(f"--assert: {error}") from None
     name, own, objective = _known(given, objective)
     recipe_class = RECIPES[objective]
     for section, field in ((section, field) for section, fields in given.items() for field in fields):

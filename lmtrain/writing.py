@@ -23,7 +23,7 @@ SCRIPTS = {
     "spaced": r"[\p{L}--[\p{Hangul}\p{Hiragana}\p{Katakana}\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]]",
 }
 
-DENSITY = {"Korean": 2, "Japanese": 2, "Chinese": 3, "unspaced": 1, "spaced": 1}
+DENSITY = {"Korean": 3, "Japanese": 3, "Chinese": 3, "unspaced": 1, "spaced": 1}
 """How many letters of an alphabet one character stands for: Korean with English terms in it stays Korean."""
 
 LATIN_ALONE = 0.995
