@@ -39,11 +39,20 @@ def parsed(expressions: list[str]) -> list[str]:
     return expressions
 
 
-def check_names(expressions: list[str], known: Collection[str] | None) -> None:
-    """Raise ValueError for a figure that there will not be; with `known` None only the results can tell."""
+def check_names(expressions: list[str], known: Collection[str] | None, evaluates: bool) -> None:
+    """Raise ValueError for a figure that there will not be; with `known` None only the results can tell.
+
+    What has a dot in its name is looked up in the results, the others among the figures of an evaluation.
+    """
     for expression in expressions:
-        name = expression[: re.search(r"[<>=!]", expression).start()].strip()  # type: ignore[union-attr]
-        if known is not None and "." not in name and name not in known:
+        match = GRAMMAR.fullmatch(expression)
+        assert match, "parsed before"
+        name = match[1]
+        if "." in name:
+            continue
+        if not evaluates:
+            raise ValueError(f"--assert {expression}: needs evaluation data: --eval-data or --val-split")
+        if known is not None and name not in known:
             raise ValueError(f"--assert {expression}: no figure {name!r}; there are {', '.join(known)}"
                              f"{suggestion(name, known)}")  # fmt: skip
 

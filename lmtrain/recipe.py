@@ -357,8 +357,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _gates_are_known(self) -> Self:
-        fixed = not getattr(self.eval, "metric", [])  # type: ignore[attr-defined]
-        gates.check_names(self.gates.assertions, self.eval.METRICS if fixed else None)  # type: ignore[attr-defined]
+        data, evaluation, asked = self.data, self.eval, self.gates  # type: ignore[attr-defined]
+        others = bool(
+            getattr(evaluation, "metric", [])
+        )  # of metrics that are not ours only the results tell the names
+        evaluates = bool(data.eval or data.val_split)
+        gates.check_names(asked.assertions, None if others else evaluation.METRICS, evaluates)
+        if asked.baseline and not evaluates:
+            raise ValueError("--baseline: needs evaluation data: --eval-data or --val-split")
         return self
 
     def saved(self, lengths: Mapping[str, int]) -> Document:

@@ -61,7 +61,7 @@ def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dic
         raise InputError(f"{recipe.model.name}: its loss on these data is not a finite number; the model is broken")
     for line in scores.notes:
         console.warn(line)
-    if recipe.eval.samples and console.main_process:
+    if recipe.eval.samples and console.main_process and not console.quiet:
         console.samples(evaluation.samples(network, recipe.eval.samples))
     if console.main_process and recipe.eval.predictions:
         write_lines(Path(recipe.eval.predictions), evaluation.records(scores))

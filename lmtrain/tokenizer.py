@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lmtrain.architectures import TRAINED
 from lmtrain.errors import InputError
 
+AT_ONCE = 512
+"""Texts that are tokenised together: enough for all cores, few enough that their encodings are no weight in memory."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -164,8 +167,8 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[lis
         yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return
     backend = _unlimited(tokenizer)
-    for start in range(0, len(texts), 4096):
-        for encoding in backend.encode_batch_fast(texts[start : start + 4096], add_special_tokens=False):
+    for start in range(0, len(texts), AT_ONCE):
+        for encoding in backend.encode_batch_fast(texts[start : start + AT_ONCE], add_special_tokens=False):
             yield encoding.ids
 
 
@@ -176,8 +179,8 @@ def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Itera
     also where several tokens share one character. Needs a fast tokenizer.
     """
     backend = _unlimited(tokenizer)
-    for start in range(0, len(texts), 4096):
-        batch = texts[start : start + 4096]
+    for start in range(0, len(texts), AT_ONCE):
+        batch = texts[start : start + AT_ONCE]
         for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
             yield encoding.ids, _token_bytes(text, [begin for begin, _ in encoding.offsets])
 

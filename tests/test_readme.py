@@ -1,16 +1,20 @@
 """What the README tells people to type."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from conftest import lmtrain
+from ruamel.yaml import YAML
 
-from lmtrain.recipe import RECIPES, leaves
+from lmtrain import metrics
+from lmtrain.recipe import RECIPES, Request, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CI, METRICS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md"))
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [
@@ -31,14 +35,50 @@ def test_every_training_command_is_understood(line: str):
     assert outcome.code == 0, outcome.err
 
 
-def test_every_flag_that_is_named_exists():
-    shown = "".join(lmtrain(command, "--help").out for command in ("clm", "mlm", "seq2seq"))
+@pytest.mark.parametrize("page", [README, CI, METRICS], ids=["README", "ci", "metrics"])
+def test_every_flag_that_is_named_exists(page: str):
+    commands = ("clm", "mlm", "seq2seq", "eval", "generate")
+    shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out
+    declared = {leaf for section in (*RECIPES.values(), Request) for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
-        "--" + leaf.flag.replace("_", "-") for recipe in RECIPES.values() for leaf in leaves(recipe)
+        "--" + name.replace("_", "-") for leaf in declared for name in (leaf.flag, *leaf.aliases)
     }
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--nproc-per-node"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) - {"--nproc-per-node", "--paired-bs"}
     assert named <= known, named - known
+
+
+def test_every_figure_is_defined():
+    names = {name for recipe in RECIPES.values() for name in recipe.model_fields["eval"].annotation.METRICS}
+    assert names == metrics.HIGHER_IS_BETTER | metrics.LOWER_IS_BETTER
+    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS))
+    assert names <= defined, names - defined
+
+
+def test_the_job_trains_evaluates_and_fails_on_regression(monkeypatch: pytest.MonkeyPatch):
+    """The commands of the example, with three steps instead of four hundred."""
+    job = YAML(typ="safe").load(re.search(r"```yaml\n(.*?)```", CI, re.DOTALL)[1])["jobs"]["quality"]
+    train, score = (
+        shlex.split(step["run"])[1:] for step in job["steps"] if "lmtrain " in step.get("run", "") and "name" in step
+    )
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    small = [
+        "--model-config",
+        "num_hidden_layers=1,hidden_size=32,num_attention_heads=2,intermediate_size=32,max_position_embeddings=64",
+    ]
+    train[train.index("--max-steps") + 1], train[train.index("--assert") + 1] = "3", "train.last_loss<9"
+    assert lmtrain(*train, *small, "--data", "example:python-docs#300").code == 0
+    score = [
+        part.replace("bits_per_byte<3", "bits_per_byte<9").replace("#2000", "#50")
+        for part in score[: score.index(">")]
+    ]
+    Path("baseline.json").write_text(json.dumps({"metrics": {"perplexity": 1e9}}))
+    assert lmtrain(*score).code == 0
+    Path("baseline.json").write_text(json.dumps({"metrics": {"perplexity": 1.0}}))
+    outcome = lmtrain(*score)
+    assert outcome.code == 4 and "gate perplexity<=1.01 does not hold" in outcome.err
+    assert Path("report.xml").exists() and Path("predictions.jsonl").exists()
+    assert Path("summary.md").read_text().count("### lmtrain clm") == 3
 
 
 def test_the_exit_codes_are_those_of_the_errors():

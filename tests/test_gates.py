@@ -1,0 +1,145 @@
+"""Gates: exit codes, and what CI reads of them."""
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import Outcome, lmtrain, scratch
+
+
+@pytest.fixture
+def figures(gpt2: Path) -> dict:
+    return json.loads((gpt2 / "results.json").read_text())["metrics"]
+
+
+def gated(model: Path, *flags) -> Outcome:
+    return lmtrain("eval", "--model", model, "--json", "--quiet", *flags)
+
+
+def test_a_gate_that_does_not_hold_is_exit_4_with_the_whole_document(gpt2: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    Path("summary.md").write_text("before\n")
+    outcome = gated(gpt2, "--assert", "perplexity<1", "--assert", "eval_loss > 0", "--junit", "report.xml")
+    assert outcome.code == 4
+    assert "gate perplexity<1 does not hold: it is " in outcome.err
+    gates = outcome.json["gates"]
+    assert [(gate["expression"], gate["holds"]) for gate in gates] == [
+        ("perplexity<1", False),
+        ("eval_loss > 0", True),
+    ]
+    assert gates[0]["value"] == outcome.json["metrics"]["perplexity"]
+    suite = ElementTree.parse("report.xml").getroot()
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "1")
+    assert [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None] == [
+        "perplexity<1"
+    ]
+    summary = Path("summary.md").read_text()
+    assert summary.startswith("before\n") and "| perplexity |" in summary and "| ❌ | `perplexity<1` |" in summary
+
+
+def test_gates_that_hold_are_exit_0(gpt2: Path, figures: dict):
+    loss = figures["eval_loss"]
+    comparisons = [f"eval_loss<{loss + 1}", f"eval_loss<={loss!r}", f"eval_loss>{loss - 1}", f"eval_loss>={loss!r}",
+                   f"eval_loss=={loss!r}", "eval_loss!=1e-3", "data.eval.rows_used>=1"]  # fmt: skip
+    outcome = gated(gpt2, *(part for expression in comparisons for part in ("--assert", expression)))
+    assert outcome.code == 0 and all(gate["holds"] for gate in outcome.json["gates"])
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ['__import__("os")', "perplexity", "perplexity<", "<3", "perplexity<x", "perplexity<1;2", "1<perplexity", "a<1 or 1<2",
+     "perplexity=1", "perplexity<nan", ""],
+)  # fmt: skip
+def test_what_is_no_comparison_is_refused(expression: str, gpt2: Path):
+    outcome = gated(gpt2, "--assert", expression)
+    assert outcome.code == 2 and "write it as NAME<NUMBER" in outcome.err and not outcome.out
+
+
+def test_an_unknown_figure_lists_those_there_are(gpt2: Path):
+    outcome = gated(gpt2, "--assert", "perplexty<25")
+    assert outcome.code == 2
+    assert "eval_loss, perplexity, bits_per_byte, token_accuracy; did you mean 'perplexity'?" in outcome.err
+    outcome = gated(gpt2, "--assert", "train.steps<3")
+    assert outcome.code == 2 and "there is no figure 'train.steps'" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "share", "code"),
+    [
+        ("gpt2", {}, "1%", 0),
+        ("gpt2", {"perplexity": 0.98}, "1%", 4),
+        ("gpt2", {"perplexity": 0.98}, "3%", 0),
+        ("gpt2", {"perplexity": 0.98}, "0.03", 0),
+        ("gpt2", {"perplexity": 1.5, "eval_loss": 1.5}, "0", 0),
+        ("bert", {"masked_accuracy_top5": 1.1}, "1%", 4),
+        ("bert", {"masked_accuracy_top5": 0.9}, "1%", 0),
+        ("t5", {"ter": 0.9}, "1%", 4),
+        ("t5", {"ter": 1.1, "chrf": 0.5}, "0%", 0),
+    ],
+)
+def test_a_regression_against_a_baseline_is_exit_4_and_an_improvement_0(
+    model: str, changes: dict, share: str, code: int, request: pytest.FixtureRequest
+):
+    folder = request.getfixturevalue(model)
+    before = json.loads((folder / "results.json").read_text())
+    before["metrics"] |= {name: before["metrics"][name] * factor for name, factor in changes.items()}
+    Path("baseline.json").write_text(json.dumps(before))
+    outcome = gated(folder, "--baseline", "baseline.json", "--max-regression", share)
+    assert outcome.code == code, outcome.err
+    broken = {gate["expression"].split("<")[0].split(">")[0] for gate in outcome.json["gates"] if not gate["holds"]}
+    assert broken == (set(changes) if code else set())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"), ("{", "holds no figures"), ("[1]", "holds no figures"), ('{"metrics": {}}', "holds no figures"),
+        ('{"metrics": {"x": 1}}', "has none of the figures"),
+        ('{"objective": "mlm", "metrics": {"eval_loss": 1}}', "figures of mlm, these are of clm"),
+    ],
+)  # fmt: skip
+def test_a_baseline_that_cannot_be_used_is_exit_3(content: str | None, message: str, gpt2: Path):
+    if content is not None:
+        Path("baseline.json").write_text(content)
+    outcome = gated(gpt2, "--baseline", "baseline.json")
+    assert outcome.code == 3 and message in outcome.err
+
+
+def test_training_keeps_its_gates_and_the_model(material: Path):
+    recipe = """
+task: clm
+model: gpt2
+from_scratch: true
+model_config: {n_embd: 16, n_layer: 1, n_head: 2, n_positions: 64}
+tokenizer: bpe:300
+data: DATA
+max_steps: 2
+gates:
+- perplexity<1
+- train.last_loss<1e6
+"""
+    Path("recipe.yaml").write_text(recipe.replace("DATA", str(material / "text.jsonl")))
+    outcome = lmtrain("run", "recipe.yaml", "-o", "run", "--json", "--quiet")
+    assert outcome.code == 4
+    assert [gate["holds"] for gate in outcome.json["gates"]] == [False, True]
+    assert json.loads(Path("run/results.json").read_text()) == outcome.json
+    assert Path("run/model.safetensors").exists()
+    again = lmtrain("run", "run/recipe.yaml", "-o", "again", "--json", "--quiet", "--assert", "perplexity<1e9")
+    assert again.code == 0, "the command line replaces the gates of the recipe"
+
+
+def test_gates_are_checked_before_training(material: Path):
+    flags = ["clm", *scratch("gpt2"), "-d", material / "text.jsonl", "-o", "run"]
+    for more in (["--assert", "blue>3"], ["--assert", "bleu>3"], ["--junit", "no/where.xml"]):
+        assert lmtrain(*flags, *more).code == 2
+    assert lmtrain(*flags, "--baseline", "nothing.json").code == 3
+    outcome = lmtrain(*flags, "--val-split", 0, "--assert", "perplexity<9")
+    assert outcome.code == 2 and "--assert perplexity<9: needs evaluation data" in outcome.err
+    assert not Path("run").exists()
+
+
+def test_a_run_folder_is_a_baseline(gpt2: Path):
+    shutil.copytree(gpt2, "before")
+    assert gated(gpt2, "--baseline", "before").code == 0
