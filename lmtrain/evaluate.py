@@ -238,10 +238,11 @@ def prepare(
     section = recipe.eval
     settings = generate.Settings()
     if objective.transforms:
+        # One more than the longest target has, so that an output that ends where it does is seen to have ended.
+        most = min(limits.resolved["max_target_length"] + 1, limits.positions or 1 << 30)
         settings = generate.Settings(
-            section.num_beams, section.max_new_tokens or limits.resolved["max_target_length"], section.length_penalty,
-            section.no_repeat_ngram_size,
-        )  # fmt: skip
+            section.num_beams, section.max_new_tokens or most, section.length_penalty, section.no_repeat_ngram_size
+        )
     told = signature(recipe.data, limits.resolved, recipe.train.seed, precision)
     return Evaluation(objective, examples, rows, tokenizer, collate, loss, section, settings, told, console)
 

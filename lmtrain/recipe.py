@@ -302,7 +302,7 @@ class Decoding(Section):
     num_beams: int = option(1, ge=1)
     """Beams when generating; 1 is greedy."""
     max_new_tokens: int | None = option(None, ge=1, hidden="training")
-    """Tokens to generate at most. Default: --max-target-length."""
+    """Tokens to generate at most. Default: as many as the longest target has."""
     length_penalty: float | None = option(None, hidden="training")
     """With beams: above 0 favours longer outputs. Default: the model's."""
     no_repeat_ngram_size: int | None = option(None, ge=0, hidden="training")

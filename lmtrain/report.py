@@ -209,7 +209,7 @@ def next_steps(objective: str, folder: RunFolder) -> str:
     """Where the model is, and what to type next."""
     return f"""
 The model is in {folder.path}; AutoModel classes load it from there. Next:
-  lmtrain generate --model {folder.path} --prompt …     see what it writes
+  lmtrain generate --model {folder.path} --prompt …     see what it writes{" (--temperature 0.8 draws)" if objective == "clm" else ""}
   lmtrain eval --model {folder.path} --data …     score it on other data
   lmtrain {objective} --model {folder.path} --data …     train on, with other data
   lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed"""
