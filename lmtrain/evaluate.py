@@ -20,7 +20,7 @@ from lmtrain.packing import Ragged
 from lmtrain.resampling import Metric
 from lmtrain.samples import Sample
 from lmtrain.sources import Rows
-from lmtrain.writing import Writing, writing_of
+from lmtrain.text_metrics import Judge
 
 Columns = dict[str, np.ndarray]
 """Per row of the examples: nll, tokens, correct, correct_top5, bytes, pseudo_nll, pseudo_tokens [rows]."""
@@ -31,8 +31,8 @@ class Scores:
     """What an evaluation found."""
 
     metrics: dict[str, Metric]
-    others: dict[str, float]
-    """Figures of metrics that are not ours, which have neither rows nor intervals."""
+    others: dict[str, tuple[float, str]]
+    """(value, signature) of metrics that are not ours, which have neither rows nor intervals."""
     columns: Columns
     guesses: Ragged
     """Of each row the best guess at every supervised token, from its start on; what follows is 0."""
@@ -43,12 +43,13 @@ class Scores:
 
     @property
     def figures(self) -> dict[str, float]:
-        return {name: metric.value for name, metric in self.metrics.items()} | self.others
+        ours = {name: metric.value for name, metric in self.metrics.items()}
+        return ours | {name: value for name, (value, _) in self.others.items()}
 
     @property
     def signatures(self) -> dict[str, str]:
         ours = {name: metric.signature for name, metric in self.metrics.items()}
-        return ours | {name: f"evaluate:{name}" for name in self.others}
+        return ours | {name: told for name, (_, told) in self.others.items()}
 
     def intervals(self) -> dict[str, list[float]]:
         """95 % bootstrap intervals; none of a single row, which says nothing of others."""
@@ -68,6 +69,8 @@ class Evaluation:
     asked: Any
     """The recipe's eval section."""
     settings: generate.Settings
+    judge: Judge | None
+    """Where outputs are generated and compared with references."""
     signature: str
     """How rows became tokens, for the figures made of likelihoods."""
     console: Console
@@ -83,7 +86,7 @@ class Evaluation:
             if getattr(self.asked, "pseudo_perplexity", False):
                 columns |= self._pseudo_likelihood(network, accelerator)
             scores = Scores(likelihood_metrics(columns, self.objective, self.signature), {}, columns, guesses)
-            return self._written(scores, network, accelerator) if write and self.objective.transforms else scores
+            return self._written(scores, self.judge, network, accelerator) if write and self.judge else scores
 
     # --- likelihood
 
@@ -158,14 +161,7 @@ class Evaluation:
 
     # --- generated text
 
-    def _written(self, scores: Scores, network: Any, accelerator: Accelerator) -> Scores:
-        assert self.examples.origins is not None
-        names, others = text_metrics.chosen(self.asked.metric)
-        loaded = {name: text_metrics.load(name) for name in others}
-        references = self.references()
-        writing = writing_of(
-            (t for texts in references for t in texts), self.asked.bleu_tokenize, self.asked.rouge_tokenize
-        )
+    def _written(self, scores: Scores, judge: Judge, network: Any, accelerator: Accelerator) -> Scores:
         outputs = generate.transform(
             network, self.tokenizer, self.examples, self._longest_first(), self.settings,
             (accelerator.process_index, accelerator.num_processes),
@@ -174,33 +170,26 @@ class Evaluation:
         written = dict(_from_all(list(outputs), accelerator))
         predictions = [written[row].text for row in range(len(self.examples))]
         capped = sum(output.capped for output in written.values()) / len(written)
-        made = text_metrics.score(predictions, references, writing, names)
-        custom: dict[str, float] = {}
-        for name, metric in loaded.items():
-            custom |= text_metrics.compute(name, metric, predictions, references)
+        made = scores.metrics | judge.score(predictions)
         return replace(
             scores,
-            metrics=scores.metrics | made,
-            others={name: value for name, value in custom.items() if name not in scores.metrics | made},
+            metrics=made,
+            others=judge.numbers(predictions, made),
             predictions=predictions,
-            notes=self._notes(made, writing, capped),
+            notes=self._notes(made, judge, capped),
             generation={**generate.told(network, self.tokenizer, self.settings), "hit_cap": capped},
         )
 
-    def _notes(self, made: dict[str, Metric], writing: Writing, capped: float) -> tuple[str, ...]:
+    def _notes(self, made: dict[str, Metric], judge: Judge, capped: float) -> tuple[str, ...]:
         notes = []
         if "bleu" in made:
-            notes += [writing.note] if writing.note else []
+            notes += [judge.writing.note] if judge.writing.note else []
             if "eff:yes" in made["bleu"].signature:
                 notes.append("no reference has four words, so BLEU is made of the n-grams that there are (eff:yes)")
         if capped:
             notes.append(f"{capped:.1%} of the outputs were cut off at {self.settings.max_new_tokens} tokens; "
                          "--max-new-tokens allows more")  # fmt: skip
         return tuple(notes)
-
-    def references(self) -> list[list[str]]:
-        """All the good answers of each row of the examples."""
-        return [list(self.rows.values[origin][1:]) for origin in self.examples.origins]
 
     # --- what there is to look at
 
@@ -213,13 +202,14 @@ class Evaluation:
         for row, texts in enumerate(self._texts(scores)):
             sums = {name: _plain(column[row]) for name, column in scores.columns.items()}
             by_row = {n: m.of_row(row) for n, m in scores.metrics.items() if n in metrics.TEXT_METRICS and n != "bleu"}
-            yield {"row": row, **texts, "eval_loss": metrics.mean(sums["nll"], sums["tokens"]), **sums, **by_row}
+            loss = metrics.mean(sums["nll"], sums["tokens"]) if sums["tokens"] else None
+            yield {"row": row, **texts, "eval_loss": loss, **sums, **by_row}
 
     def _texts(self, scores: Scores) -> Iterator[dict[str, Any]]:
-        if scores.predictions is not None:
+        if scores.predictions is not None and self.judge:
             origins: Any = self.examples.origins
-            for origin, prediction, texts in zip(origins, scores.predictions, self.references(), strict=True):
-                yield {"source": self.rows.values[origin][0], "prediction": prediction, "references": texts}
+            for origin, prediction, texts in zip(origins, scores.predictions, self.judge.references, strict=True):
+                yield {"source": self.rows.values[origin][0], "prediction": prediction, "references": list(texts)}
             return
         for row in range(len(self.examples)):
             batch = self.collate([self.examples[None, row]])
@@ -234,17 +224,19 @@ def prepare(
     recipe: Any, objective: Objective, examples: Examples, rows: Rows, tokenizer: PreTrainedTokenizerBase,
     collate: Collate, loss: TokenLoss, limits: Limits, precision: str, console: Console,
 ) -> Evaluation:  # fmt: skip
-    """The evaluation that a recipe asks for."""
+    """The evaluation that a recipe asks for. Raises UsageError, InputError for metrics that cannot be had."""
     section = recipe.eval
-    settings = generate.Settings()
+    settings, judge = generate.Settings(), None
     if objective.transforms:
         # One more than the longest target has, so that an output that ends where it does is seen to have ended.
         most = min(limits.resolved["max_target_length"] + 1, limits.positions or 1 << 30)
         settings = generate.Settings(
             section.num_beams, section.max_new_tokens or most, section.length_penalty, section.no_repeat_ngram_size
         )
+        origins: Any = examples.origins
+        judge = text_metrics.judge([rows.values[origin][1:] for origin in origins], section)
     told = signature(recipe.data, limits.resolved, recipe.train.seed, precision)
-    return Evaluation(objective, examples, rows, tokenizer, collate, loss, section, settings, told, console)
+    return Evaluation(objective, examples, rows, tokenizer, collate, loss, section, settings, judge, told, console)
 
 
 def figures_of(scores: Scores) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def plain_name(name: str) -> str:
 
 
 def mean(total: float, count: float) -> float:
-    return total / count if count else 0.0
+    """NaN of nothing: a row, or a draw of rows, may hold no token that is scored."""
+    return total / count if count else math.nan
 
 
 def perplexity(nll: float, tokens: float) -> float:

@@ -59,6 +59,7 @@ def compare(these: dict[str, Metric], others: dict[str, Metric]) -> dict[str, Co
     compared = {}
     for number, name in enumerate(names):
         differences = scores[:, number] - scores[:, len(names) + number]
+        differences = differences[~np.isnan(differences)]
         value, other = these[name].value, others[name].value
         beyond = int(np.sum(np.abs(differences - differences.mean()) >= abs(value - other)))
         p_value = (beyond + 1) / (RESAMPLES + 1)
@@ -81,6 +82,6 @@ def resampled(metrics: Sequence[Metric]) -> np.ndarray:
 
 
 def _middle(scores: np.ndarray) -> list[float]:
-    ordered = np.sort(scores)
+    ordered = np.sort(scores[~np.isnan(scores)])
     cut = len(ordered) // 40
     return [float(ordered[cut]), float(ordered[-cut - 1])]

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import set_seed
 
-from lmtrain import metrics, resampling, text_metrics
+from lmtrain import resampling
 from lmtrain.batching import account
 from lmtrain.console import Console
 from lmtrain.encode import Limits
@@ -24,7 +24,6 @@ from lmtrain.objectives import OBJECTIVES
 from lmtrain.report import write_lines
 from lmtrain.resampling import Metric
 from lmtrain.sources import Rows
-from lmtrain.writing import writing_of
 
 
 def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dict[str, Any]:
@@ -121,10 +120,4 @@ def _metrics_of(rows: list[dict[str, Any]], evaluation: Evaluation, scores: Scor
     """The metrics of another model from the rows of its predictions.jsonl."""
     columns = {n: np.array([row[n] for row in rows], dtype=np.float64) for n in scores.columns if n in rows[0]}
     made = likelihood_metrics(columns, evaluation.objective, evaluation.signature)
-    if scores.predictions is None:
-        return made
-    references = [row["references"] for row in rows]
-    asked = evaluation.asked
-    writing = writing_of((t for texts in references for t in texts), asked.bleu_tokenize, asked.rouge_tokenize)
-    wanted = [name for name in scores.metrics if name in metrics.TEXT_METRICS]
-    return made | text_metrics.score([row["prediction"] for row in rows], references, writing, wanted)
+    return made | evaluation.judge.score([row["prediction"] for row in rows]) if evaluation.judge else made

@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from math import inf
@@ -16,7 +17,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from lmtrain import metrics
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.resampling import Metric
-from lmtrain.writing import CHARACTER, Writing
+from lmtrain.writing import CHARACTER, Writing, writing_of
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -162,15 +163,6 @@ def _overlap(prediction: list[str], reference: list[str]) -> float:
 # --- anything else ---------------------------------------------------------------------------------------------------
 
 
-def chosen(asked: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(those of our metrics that are wanted, what is to be loaded through evaluate).
-
-    Any of ours that is named stands for itself alone; none named means all of them.
-    """
-    others = [name for name in asked if name not in metrics.TEXT_METRICS]
-    return [name for name in metrics.TEXT_METRICS if name in asked or len(others) == len(asked)], others
-
-
 def load(name: str) -> Any:
     """A metric of evaluate: a hub name, or the path of a module. Raises UsageError, InputError."""
     is_path = name.endswith(".py") or "/" in name
@@ -187,7 +179,7 @@ def load(name: str) -> Any:
         raise InputError(f"--metric {name}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def compute(name: str, metric: Any, predictions: Texts, references: References) -> dict[str, float]:
+def _compute(name: str, metric: Any, predictions: Texts, references: References) -> dict[str, float]:
     """The numbers that a metric of evaluate gives. Raises InputError where it refuses texts."""
     single = all(len(texts) == 1 for texts in references)
     targets: Any = [texts[0] for texts in references] if single else [list(texts) for texts in references]
@@ -197,3 +189,41 @@ def compute(name: str, metric: Any, predictions: Texts, references: References) 
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"--metric {name}: refuses these texts: {reason}") from error
     return {key: float(value) for key, value in result.items() if isinstance(value, int | float | np.number)}
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What texts are held against: `references[i]` are all the good answers of row i, at least one."""
+
+    references: References
+    writing: Writing
+    names: tuple[str, ...]
+    others: dict[str, Any]
+    """Metrics of evaluate, by the name that was asked for."""
+
+    def score(self, predictions: Texts) -> dict[str, Metric]:
+        """Our metrics."""
+        return score(predictions, self.references, self.writing, self.names)
+
+    def numbers(self, predictions: Texts, taken: Collection[str]) -> dict[str, tuple[float, str]]:
+        """(value, signature) of every number that the other metrics give; a name that is `taken` gets theirs in front."""
+        return {
+            f"{Path(name).stem}_{key}" if key in taken else key: (value, f"evaluate:{name}")
+            for name, metric in self.others.items()
+            for key, value in _compute(name, metric, predictions, self.references).items()
+        }
+
+
+def judge(references: References, asked: Any) -> Judge:
+    """The judge that a recipe's eval section asks for.
+
+    Of our metrics those that are named, or all where none is; whatever else is named is loaded through evaluate. Raises
+    UsageError, InputError.
+    """
+    writing = writing_of((t for texts in references for t in texts), asked.bleu_tokenize, asked.rouge_tokenize)
+    others = [name for name in asked.metric if name not in metrics.TEXT_METRICS]
+    ours = [name for name in metrics.TEXT_METRICS if name in asked.metric or len(others) == len(asked.metric)]
+    return Judge(references, writing, tuple(ours), {name: load(name) for name in others})

@@ -188,7 +188,7 @@ def test_seq2seq_is_scored_on_the_first_reference_and_its_text_on_all(t5: Path):
         ids, labels = tokenizer(row["source"])["input_ids"], tokenizer(text_target=row["target"][0])["input_ids"]
         output = network(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
         total, count = total + output.loss.item() * len(labels), count + len(labels)
-        written.append(network.generate(torch.tensor([ids]), max_new_tokens=64, num_beams=2, do_sample=False)[0])
+        written.append(network.generate(torch.tensor([ids]), max_new_tokens=65, num_beams=2, do_sample=False)[0])
     assert found["metrics"]["eval_loss"] == pytest.approx(total / count, rel=1e-6)
     lines = rows_of("p.jsonl")
     assert [line["prediction"] for line in lines] == tokenizer.batch_decode(written, skip_special_tokens=True)
@@ -253,9 +253,11 @@ def test_a_metric_of_ones_own_is_loaded_from_its_file(t5: Path, material: Path):
     found = evaluated(*flags, "--metric", "share.py", "--metric", "chrf", "--assert", "share<=1")
     assert found["metrics"]["rows"] == 60 and found["metrics"]["share"] == 0
     assert set(found["metrics"]) == {"eval_loss", "perplexity", "token_accuracy", "chrf", "share", "rows"}
-    assert found["signatures"]["share"] == "evaluate:share"
+    assert found["signatures"]["share"] == "evaluate:share.py"
     outcome = lmtrain("eval", *flags, "--metric", "blue")
     assert outcome.code == 2 and "did you mean 'bleu'?" in outcome.err
+    outcome = lmtrain("seq2seq", *scratch("t5"), "--data", material / "pairs.jsonl", "--metric", "blue", "-o", "never")
+    assert outcome.code == 2 and not Path("never").exists(), "a misspelt metric is found before training"
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # what peft asks of transformers
