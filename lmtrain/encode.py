@@ -264,8 +264,8 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
     if end is not None:
         targets = [ids if end in ids[-2:] else [*ids, end] for ids in targets]
     longest = (
-        limits.of("max_source_length", data.max_source_length, _percentile(sources)),
-        limits.of("max_target_length", data.max_target_length, _percentile(targets)),
+        limits.of("max_source_length", data.max_source_length, _needed(sources, measure)),
+        limits.of("max_target_length", data.max_target_length, _needed(targets, measure)),
     )
     special = set(tokenizer.all_special_ids)
     ledger = _start(rows)
@@ -289,8 +289,9 @@ def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str
     return tokenizer([prefix + text for text in texts], verbose=False)["input_ids"]
 
 
-def _percentile(rows: list[list[int]]) -> int:
-    return max(int(np.percentile([len(ids) for ids in rows], 99, method="higher")), 2)
+def _needed(rows: list[list[int]], measure: bool) -> int:
+    """Tokens that 99 % of the rows need, or, where nothing is trained, all of them."""
+    return max(int(np.percentile([len(ids) for ids in rows], 100 if measure else 99, method="higher")), 2)
 
 
 def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 from lmtrain.columns import reach
 from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.recipe import Prompts, TextData
-from lmtrain.sources import open_tables
+from lmtrain.sources import is_stdin, open_tables
 
 COLUMNS = (
     "prompt", "source", "question", "instruction", "text", "input", "document", "article", "dialogue", "content",
@@ -41,7 +41,8 @@ def read(section: Prompts) -> list[Prompt]:
                 raise InputError(f"{table.place(number)}, column '{where}': is not text")
             found.append(value.rstrip("\n") if isinstance(value, str) else value)
     if not found:
-        raise InputError(f"{', '.join(visible(name, 200) for name in data)}: no prompt in it")
+        names = ("standard input" if is_stdin(name) else visible(name, 200) for name in data)
+        raise InputError(f"{', '.join(names)}: no prompt in it")
     return found
 
 

@@ -53,6 +53,11 @@ def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dic
     for line in [*rows.notes, *told, *notes]:
         console.note(line)
     console.ledger({"eval": examples.ledger.document()})
+    if cut := examples.ledger.rows_truncated:
+        lengths = " and ".join(f"--{name.replace('_', '-')} {length}" for name, length in limits.resolved.items())
+        console.warn(
+            f"{cut:,} of {examples.ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can"
+        )
 
     evaluation = prepare(recipe, objective, examples, rows, tokenizer, collate, loss, limits, floats, console)
     scores = evaluation.run(network.to(accelerator.device), accelerator)
