@@ -37,6 +37,8 @@ def complete(network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Pro
     answers = []
     for prompt in prompts:
         ids = _asked(tokenizer, prompt, manner)
+        if not ids:
+            raise InputError("the prompt is empty, and this model has no mark to begin with; write something")
         room = generate.room_for(network, len(ids), manner.settings.max_new_tokens)
         _check_length(network, len(ids) + 1, prompt)
         answers.append(_written(network, tokenizer, ids, manner, max_new_tokens=room))

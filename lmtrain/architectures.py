@@ -49,10 +49,12 @@ def adapter_base(name: str) -> str | None:
     path = Path(name) / "adapter_config.json"
     if not path.is_file():
         return None
-    base = _read_json(path).get("base_model_name_or_path")
+    base = str(_read_json(path).get("base_model_name_or_path") or "")
     if not base:
         raise InputError(f"{path}: names no base_model_name_or_path")
-    return str(base)
+    if not Path(base).is_dir() and not HUB_NAME.fullmatch(base):
+        raise InputError(f"{name}: an adapter of {base}, and there is no such folder")
+    return base
 
 
 def objective_of_folder(name: str) -> str | None:

@@ -29,6 +29,8 @@ def ask(
     the user can put right.
     """
     settings = _settings(request.generate)
+    if settings.num_beams > request.generate.num_beams:
+        console.note(f"searching with {settings.num_beams} beams for as many outputs; --do-sample draws them instead")
     config = load_config(request.model, objective)
     floats = precision(request.train.precision, config.model_type)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -54,9 +56,9 @@ def _settings(section: Any) -> Settings:
     """Raises UsageError where more outputs are asked for than the search can give."""
     sampling = section.do_sample or any(v is not None for v in (section.temperature, section.top_k, section.top_p))
     wanted = section.num_return_sequences
-    beams = section.num_beams if "num_beams" in section.model_fields_set or sampling else max(wanted, 1)
-    if not sampling and wanted > beams:
-        raise UsageError(f"--num-return-sequences {wanted}: needs --num-beams {wanted} or more, or --do-sample")
+    beams = section.num_beams if "num_beams" in section.model_fields_set or sampling else wanted
+    if wanted > beams and (beams > 1 or not sampling):
+        raise UsageError(f"--num-return-sequences {wanted}: needs --num-beams {wanted} or more, or --do-sample alone")
     return Settings(
         beams, section.max_new_tokens or NEW_TOKENS, section.length_penalty, section.no_repeat_ngram_size, sampling,
         section.temperature, section.top_k, section.top_p, wanted,

@@ -165,7 +165,7 @@ def _check_gates(recipe: Any) -> Document | None:
 
     report.check_can_be_written(recipe.gates.junit, "--junit")
     report.check_can_be_written(recipe.eval.predictions, "--predictions")
-    return gates.read_baseline(recipe.gates.baseline)
+    return gates.read_baseline(recipe.gates.baseline, recipe.objective)
 
 
 def _show(results: Document, recipe: Any, console: Console) -> None:
@@ -278,7 +278,9 @@ def _generate(
     _environment(given.get("run", {}).get("offline"))
     request, objective, kind = trained.to_ask(given, objective)
     architectures.check_model(objective, request.model)
-    asked = prompts.read(request.data)
+    asked, empty = prompts.read(request.data)
+    if empty:
+        console.warn(f"{empty:,} empty prompts are left out")
     with console.working("loading torch and transformers"):
         from lmtrain import ask, machine
 

@@ -84,7 +84,7 @@ def _pair(record: Record, source_path: str, target_path: str) -> tuple[str, ...]
     return (source, *targets) if source.strip() and targets else None
 
 
-_ABSENT = object()
+ABSENT = object()
 
 
 def reach(record: Record, path: str) -> Any:
@@ -94,13 +94,13 @@ def reach(record: Record, path: str) -> Any:
     value: Any = record
     for part in path.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            return _ABSENT
+            return ABSENT
         value = value[part]
     return value
 
 
 def _string(value: Any, path: str) -> str:
-    if value is _ABSENT:
+    if value is ABSENT:
         raise BadRow(f"column '{path}': is missing")
     if value is None:
         raise BadRow(f"column '{path}': is null")
@@ -115,8 +115,8 @@ def _string(value: Any, path: str) -> str:
 
 
 def _chat(value: Any, path: str) -> list[dict[str, str]] | None:
-    if value is _ABSENT or value is None:
-        raise BadRow(f"column '{path}': is {'missing' if value is _ABSENT else 'null'}")
+    if value is ABSENT or value is None:
+        raise BadRow(f"column '{path}': is {'missing' if value is ABSENT else 'null'}")
     if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
         raise BadRow(f"column '{path}': is not a list of {{role, content}} messages")
     if not value:
@@ -167,7 +167,7 @@ def _languages(first: Record, options: dict[str, Any], where: str) -> Selection 
     nested = isinstance(first.get("translation"), Mapping)
     if source and target:
         for prefix in ("", "translation."):
-            if all(reach(first, prefix + language) is not _ABSENT for language in (source, target)):
+            if all(reach(first, prefix + language) is not ABSENT for language in (source, target)):
                 return Selection("pairs", (prefix + source, prefix + target), found=True)
     if nested and "source_column" in options:
         languages = ", ".join(first["translation"])
@@ -176,7 +176,7 @@ def _languages(first: Record, options: dict[str, Any], where: str) -> Selection 
 
 
 def _require(first: Record, path: str, where: str) -> None:
-    if reach(first, path) is _ABSENT and path.split(".")[0] not in first:
+    if reach(first, path) is ABSENT and path.split(".")[0] not in first:
         raise InputError(f"{where}: no column '{visible(path)}'; it has {_names(first)}{suggestion(path, first)}")
 
 

@@ -1,6 +1,7 @@
 """What people see: notes and lines on stderr, tables on stdout."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,19 @@ from rich.table import Table
 from lmtrain.errors import visible
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def to_json(document: Any, indent: int | None = None) -> str:
+    """JSON that any parser reads: a number that is none (NaN, infinity) is null."""
+    return json.dumps(_finite(document), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Console:
@@ -67,7 +81,7 @@ class Console:
     def answer(self, answer: dict[str, Any], streamed: bool) -> None:
         """What a model made of a prompt: one JSON line, or a text; `streamed` is on the screen already."""
         if self.as_json:
-            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            sys.stdout.write(to_json(answer) + "\n")
             sys.stdout.flush()
         elif "outputs" in answer:
             for output in answer["outputs"]:
@@ -86,7 +100,7 @@ class Console:
         if not self.main_process:
             return
         if self.as_json:
-            sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+            sys.stdout.write(to_json(document, indent=2) + "\n")
             sys.stdout.flush()
             return
         table = Table(title=title, show_header=False, title_justify="left")

@@ -235,7 +235,7 @@ def prepare(
         )
         origins: Any = examples.origins
         judge = text_metrics.judge([rows.values[origin][1:] for origin in origins], section)
-    told = signature(recipe.data, limits.resolved, recipe.train.seed, precision)
+    told = signature(recipe.data, rows.kind, limits.resolved, recipe.train.seed, precision)
     return Evaluation(objective, examples, rows, tokenizer, collate, loss, section, settings, judge, told, console)
 
 
@@ -270,12 +270,13 @@ def _ratio(above: np.ndarray, below: np.ndarray, formula: Any, signature: str) -
     return Metric(np.stack([above, below], axis=1), lambda sums: formula(float(sums[0]), float(sums[1])), signature)
 
 
-def signature(data: Any, lengths: dict[str, int], seed: int, precision: str) -> str:
+def signature(data: Any, kind: str, lengths: dict[str, int], seed: int, precision: str) -> str:
     """How the figures made of likelihoods come about: `max_length:512|packing:yes|precision:fp32|version:0.1.0`."""
+    stride = getattr(data, "stride", None)
     told = {
         **lengths,
-        "packing": getattr(data, "packing", None),
-        "stride": getattr(data, "stride", None),
+        "packing": data.packing and not stride if kind == "text" else None,
+        "stride": stride,
         "masks": f"{data.mask_probability:g}x{data.mask_split}" if hasattr(data, "mask_split") else None,
         "seed": seed if hasattr(data, "mask_split") else None,
         "precision": precision,

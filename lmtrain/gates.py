@@ -53,12 +53,12 @@ def check_names(expressions: list[str], known: Collection[str] | None, evaluates
         if not evaluates:
             raise ValueError(f"--assert {expression}: needs evaluation data: --eval-data or --val-split")
         if known is not None and name not in known:
-            raise ValueError(f"--assert {expression}: no figure {name!r}; there are {', '.join(known)}"
-                             f"{suggestion(name, known)}")  # fmt: skip
+            raise ValueError(f"--assert {expression}: no figure {name!r}; with these settings there are "
+                             f"{', '.join(known)}{suggestion(name, known)}")  # fmt: skip
 
 
-def read_baseline(path: str | None) -> dict[str, Any] | None:
-    """The results to be compared with. Raises InputError for a file that holds none."""
+def read_baseline(path: str | None, objective: str) -> dict[str, Any] | None:
+    """The results to be compared with. Raises InputError for a file that holds none of this objective."""
     if path is None:
         return None
     file = Path(path, "results.json") if Path(path).is_dir() else Path(path)
@@ -68,17 +68,21 @@ def read_baseline(path: str | None) -> dict[str, Any] | None:
         usable = figures and all(isinstance(value, int | float) for value in figures.values())
     except OSError as error:
         raise InputError(f"--baseline {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError as error:
+        raise InputError(f"--baseline {file}: not JSON: {error}") from None
+    except (KeyError, TypeError, AttributeError):
         usable = False
     if not usable:
         raise InputError(f"--baseline {file}: holds no figures; it wants what `lmtrain eval --json` prints")
+    if (before := document.get("objective")) not in (None, objective):
+        raise InputError(f"--baseline {file}: figures of {before}, these are of {objective}")
     return document
 
 
 def judge(section: Any, results: dict[str, Any], baseline: dict[str, Any] | None) -> list[Gate]:
     """Hold the gates of a recipe's `gates` section against results.
 
-    Raises UsageError for a figure that the results do not have, InputError for a baseline of another kind.
+    Raises UsageError for a figure that the results do not have, InputError for a baseline that has none of theirs.
     """
     judged = [_assertion(expression, results) for expression in section.assertions]
     if baseline is not None:
@@ -103,8 +107,6 @@ def _assertion(expression: str, results: dict[str, Any]) -> Gate:
 
 
 def _regressions(results: dict[str, Any], baseline: dict[str, Any], share: float, where: str) -> list[Gate]:
-    if (before := baseline.get("objective")) not in (None, results["objective"]):
-        raise InputError(f"--baseline {where}: figures of {before}, these are of {results['objective']}")
     gates = []
     for name, value in results["metrics"].items():
         old = baseline["metrics"].get(name)

@@ -301,6 +301,12 @@ def _some(keys: list[Any]) -> str:
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
     """One line on why a model or a tokenizer could not be had."""
+    if (
+        what == "tokenizer"
+        and Path(name).is_dir()
+        and not any(any(Path(name).glob(pattern)) for pattern in ("tokenizer*", "vocab*", "merges*", "*.model"))
+    ):
+        return f"{name}: no tokenizer in this folder; name one with --tokenizer"
     if Path(name).is_dir():
         return f"{name}: the {what} cannot be loaded: {_first_line(error)}"
     if HF_HUB_OFFLINE:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from lmtrain.columns import reach
+from lmtrain.columns import ABSENT, reach
 from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.recipe import Prompts, TextData
 from lmtrain.sources import is_stdin, open_tables
@@ -18,37 +18,40 @@ Prompt = str | list[dict[str, Any]]
 """A text, or a chat as a list of messages."""
 
 
-def read(section: Prompts) -> list[Prompt]:
-    """The prompts that were typed, else those in the data (as for training), else on standard input.
+def read(section: Prompts) -> tuple[list[Prompt], int]:
+    """(the prompts that were typed, else those in the data (as for training), else on standard input; empty ones).
 
     Of a text file or standard input every line is one. Raises InputError, UsageError.
     """
     if section.prompt and section.data:
         raise UsageError("--prompt and --data: give one of the two")
     if section.prompt:
-        return list(section.prompt)
+        return list(section.prompt), 0
     if not section.data and sys.stdin.isatty():
         raise UsageError("--prompt is missing; or name a file with --data, or pipe lines in")
     data = section.data or ["-"]
     found: list[Prompt] = []
-    for table in open_tables(data, TextData(train=data, sample_by="line")):
+    empty = 0
+    for table in open_tables(data, TextData(train=data, sample_by="line", encoding=section.encoding)):
+        column = section.column
         for number, record in table:
-            where = _column(record, section.column, table.name)
-            value = reach(record, where)
-            if isinstance(value, str) and not value.strip():
-                continue
+            column = column or _column(record, table.name)
+            value = reach(record, column)
+            if value is ABSENT:
+                raise InputError(f"{table.place(number)}, column '{column}': is missing")
             if not isinstance(value, str | list):
-                raise InputError(f"{table.place(number)}, column '{where}': is not text")
+                raise InputError(f"{table.place(number)}, column '{column}': is not text")
+            if isinstance(value, str) and not value.strip():
+                empty += 1
+                continue
             found.append(value.rstrip("\n") if isinstance(value, str) else value)
     if not found:
         names = ("standard input" if is_stdin(name) else visible(name, 200) for name in data)
         raise InputError(f"{', '.join(names)}: no prompt in it")
-    return found
+    return found, empty
 
 
-def _column(record: Any, asked: str | None, where: str) -> str:
-    if asked:
-        return asked
+def _column(record: Any, where: str) -> str:
     for name in COLUMNS:
         if name in record:
             return name

@@ -282,11 +282,16 @@ class Eval(Section):
     predictions: str | None = option(None, hidden="training")
     """File for source, prediction, references and scores of every row. Default in training: predictions.jsonl."""
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Those of the METRICS that these settings give."""
+        return self.METRICS
+
     @model_validator(mode="after")
     def _metric_is_known(self) -> Self:
-        if self.best_metric not in self.METRICS:
+        if self.best_metric not in self.figures:
             raise ValueError(
-                f"--best-metric {self.best_metric}: there are {', '.join(self.METRICS)}{suggestion(self.best_metric, self.METRICS)}"
+                f"--best-metric {self.best_metric}: there are {', '.join(self.figures)}{suggestion(self.best_metric, self.figures)}"
             )
         return self
 
@@ -297,12 +302,16 @@ class MaskEval(Eval):
     pseudo_perplexity: bool = option(False, hidden="training")
     """Also mask each token in turn: one forward pass per token."""
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return tuple(name for name in self.METRICS if name != "pseudo_perplexity" or self.pseudo_perplexity)
+
 
 class Decoding(Section):
     num_beams: int = option(1, ge=1)
     """Beams when generating; 1 is greedy."""
     max_new_tokens: int | None = option(None, ge=1, hidden="training")
-    """Tokens to generate at most. Default: as many as the longest target has."""
+    """Tokens to generate at most. Default: one more than the longest target has; without targets 128."""
     length_penalty: float | None = option(None, hidden="training")
     """With beams: above 0 favours longer outputs. Default: the model's."""
     no_repeat_ngram_size: int | None = option(None, ge=0, hidden="training")
@@ -314,10 +323,20 @@ class PairEval(Decoding, Eval):
 
     metric: Strings = option([], hidden="training")
     """Text metrics, all by default: bleu, chrf, … Others through evaluate: a hub name or metric.py. Repeatable."""
-    bleu_tokenize: str | None = option(None, hidden=True)
+    bleu_tokenize: str | None = option(None, hidden="training")
     """sacrebleu's tokenizer: 13a, intl, zh, ko-mecab, char, … Default: by the script of the references."""
-    rouge_tokenize: Literal["words", "characters", "morphemes"] | None = option(None, hidden=True)
+    rouge_tokenize: Literal["words", "characters", "morphemes"] | None = option(None, hidden="training")
     """Units of ROUGE. Default: by the script of the references."""
+
+    @property
+    def text_metrics(self) -> tuple[str, ...]:
+        """Our metrics of generated text that are wanted: those that are named, or all where none is."""
+        named = tuple(name for name in metrics.TEXT_METRICS if name in self.metric)
+        return named or metrics.TEXT_METRICS
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return tuple(name for name in self.METRICS if name not in metrics.TEXT_METRICS or name in self.text_metrics)
 
 
 class Gates(Section):
@@ -358,11 +377,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _gates_are_known(self) -> Self:
         data, evaluation, asked = self.data, self.eval, self.gates  # type: ignore[attr-defined]
-        others = bool(
-            getattr(evaluation, "metric", [])
-        )  # of metrics that are not ours only the results tell the names
         evaluates = bool(data.eval or data.val_split)
-        gates.check_names(asked.assertions, None if others else evaluation.METRICS, evaluates)
+        others = set(getattr(evaluation, "metric", [])) - set(metrics.TEXT_METRICS)
+        # What metrics that are not ours are going to give, only the results can tell.
+        gates.check_names(asked.assertions, None if others else evaluation.figures, evaluates)
         if asked.baseline and not evaluates:
             raise ValueError("--baseline: needs evaluation data: --eval-data or --val-split")
         return self
@@ -418,6 +436,8 @@ class Prompts(Direction):
     """A file of prompts, in any form that training reads; of text every line. Default: standard input."""
     column: str | None = option(None)
     """Column of the prompts. Default: found by name."""
+    encoding: str | None = option(None, hidden=True)
+    """Encoding of text files. Default: UTF-8, or UTF-16 where the file starts with its mark."""
 
 
 class Generate(Decoding):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain.console import figure
+from lmtrain.console import figure, to_json
 from lmtrain.errors import StorageError, UsageError
 from lmtrain.recipe import Recipe, Run, read_yaml, to_yaml
 
@@ -59,14 +59,14 @@ class RunFolder:
                         written.unlink()
             self.checkpoints.mkdir(exist_ok=True)
             if before := finished(self):  # a run that goes on is not a completed one, whatever becomes of it
-                write_whole(self.path / RESULTS, json.dumps({**before, "status": "interrupted"}, ensure_ascii=False))
+                write_whole(self.path / RESULTS, to_json({**before, "status": "interrupted"}))
             write_whole(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
         except OSError as error:
             raise storage_error(self.path, error) from None
 
     def append(self, name: str, document: dict[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(document, ensure_ascii=False) + "\n")
+            stream.write(to_json(document) + "\n")
             stream.flush()
 
     def rewind(self, step: int) -> None:
@@ -78,7 +78,7 @@ class RunFolder:
                 write_whole(path, "".join(line + "\n" for line in lines))
 
     def finish(self, results: dict[str, Any]) -> None:
-        write_whole(self.path / RESULTS, json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+        write_whole(self.path / RESULTS, to_json(results, indent=2) + "\n")
         write_whole(self.path / "README.md", card(results, self.command()))
 
 
@@ -101,7 +101,7 @@ def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+            stream.writelines(to_json(document) + "\n" for document in documents)
         aside.replace(path)
     except OSError as error:
         raise storage_error(path, error) from None

@@ -59,6 +59,8 @@ def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dic
             f"{cut:,} of {examples.ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can"
         )
 
+    if against and len(others) != len(examples):
+        raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")
     evaluation = prepare(recipe, objective, examples, rows, tokenizer, collate, loss, limits, floats, console)
     scores = evaluation.run(network.to(accelerator.device), accelerator)
     if not math.isfinite(scores.figures["eval_loss"]):
@@ -111,12 +113,10 @@ def compared(
     Raises InputError where the other model was not scored on the same rows.
     """
     own = list(evaluation.records(scores))
-    for number, (mine, other) in enumerate(zip(own, others, strict=False), 1):
+    for number, (mine, other) in enumerate(zip(own, others, strict=True), 1):
         if (mine["source"], mine["references"]) != (other["source"], other["references"]):
             raise InputError(f"--against {path}, line {number}: another row than here; both models have to be scored "
                              "on the same data with the same settings")  # fmt: skip
-    if len(own) != len(others):
-        raise InputError(f"--against {path}: {len(others)} rows, here are {len(own)}")
     comparisons = resampling.compare(scores.metrics, _metrics_of(others, evaluation, scores))
     return {name: asdict(comparison) for name, comparison in comparisons.items()}
 

@@ -220,10 +220,8 @@ class Judge:
 def judge(references: References, asked: Any) -> Judge:
     """The judge that a recipe's eval section asks for.
 
-    Of our metrics those that are named, or all where none is; whatever else is named is loaded through evaluate. Raises
-    UsageError, InputError.
+    What is named and none of ours is loaded through evaluate. Raises UsageError, InputError.
     """
     writing = writing_of((t for texts in references for t in texts), asked.bleu_tokenize, asked.rouge_tokenize)
-    others = [name for name in asked.metric if name not in metrics.TEXT_METRICS]
-    ours = [name for name in metrics.TEXT_METRICS if name in asked.metric or len(others) == len(asked.metric)]
-    return Judge(references, writing, tuple(ours), {name: load(name) for name in others})
+    others = {name: load(name) for name in asked.metric if name not in metrics.TEXT_METRICS}
+    return Judge(references, writing, asked.text_metrics, others)

@@ -19,6 +19,7 @@ from lmtrain.recipe import (
     from_environment,
     leaves,
     merge,
+    objective_of,
     read_yaml,
     untrained_leaves,
 )
@@ -81,6 +82,7 @@ def _known(given: Document, objective: str | None) -> tuple[str, Document, str]:
 
 
 def _of_hub(model: Document) -> str:
+    model = {**model, "name": architectures.adapter_base(model["name"]) or model["name"]}
     architectures.check_name(model["name"])
     from lmtrain import machine
     from lmtrain.model import objective_of_hub
@@ -99,7 +101,7 @@ def _recipe_of_run(name: str) -> Document:
         return {}
     document = read_yaml(path)
     return {
-        "objective": document.get("objective"),
+        "objective": objective_of(document, str(path)),
         "data": document.get("data", {}),
         "eval": {key: value for key, value in document.get("eval", {}).items() if key != "predictions"},
         "train": {key: value for key, value in document.get("train", {}).items() if key in ("seed", "precision")},

@@ -95,7 +95,7 @@ def test_a_regression_against_a_baseline_is_exit_4_and_an_improvement_0(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"), ("{", "holds no figures"), ("[1]", "holds no figures"), ('{"metrics": {}}', "holds no figures"),
+        (None, "No such file"), ("{", "not JSON: "), ("", "not JSON: "), ("[1]", "holds no figures"), ('{"metrics": {}}', "holds no figures"),
         ('{"metrics": {"x": 1}}', "has none of the figures"),
         ('{"objective": "mlm", "metrics": {"eval_loss": 1}}', "figures of mlm, these are of clm"),
     ],
