@@ -39,9 +39,8 @@ def complete(network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Pro
         ids = _asked(tokenizer, prompt, manner)
         if not ids:
             raise InputError("the prompt is empty, and this model has no mark to begin with; write something")
-        room = generate.room_for(network, len(ids), manner.settings.max_new_tokens)
         _check_length(network, len(ids) + 1, prompt)
-        answers.append(_written(network, tokenizer, ids, manner, max_new_tokens=room))
+        answers.append(_written(network, tokenizer, ids, manner))
     return answers
 
 
@@ -56,7 +55,7 @@ def _asked(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, manner: Manner) -
                 messages, tokenize=True, add_generation_prompt=True, return_dict=True
             )["input_ids"]
         except Exception as error:  # a template is a program of somebody's; whatever it raises, the prompt is at fault
-            raise InputError(f"the chat template refuses the prompt: {str(error).splitlines()[0]}") from None
+            raise InputError(f"the chat template refuses the prompt: {str(error).partition(chr(10))[0]}") from None
     before, _ = encode.marks(tokenizer)
     text = encode.asking(prompt) if manner.kind == "prompt" else prompt
     return [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -72,10 +71,9 @@ def transform(network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Pr
     return [_answer(written) for written in generate.outputs(network, tokenizer, sources, manner.settings)]
 
 
-def _written(network: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], manner: Manner, **more: Any) -> Answer:
+def _written(network: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], manner: Manner) -> Answer:
     """What follows from one source. Beams want the logits of all steps for their scores: not of many sources at once."""
-    if manner.streamer:
-        more["streamer"] = manner.streamer
+    more = {"streamer": manner.streamer} if manner.streamer else {}
     beams = manner.settings.num_beams > 1
     (written,) = generate.outputs(network, tokenizer, [ids], manner.settings, output_scores=beams, **more)
     return _answer(written)
@@ -84,6 +82,8 @@ def _written(network: Any, tokenizer: PreTrainedTokenizerBase, ids: list[int], m
 @torch.no_grad()
 def fill_in(network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], manner: Manner) -> list[Answer]:
     """Each text with its masks filled, each by its most probable token, and the best candidates of each."""
+    if tokenizer.mask_token is None:
+        raise InputError("the tokenizer has no mask token, so there is nothing to fill")
     answers = []
     for prompt in prompts:
         text = _text(prompt)

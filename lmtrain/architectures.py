@@ -52,6 +52,8 @@ def adapter_base(name: str) -> str | None:
     base = str(_read_json(path).get("base_model_name_or_path") or "")
     if not base:
         raise InputError(f"{path}: names no base_model_name_or_path")
+    if (Path(base) / "adapter_config.json").is_file():
+        raise InputError(f"{name}: an adapter of another adapter; merge that one first")
     if not Path(base).is_dir() and not HUB_NAME.fullmatch(base):
         raise InputError(f"{name}: an adapter of {base}, and there is no such folder")
     return base

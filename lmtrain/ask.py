@@ -1,6 +1,5 @@
 """`lmtrain generate`, from top to bottom: a model that is there, asked something."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from transformers import TextStreamer, set_seed
 
 from lmtrain import encode
-from lmtrain.answers import Answer, Manner
+from lmtrain.answers import Manner
 from lmtrain.console import Console
 from lmtrain.errors import UsageError
 from lmtrain.generate import ROWS_AT_ONCE, Settings
@@ -20,10 +19,8 @@ from lmtrain.prompts import Prompt
 NEW_TOKENS = 128
 
 
-def ask(
-    request: Any, objective: str, prompts: list[Prompt], kind: str | None, stream: bool, console: Console
-) -> Iterator[Answer]:
-    """The answers to `prompts`, with the prompt as `input`; with `stream` each also appears on stdout as it is written.
+def ask(request: Any, objective: str, prompts: list[Prompt], kind: str | None, console: Console) -> None:
+    """Print the answer to each prompt; a single completion appears on a terminal as it is written.
 
     `kind` is the kind of rows that the model was trained on, where that is known. Raises an LmtrainError for whatever
     the user can put right.
@@ -33,7 +30,7 @@ def ask(
         console.note(f"searching with {settings.num_beams} beams for as many outputs; --do-sample draws them instead")
     config = load_config(request.model, objective)
     floats = precision(request.train.precision, config.model_type)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with console.working("loading tokenizer and model"):
         tokenizer, told = load_tokenizer(request.model, None, None)
         encode.set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
@@ -42,6 +39,8 @@ def ask(
         console.note(line)
     network = network.to(device).eval()
     set_seed(request.train.seed)
+    one = objective == "clm" and len(prompts) == settings.num_beams == settings.num_return_sequences == 1
+    stream = one and console.out.is_terminal and not console.as_json
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     section = request.generate
     manner = Manner(settings, kind, section.chat, request.data.source_prefix, section.candidates, streamer)
@@ -49,7 +48,8 @@ def ask(
     for batch in batches:
         with torch.no_grad(), _autocast(floats, device):
             answers = OBJECTIVES[objective].answer(network, tokenizer, batch, manner)
-        yield from ({"input": prompt, **answer} for prompt, answer in zip(batch, answers, strict=True))
+        for prompt, answer in zip(batch, answers, strict=True):
+            console.answer({"input": prompt, **answer}, streamed=stream)
 
 
 def _settings(section: Any) -> Settings:

@@ -68,8 +68,11 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             console.error("interrupted")
             raise typer.Exit(130) from None
-        except MemoryError:
-            console.error("out of memory; use less data at once, a smaller model or a smaller --batch-size")
+        except (MemoryError, RuntimeError) as error:
+            # torch's own is no MemoryError, and torch may not have been imported.
+            if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+                raise
+            console.error("out of memory; use a smaller --eval-batch-size, fewer beams or a shorter --max-length")
             raise typer.Exit(5) from None
 
     return wrapped
@@ -138,7 +141,7 @@ def _train(recipe: Any, console: Console) -> None:
             console.warn(f"going on with other settings than before: {', '.join(changed)}")
         elif recipe.run.resume == "auto" and (results := report.finished(folder)):
             console.note("the run is completed already; these are its results")
-            _show(results, recipe, console)
+            _conclude(recipe, results, baseline, console, folder)
             return
     with console.working("reading the data"):
         train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
@@ -152,11 +155,7 @@ def _train(recipe: Any, console: Console) -> None:
     machine.quiet_libraries()
     results = train.train(recipe, train_rows, eval_rows, folder, console)
     if console.main_process:
-        gates.settle(recipe.gates, results, baseline)
-        folder.finish(results)
-        _show(results, recipe, console)
-        console.note(report.next_steps(recipe.objective, folder))
-        gates.enforce(results)
+        _conclude(recipe, results, baseline, console, folder)
 
 
 def _check_gates(recipe: Any) -> Document | None:
@@ -168,11 +167,20 @@ def _check_gates(recipe: Any) -> Document | None:
     return gates.read_baseline(recipe.gates.baseline, recipe.objective)
 
 
-def _show(results: Document, recipe: Any, console: Console) -> None:
+def _conclude(recipe: Any, results: Document, baseline: Document | None, console: Console, folder: Any = None) -> None:
+    """Judge and show the results, which are shown whatever the gates say; `folder` keeps them. Raises GateFailed."""
     from lmtrain import report
 
-    title = f"{recipe.objective}: {_short(recipe.model.name)}"
-    console.result(results, report.summary(results), title, report.signatures(results))
+    try:
+        gates.settle(recipe.gates, results, baseline)
+        if folder:
+            folder.finish(results)
+    finally:
+        title = f"{recipe.objective}: {_short(recipe.model.name)}"
+        console.result(results, report.summary(results), title, report.signatures(results))
+    if folder:
+        console.note(report.next_steps(recipe.objective, folder))
+    gates.enforce(results)
 
 
 def _short(name: str) -> str:
@@ -183,7 +191,8 @@ def _short(name: str) -> str:
 def _environment(offline: bool) -> None:
     """Before anything imports the hub's client, which reads it once."""
     if offline or os.environ.get("LMTRAIN_OFFLINE", "").lower() in ("1", "true"):
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+        for library in ("HUB", "DATASETS", "EVALUATE"):
+            os.environ[f"HF_{library}_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Rows are tokenised before workers are forked; the warning about it would be printed once a worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -256,9 +265,7 @@ def _evaluate(
     machine.quiet_libraries()
     results = score.score(recipe, rows, against, console)
     if console.main_process:
-        gates.settle(recipe.gates, results, baseline)
-        _show(results, recipe, console)
-        gates.enforce(results)
+        _conclude(recipe, results, baseline, console)
 
 
 def _generate(
@@ -285,9 +292,7 @@ def _generate(
         from lmtrain import ask, machine
 
     machine.quiet_libraries()
-    stream = objective == "clm" and len(asked) == 1 and console.out.is_terminal and not json
-    for answer in ask.ask(request, objective, asked, kind, stream, console):
-        console.answer(answer, streamed=stream)
+    ask.ask(request, objective, asked, kind, console)
 
 
 def _add_command(name: str, command: Callable[..., None], options: tuple[Leaf, ...], panel: str) -> None:

@@ -30,6 +30,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _safe(text: str) -> str:
+    """A model's text without what would steer the terminal, or Rich."""
+    return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
+
+
 class Console:
     """Notes go to stderr unless `quiet`; the result goes to stdout, as a table or, with `as_json`, as one document."""
 
@@ -86,12 +91,12 @@ class Console:
         elif "outputs" in answer:
             for output in answer["outputs"]:
                 score = f"{output['score']:8.4f}  " if "score" in output else ""
-                self.out.print(score + escape(output["text"]), soft_wrap=True)
+                self.out.print(score + _safe(output["text"]), soft_wrap=True)
         elif not streamed:
-            self.out.print(escape(answer["output"]), soft_wrap=True)
+            self.out.print(_safe(answer["output"]), soft_wrap=True)
         for mask in answer.get("masks", ()) if not self.as_json else ():
             self.out.print(
-                "  " + "  ".join(f"{escape(t['token'])} {t['probability']:.1%}" for t in mask), soft_wrap=True
+                "  " + "  ".join(f"{_safe(t['token'])} {t['probability']:.1%}" for t in mask), soft_wrap=True
             )
 
     def result(

@@ -310,9 +310,13 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, source: str | None, target
     Raises UsageError, with a suggestion, for a language that it does not know.
     """
     for attribute, flag, language in (("src_lang", "--source-lang", source), ("tgt_lang", "--target-lang", target)):
-        if not language or not hasattr(tokenizer, attribute):
+        if not hasattr(tokenizer, attribute):
             continue
         known = languages(tokenizer)
+        if not language:
+            if known and getattr(tokenizer, attribute) is None:
+                raise UsageError(f"{flag} is missing: this tokenizer wants one of {', '.join(known[:12])}, …")
+            continue
         if known and language not in known:
             near = suggestion(language, known) or "; there are " + ", ".join(known[:12]) + (
                 ", …" if known[12:] else ""

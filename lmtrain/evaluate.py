@@ -14,6 +14,7 @@ from lmtrain import __version__, generate, metrics, resampling, text_metrics
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.console import Console
 from lmtrain.encode import Examples, Limits
+from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, evaluating
 from lmtrain.objectives import Objective
 from lmtrain.packing import Ragged
@@ -226,6 +227,8 @@ def prepare(
 ) -> Evaluation:  # fmt: skip
     """The evaluation that a recipe asks for. Raises UsageError, InputError for metrics that cannot be had."""
     section = recipe.eval
+    if section.best_metric == "bits_per_byte" and "num_bytes" not in examples.columns:
+        raise UsageError(f"--best-metric bits_per_byte: {rows.kind} rows have no such figure; take eval_loss")
     settings, judge = generate.Settings(), None
     if objective.transforms:
         # One more than the longest target has, so that an output that ends where it does is seen to have ended.

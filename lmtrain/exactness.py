@@ -23,12 +23,12 @@ from lmtrain.collate import IGNORED, Batch
 from lmtrain.console import Console, figure
 from lmtrain.encode import Examples, Limits
 from lmtrain.loss import TokenLoss
+from lmtrain.machine import environment
 from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.recipe import RECIPES, Model
 from lmtrain.sources import Rows
 from lmtrain.tokenizer import train as train_tokenizer
-from lmtrain.train import environment
 from lmtrain.trainer import ExactTrainer
 
 TOLERANCE = 1e-5

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lmtrain.errors import GateFailed, InputError, StorageError, UsageError, suggestion
+from lmtrain.errors import GateFailed, InputError, StorageError, UsageError, suggestion, visible
 from lmtrain.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 OPERATORS = {
@@ -126,14 +126,15 @@ def settle(section: Any, results: dict[str, Any], baseline: dict[str, Any] | Non
     """
     judged = judge(section, results, baseline)
     results["gates"] = [asdict(gate) for gate in judged]
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
     try:
         if section.junit:
             write_junit(Path(section.junit), judged, results)
-        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        if summary:
             with Path(summary).open("a", encoding="utf-8") as stream:
                 stream.write(markdown(results))
     except OSError as error:
-        raise StorageError(f"{error.filename}: {error.strerror}") from None
+        raise StorageError(f"{error.filename or section.junit or summary}: {error.strerror}") from None
 
 
 def enforce(results: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def enforce(results: dict[str, Any]) -> None:
 def write_junit(path: Path, judged: list[Gate], results: dict[str, Any]) -> None:
     """One test case a gate, as CI systems show them."""
     failures = sum(not gate.holds for gate in judged)
-    suite = ElementTree.Element("testsuite", name=f"lmtrain {results['objective']} {results['model']}",
+    suite = ElementTree.Element("testsuite", name=f"lmtrain {results['objective']} {visible(results['model'], 200)}",
                                 tests=str(len(judged)), failures=str(failures), errors="0")  # fmt: skip
     for gate in judged:
         case = ElementTree.SubElement(suite, "testcase", classname="lmtrain.gates", name=gate.expression)
@@ -168,4 +169,4 @@ def markdown(results: dict[str, Any]) -> str:
         for gate in results["gates"]
     )
     table = f"\n| | gate | value |\n|---|---|---|\n{gates}" if gates else ""
-    return f"### lmtrain {results['objective']}: {results['model']}\n\n| figure | value | 95 % |\n|---|---|---|\n{figures}{table}\n"
+    return f"### lmtrain {results['objective']}: `{visible(results['model'], 200)}`\n\n| figure | value | 95 % |\n|---|---|---|\n{figures}{table}\n"

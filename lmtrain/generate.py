@@ -75,7 +75,8 @@ def outputs(
     the sources are taken in two halves.
     """
     pad = pad_id(tokenizer)
-    arguments = told(network, tokenizer, settings) | more
+    limit = room_for(network, 0 if network.config.is_encoder_decoder else len(sources[0]), settings.max_new_tokens)
+    arguments = told(network, tokenizer, settings) | more | {"max_new_tokens": limit}
     generated = None
     try:
         generated = network.generate(
@@ -94,7 +95,7 @@ def outputs(
     scores = getattr(generated, "sequences_scores", None)
     each = settings.num_return_sequences
     made = [
-        Output(decode(tokenizer, ids[skipped:]), _is_capped(network, ids[skipped:], settings.max_new_tokens),
+        Output(decode(tokenizer, ids[skipped:]), _is_capped(network, ids[skipped:], limit),
                None if scores is None else float(scores[number]))
         for number, ids in enumerate(generated.sequences)
     ]  # fmt: skip

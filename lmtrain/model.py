@@ -210,10 +210,11 @@ def _with_adapter(network: PreTrainedModel, name: str) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        with catch_warnings(
-            action="ignore", category=FutureWarning
-        ):  # between peft and transformers, not for the user
-            return PeftModel.from_pretrained(network, name).merge_and_unload()
+        with catch_warnings(record=True, action="always") as caught:
+            adapted = PeftModel.from_pretrained(network, name)
+        if lost := [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]:
+            raise InputError(f"{name}: the adapter does not fit its base: {lost[0].splitlines()[0][:200]}")
+        return adapted.merge_and_unload()
     except LOADING as error:
         raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
 

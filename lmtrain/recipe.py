@@ -777,7 +777,10 @@ def from_environment(recipe_class: type[Section], environment: Mapping[str, str]
     """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
     own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
     everywhere = {
-        name.upper() for other in RECIPES.values() for leaf in leaves(other) for name in (leaf.flag, *leaf.aliases)
+        name.upper()
+        for other in (*RECIPES.values(), Request)
+        for leaf in leaves(other)
+        for name in (leaf.flag, *leaf.aliases)
     }
     document = {}
     for variable, text in environment.items():

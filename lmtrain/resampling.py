@@ -7,6 +7,7 @@ numbers are sacrebleu's, so that the intervals of BLEU, chrF and TER are those t
 not taken over: it is one-sided on absolute differences, and comes out too small where the sign changes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,5 +84,7 @@ def resampled(metrics: Sequence[Metric]) -> np.ndarray:
 
 def _middle(scores: np.ndarray) -> list[float]:
     ordered = np.sort(scores[~np.isnan(scores)])
+    if not len(ordered):
+        return [math.nan, math.nan]
     cut = len(ordered) // 40
     return [float(ordered[cut]), float(ordered[-cut - 1])]

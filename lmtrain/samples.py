@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.encode import Examples
-from lmtrain.generate import COMPLETION_TOKENS, Settings, decode, outputs, room_for, transform
+from lmtrain.generate import COMPLETION_TOKENS, Settings, decode, outputs, transform
 
 PROMPT_TOKENS = 24
 
@@ -32,8 +32,7 @@ def causal(
         cut = min(PROMPT_TOKENS, max(len(ids) // 2, 1))
         if "trained" in content and not content["trained"][0]:
             cut = max(int(np.argmax(content["trained"])), 1)
-        room = Settings(max_new_tokens=room_for(network, cut, settings.max_new_tokens))
-        ((output,),) = outputs(network, tokenizer, [ids[:cut]], room)
+        ((output,),) = outputs(network, tokenizer, [ids[:cut]], settings)
         samples.append({
             "input": decode(tokenizer, ids[:cut]),
             "output": output.text,

@@ -402,6 +402,8 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 def held_out(data: Data, seed: int) -> Rows:
     """What a run evaluates on. Raises UsageError where it holds nothing out, InputError as `read` does."""
+    if any(map(is_stdin, (*data.train, *data.eval))):
+        raise UsageError("the run read standard input, which is gone; name something with --data")
     _, rows = read(data, seed)
     if rows is None:
         raise UsageError("nothing was held out in this run; name something with --data")

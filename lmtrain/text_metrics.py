@@ -102,7 +102,7 @@ def _rouge(names: list[str], predictions: Texts, references: References, writing
     rows = []
     for prediction, texts in zip(predictions, references, strict=True):
         scores = scorer.score_multi(texts, prediction)
-        same = own is not None and any(own.tokenize(text) == own.tokenize(prediction) for text in texts)
+        same = own is not None and any(_same(own.tokenize, prediction, text) for text in texts)
         # A text too short for two words in a row has no ROUGE-2; if it is the very same one, it is right.
         rows.append([1.0 if same else scores[name].fmeasure for name in names])
     nrefs = _count(references)
@@ -112,6 +112,11 @@ def _rouge(names: list[str], predictions: Texts, references: References, writing
         )
         for name, column in zip(names, np.array(rows).T, strict=True)
     }
+
+
+def _same(tokenize: Callable[[str], list[str]], prediction: str, text: str) -> bool:
+    units = tokenize(text)
+    return units == tokenize(prediction) if units else prediction.strip() == text.strip()
 
 
 def _average(rows: Any, signature: str) -> Metric:
@@ -210,11 +215,12 @@ class Judge:
 
     def numbers(self, predictions: Texts, taken: Collection[str]) -> dict[str, tuple[float, str]]:
         """(value, signature) of every number that the other metrics give; a name that is `taken` gets theirs in front."""
-        return {
-            f"{Path(name).stem}_{key}" if key in taken else key: (value, f"evaluate:{name}")
-            for name, metric in self.others.items()
-            for key, value in _compute(name, metric, predictions, self.references).items()
-        }
+        found: dict[str, tuple[float, str]] = {}
+        for name, metric in self.others.items():
+            for key, value in _compute(name, metric, predictions, self.references).items():
+                clash = key in taken or key in found or key == "loss"  # which would be eval_loss in a log
+                found[f"{Path(name).stem}_{key}" if clash else key] = value, f"evaluate:{name}"
+        return found
 
 
 def judge(references: References, asked: Any) -> Judge:

@@ -4,11 +4,11 @@ A run folder brings its own: `lmtrain eval --model RUN` repeats the evaluation t
 """
 
 import json
-import os
 from pathlib import Path
 
 from lmtrain import architectures, gates
 from lmtrain.errors import UsageError
+from lmtrain.metrics import TEXT_METRICS
 from lmtrain.recipe import (
     RECIPES,
     Document,
@@ -46,6 +46,10 @@ def to_score(given: Document, objective: str | None) -> tuple[Recipe, list[str] 
     data = typed.get("data", {}).get("eval") or typed.get("data", {}).get("train")
     if not data and not own:
         raise UsageError("--data is missing: what should the model be scored on?")
+    if not data and typed.get("train", {}).get("seed", own["train"].get("seed")) != own["train"].get("seed"):
+        raise UsageError(
+            "--seed: another seed holds out other rows, on which the run was trained; name some with --data"
+        )
     both = {"data": {"train": data, "eval": data}} if data else {}
     return build(recipe_class, merge(own, typed, both), COMMAND_LINE), data
 
@@ -58,20 +62,25 @@ def to_ask(given: Document, objective: str | None) -> tuple[Request, str, str | 
     name, own, objective = _known(given, objective)
     direction = {n: own.get("data", {}).get(n) for n in ("source_prefix", "source_lang", "target_lang")}
     evaluation = own.get("eval", {})
+    longest = own.get("data", {}).get("max_target_length")
     decoding = {n: evaluation.get(n) for n in ("length_penalty", "no_repeat_ngram_size")} | {
-        "max_new_tokens": evaluation.get("max_new_tokens") or own.get("data", {}).get("max_target_length"),
+        "max_new_tokens": evaluation.get("max_new_tokens") or (longest and longest + 1),
         "num_beams": evaluation.get("num_beams") if evaluation.get("num_beams") != 1 else None,
     }
     known = {
-        section: {key: value for key, value in content.items() if value}
+        section: {key: value for key, value in content.items() if value is not None}
         for section, content in (("data", direction), ("generate", decoding))
     }
-    return build(Request, merge(known, from_environment(Request), given), COMMAND_LINE), objective, _kind(name)
+    environment = from_environment(Request)
+    if given.get("data", {}).get("prompt"):
+        environment.get("data", {}).pop("data", None)  # meant for training
+    return build(Request, merge(known, environment, given), COMMAND_LINE), objective, _kind(name)
 
 
 def _known(given: Document, objective: str | None) -> tuple[str, Document, str]:
     """(the model's name, what its run's recipe says, the objective)."""
-    name = given.setdefault("model", {}).setdefault("name", os.environ.get("LMTRAIN_MODEL"))
+    environment = from_environment(Request).get("model", {})
+    name = given.setdefault("model", {}).setdefault("name", environment.get("name"))
     if not name:
         raise UsageError("--model is missing: a hub id, a folder or a run folder")
     if objective is not None and objective not in RECIPES:
@@ -94,17 +103,22 @@ def _of_hub(model: Document) -> str:
 def _recipe_of_run(name: str) -> Document:
     """What the recipe of a run folder says of data, evaluation and seed; empty where `name` is no run.
 
-    Not of the model, which is the one in the folder, nor whether code that comes with it may be run.
+    Not of the model, which is the one in the folder, and nothing that would run code: neither what comes with a model
+    nor a metric that is not ours.
     """
     path = Path(name) / RECIPE
     if not path.is_file() or not (Path(name) / RESULTS).is_file():
         return {}
     document = read_yaml(path)
+    data, evaluation, train = ({**(document.get(section) or {})} for section in ("data", "eval", "train"))
+    evaluation.pop("predictions", None)
+    if "metric" in evaluation:
+        evaluation["metric"] = [metric for metric in evaluation["metric"] if metric in TEXT_METRICS]
     return {
         "objective": objective_of(document, str(path)),
-        "data": document.get("data", {}),
-        "eval": {key: value for key, value in document.get("eval", {}).items() if key != "predictions"},
-        "train": {key: value for key, value in document.get("train", {}).items() if key in ("seed", "precision")},
+        "data": data,
+        "eval": evaluation,
+        "train": {key: value for key, value in train.items() if key in ("seed", "precision")},
     }
 
 

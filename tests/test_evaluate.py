@@ -343,3 +343,115 @@ def test_its_mistakes_do_not_wait_for_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, check=True
     )
     assert printed.stdout.split() == ["2", "False"]
+
+
+# --- what a run folder must not do, and what must not go unseen -------------------------------------------------------
+
+
+def test_a_run_folder_does_not_bring_code_to_run(t5: Path, tmp_path: Path):
+    run = Path(shutil.copytree(t5, tmp_path / "run"))
+    Path("evil.py").write_text("import pathlib\npathlib.Path('canary').write_text('x')\n" + ACCURACY)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("  metric: []", "  metric: [evil.py, chrf]"))
+    assert "evil.py" in (run / "recipe.yaml").read_text()
+    assert set(evaluated("--model", run)["metrics"]) == {"eval_loss", "perplexity", "token_accuracy", "chrf"}
+    assert not Path("canary").exists()
+
+
+def test_a_completed_run_is_judged_again(material: Path):
+    run = [
+        "clm",
+        *scratch("gpt2"),
+        "-d",
+        material / "text.jsonl",
+        "-o",
+        "run",
+        "--max-steps",
+        2,
+        "--resume",
+        "auto",
+        "-q",
+    ]
+    assert lmtrain(*run, "--json").code == 0
+    again = lmtrain(*run, "--json", "--assert", "perplexity<1")
+    assert again.code == 4 and again.json["gates"][0]["holds"] is False
+
+
+def test_another_seed_would_score_rows_that_were_trained(gpt2: Path):
+    outcome = lmtrain("eval", "--model", gpt2, "--seed", 7)
+    assert outcome.code == 2 and "name some with --data" in outcome.err
+    assert lmtrain("eval", "--model", gpt2, "--seed", 42).code == 0
+
+
+def test_out_of_memory_is_one_sentence(gpt2: Path, monkeypatch: pytest.MonkeyPatch):
+    from lmtrain.loss import TokenLoss
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(TokenLoss, "score", full)
+    outcome = lmtrain("eval", "--model", gpt2)
+    assert outcome.code == 5 and "smaller --eval-batch-size" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_out_of_memory_in_generation_takes_fewer_rows_at_once(t5: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = evaluated("--model", t5)["metrics"]
+    generate = AutoModelForSeq2SeqLM.from_pretrained(t5).__class__.generate
+
+    def narrow(self, input_ids, **arguments):
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return generate(self, input_ids=input_ids, **arguments)
+
+    monkeypatch.setattr(type(AutoModelForSeq2SeqLM.from_pretrained(t5)), "generate", narrow)
+    assert evaluated("--model", t5)["metrics"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("t5", ["--metric", "rouge1", "--assert", "bleu>0"], "no figure 'bleu'"),
+        ("bert", ["--assert", "pseudo_perplexity<9"], "no figure 'pseudo_perplexity'"),
+    ],
+)
+def test_a_figure_that_will_not_be_made_is_no_gate(
+    model: str, flags: list[str], message: str, request: pytest.FixtureRequest
+):
+    outcome = lmtrain("eval", "--model", request.getfixturevalue(model), *flags)
+    assert outcome.code == 2 and message in outcome.err
+
+
+def test_the_best_metric_has_to_be_one_that_is_made(material: Path):
+    flags = ["-o", "run", "--max-steps", 1]
+    for command in (
+        ["seq2seq", *scratch("t5"), "-d", material / "pairs.jsonl", "--metric", "rouge1", "--best-metric", "bleu"],
+        ["mlm", *scratch("bert"), "-d", material / "text.jsonl", "--best-metric", "pseudo_perplexity"],
+        ["clm", *scratch("gpt2"), "-d", material / "chats.jsonl", "--best-metric", "bits_per_byte"],
+    ):
+        outcome = lmtrain(*command, *flags)
+        assert outcome.code == 2 and "--best-metric" in outcome.err and not Path("run").exists()
+
+
+def test_outputs_end_where_the_positions_do(material: Path):
+    small = "d_model=16,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,"
+    small += "encoder_ffn_dim=16,decoder_ffn_dim=16,max_position_embeddings=48"
+    trained("seq2seq", "--from-scratch", "--model", "bart", "--model-config", small, "--tokenizer", "unigram:60",
+            "-d", material / "pairs.jsonl", "-o", "bart", "--max-steps", 1)  # fmt: skip
+    found = evaluated("--model", "bart", "--max-new-tokens", 60, "--num-beams", 2)
+    assert found["generation"]["hit_cap"] <= 1
+    assert lmtrain("generate", "--model", "bart", "-p", "the dog", "--max-new-tokens", 200).code == 0
+
+
+def test_a_number_that_is_none_is_null_in_json(t5: Path):
+    Path("odd.py").write_text(ACCURACY.replace("sum(map(str.__eq__, predictions, references))", "float('nan')"))
+    outcome = lmtrain("eval", "--model", t5, "--metric", "odd.py", "--metric", "chrf", "--json", "-q")
+    assert outcome.code == 0 and "NaN" not in outcome.out and outcome.json["metrics"]["share"] is None
+
+
+def test_an_adapter_that_does_not_fit_or_has_no_base_is_refused(gpt2: Path, tmp_path: Path):
+    Path("ad").mkdir()
+    for base, message in (("/nonexist/base", "no such folder"), (str(Path("ad").resolve()), "adapter of another adapter"),
+                          ("org/base", "offline there is no such model")):  # fmt: skip
+        Path("ad/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        outcome = lmtrain("eval", "--model", "ad", "--data", "x.jsonl")
+        assert outcome.code == 3 and message in outcome.err, outcome.err
