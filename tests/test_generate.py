@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,12 +111,49 @@ def test_a_prompt_is_asked_as_in_training(material: Path):
         (["-d", "nothing.txt"], 3, "nothing.txt: no such file"),
         (["-p", "dog " * 300], 3, "the model has 128 positions; shorten it"),
         (["-p", "a", "--temperature", "0"], 2, "greater than 0"),
+        (["-p", "a", "--temperature", "1", "--num-beams", "2", "--n-best", "3"], 2, "needs --num-beams 3 or more"),
+        (["-d", "gap.jsonl"], 3, "gap.jsonl, line 2, column 'text': is missing"),
     ],
 )
 def test_mistakes_are_one_sentence(flags: list[str], code: int, message: str, gpt2: Path):
+    Path("gap.jsonl").write_text('{"text": "a"}\n{"foo": "b"}\n')
     outcome = lmtrain("generate", "--model", gpt2, *flags)
     assert outcome.code == code, outcome.err
     assert message in outcome.err and "Traceback" not in outcome.err
+
+
+def test_empty_prompts_are_counted(t5: Path):
+    Path("few.txt").write_text("the dog\n\n \nthe cat\n")
+    outcome = lmtrain("generate", "-m", t5, "-d", "few.txt", "--json", "-q")
+    assert len(outcome.out.splitlines()) == 2 and "2 empty prompts are left out" in outcome.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--num-beams", "2"], ["--temperature", "1", "--n-best", "2"]])
+def test_a_terminal_gets_the_text_once(flags: list[str], gpt2: Path):
+    """On a terminal a single greedy completion is streamed; beams and several outputs cannot be."""
+    pty = pytest.importorskip("pty")
+    command = [
+        sys.executable,
+        "-m",
+        "lmtrain",
+        "generate",
+        "-m",
+        str(gpt2),
+        "-p",
+        "the dog sees the",
+        "--max-new-tokens",
+        "6",
+        *flags,
+    ]
+    printed = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        content = os.read(descriptor, 1024)
+        printed.extend(content)
+        return content
+
+    assert pty.spawn(command, read) == 0, printed.decode()
+    assert "Traceback" not in printed.decode() and printed.strip()
 
 
 def test_ids_beyond_the_vocabulary_do_not_crash(t5: Path):
@@ -170,5 +208,9 @@ def test_generation_starts_with_the_target_language(kind: str):
     written = network.generate(torch.tensor([tokenizer("the dog")["input_ids"]]), **told)[0].tolist()
     code = tokenizer.convert_tokens_to_ids(f"__{target}__" if kind == "m2m_100" else target)
     assert written[:1] == [code] if kind == "mbart" else written[:2] == [2, code]
+    unset = multilingual(kind)
+    if unset.tgt_lang is None:
+        with pytest.raises(UsageError, match=r"--(source|target)-lang is missing"):
+            set_languages(unset, source if unset.src_lang is None else None, None)
     with pytest.raises(UsageError, match=r"--target-lang .* does not know this language; (did you mean '|there are )"):
         set_languages(tokenizer, source, target + "X")
