@@ -168,12 +168,16 @@ def _check_gates(recipe: Any) -> Document | None:
 
 
 def _conclude(recipe: Any, results: Document, baseline: Document | None, console: Console, folder: Any = None) -> None:
-    """Judge and show the results, which are shown whatever the gates say; `folder` keeps them. Raises GateFailed."""
+    """Judge and show the results, which are shown whatever the gates say; the run's `folder` keeps what became of them.
+
+    Raises GateFailed.
+    """
     from lmtrain import report
 
+    written = results["gates"]
     try:
         gates.settle(recipe.gates, results, baseline)
-        if folder:
+        if folder and results["gates"] != written:
             folder.finish(results)
     finally:
         title = f"{recipe.objective}: {_short(recipe.model.name)}"
