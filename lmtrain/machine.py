@@ -1,9 +1,12 @@
 """The machine that a run is on: what it has, what was used of it, and keeping its libraries quiet."""
 
+import ctypes
+import gc
 import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from typing import Any
 
 import huggingface_hub
@@ -48,6 +51,13 @@ def precision(asked: str, model_type: str) -> str:
     if asked == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; use fp32 or bf16 on a CPU")
     return asked
+
+
+def give_back_memory() -> None:
+    """Hand back what reading and tokenising have freed: glibc keeps it, in pieces that the model cannot use."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def part() -> None:

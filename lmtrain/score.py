@@ -18,7 +18,7 @@ from lmtrain.console import Console
 from lmtrain.encode import Limits
 from lmtrain.errors import InputError
 from lmtrain.evaluate import Evaluation, Scores, figures_of, likelihood_metrics, prepare
-from lmtrain.machine import environment, part, peak_memory, precision
+from lmtrain.machine import environment, give_back_memory, part, peak_memory, precision
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.report import write_lines
@@ -62,6 +62,7 @@ def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dic
     if against and len(others) != len(examples):
         raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")
     evaluation = prepare(recipe, objective, examples, rows, tokenizer, collate, loss, limits, floats, console)
+    give_back_memory()
     scores = evaluation.run(network.to(accelerator.device), accelerator)
     if not math.isfinite(scores.figures["eval_loss"]):
         raise InputError(f"{recipe.model.name}: its loss on these data is not a finite number; the model is broken")
