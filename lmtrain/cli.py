@@ -126,7 +126,9 @@ def _resolve(recipe_class: type[Recipe], config: str | None, assignments: list[s
 
 def _train(recipe: Any, console: Console) -> None:
     """Check what can be checked in milliseconds, read the data, and only then import what takes seconds."""
-    from lmtrain import architectures, launch, report, sources
+    from lmtrain import architectures, launch, report
+    from lmtrain.cache import Cache
+    from lmtrain.corpus import Corpus
 
     _environment(recipe.run.offline)
     console.main_process = launch.is_first()
@@ -143,17 +145,18 @@ def _train(recipe: Any, console: Console) -> None:
             console.note("the run is completed already; these are its results")
             _conclude(recipe, results, baseline, console, folder)
             return
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
     with console.working("reading the data"):
-        train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
+        corpus.check()
     if launch.wanted(recipe.run):
-        del train_rows, eval_rows  # read to be checked; every process reads for itself
+        del corpus  # read to be checked; every process reads for itself
         raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
     with console.working("loading torch and transformers"):
         from lmtrain import machine, train
 
     machine.quiet_libraries()
-    results = train.train(recipe, train_rows, eval_rows, folder, console)
+    results = train.train(recipe, corpus, folder, console)
     if console.main_process:
         _conclude(recipe, results, baseline, console, folder)
 
@@ -248,7 +251,7 @@ def _evaluate(
 
     A run folder is scored by the settings of the run, and on what it held out if no --data are given.
     """
-    from lmtrain import architectures, launch, sources, trained
+    from lmtrain import architectures, corpus, launch, sources, trained
 
     console = Console(quiet=quiet, as_json=json, main_process=launch.is_first())
     given = typed(ctx, flags)
@@ -258,7 +261,7 @@ def _evaluate(
     baseline = _check_gates(recipe)
     with console.working("reading the data"):
         rows = (
-            sources.load(data, recipe.data, "validation") if data else sources.held_out(recipe.data, recipe.train.seed)
+            sources.load(data, recipe.data, "validation") if data else corpus.held_out(recipe.data, recipe.train.seed)
         )
     if launch.wanted(recipe.run):
         raise typer.Exit(launch.relaunch(recipe.run, data or [], sys.argv[1:]))
@@ -415,7 +418,7 @@ def tokenizer_stats(
     from lmtrain import tokenizer as tokenizers
 
     machine.quiet_libraries()
-    loaded, _ = model.load_tokenizer(model.Model(name=tokenizer), rows, None)
+    loaded, _ = model.load_tokenizer(model.Model(name=tokenizer))
     figures = tokenizers.stats(loaded, rows.texts())
     Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
 

@@ -1,5 +1,6 @@
 """Tokenizer and network: from the hub, from a folder, or from nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings
@@ -19,12 +20,10 @@ from transformers import (
 )
 
 from lmtrain import chat
-from lmtrain import tokenizer as tokenizers
 from lmtrain.architectures import TRAINED, adapter_base, check_objective, is_architecture, made_for
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.loss import decoder_inputs
 from lmtrain.recipe import Model
-from lmtrain.sources import Rows
 
 # What the libraries raise when what they are asked to load is not there or not sound.
 LOADING = (
@@ -68,15 +67,15 @@ def objective_of_hub(model: Model) -> str:
 
 
 def load_tokenizer(
-    model: Model, rows: Rows | None, frame: tokenizers.Frame | None
+    model: Model, kind: str | None = None, learn: Callable[[str], PreTrainedTokenizerBase] | None = None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """(the tokenizer that the recipe names, or one trained on `rows`, or the model's own; what to say about it).
+    """(the tokenizer that the recipe names, or one that is learnt as it says, or the model's own; what to say about it).
 
-    Raises InputError.
+    `kind` is that of the rows to encode, where there are any. Raises InputError.
     """
     if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
-        assert frame and rows
-        tokenizer = _trained_once(model.tokenizer, rows, frame)
+        assert learn
+        tokenizer = learn(model.tokenizer)
     else:
         name = model.tokenizer or _with_tokenizer(model.name)
         try:
@@ -90,7 +89,7 @@ def load_tokenizer(
     adopted = _adopt_special_tokens(tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    template = chat.ensure_template(tokenizer) if rows and rows.kind == "messages" else None
+    template = chat.ensure_template(tokenizer) if kind == "messages" else None
     return tokenizer, [note for note in (adopted, template) if note]
 
 
@@ -133,16 +132,6 @@ def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return (
         f"the tokenizer declares no {', no '.join(adopted)}: using {', '.join(adopted.values())}" if adopted else None
     )
-
-
-def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
-    """Trained by the first process, for all: it takes its time only once."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    state = PartialState()
-    made = [tokenizers.train(specification, rows.texts(), frame) if state.is_main_process else None]
-    return broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
 
 
 def positions(network: PreTrainedModel) -> int | None:

@@ -18,7 +18,7 @@ from lmtrain.batching import Order, padding_fraction
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.recipe import RECIPES
-from lmtrain.sources import Rows, Table
+from lmtrain.sources import Rows
 
 WORDS = sentences(60)
 
@@ -28,9 +28,7 @@ def made(objective: str, kind: str = "bpe:300"):
 
 
 def rows_of(values: list, kind: str, running: bool = False) -> Rows:
-    table = Table("made up", lambda: iter(()))
-    places = [(0, number) for number in range(1, len(values) + 1)]
-    return Rows(kind, (table,), values, places, list(range(len(values))), {0: len(values)} if running else {})
+    return Rows.of(kind, values, running=running)
 
 
 def encoded(objective: str, values: list, kind: str, running: bool = False, positions: int | None = None, measure: bool = False,
