@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -165,10 +166,8 @@ def count_trained(examples: Examples, collate: Collate, epoch: int | None) -> No
     """Enter the tokens that are predicted in an epoch (None: at evaluation) in the ledgers of the examples' sources."""
     ids = examples.columns["input_ids"]
     counts = np.zeros(len(examples.ledgers), np.int64)
-    bounds = np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE))
-    for start, end in zip(bounds, [*bounds[1:], len(ids)], strict=True):
-        if start == end:
-            continue
+    bounds = np.unique([*np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE)), len(ids)])
+    for start, end in pairwise(bounds.tolist()):
         content: dict[str, Any] = {n: c.values[c.offsets[start] : c.offsets[end]] for n, c in examples.columns.items()}
         numbers = np.arange(start, end) + examples.first
         row = {"epoch": epoch, "numbers": numbers, "lengths": ids.lengths[start:end], **content}

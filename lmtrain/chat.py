@@ -72,6 +72,14 @@ def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return []
 
 
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's end token, and the one that the template's end marker is, if one is."""
+    ending = _ending(tokenizer, tokenizer.get_chat_template())
+    marker = ending.marker or ending.unmarked if ending else ""
+    known = {text: index for index, text in _added(tokenizer, len(tokenizer)).items()}
+    return [index for index in dict.fromkeys((tokenizer.eos_token_id, known.get(marker))) if index is not None]
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[list[int], np.ndarray]:
     """(ids, mask of the assistant's tokens with the end token of each turn). Raises InputError naming `where`.
 

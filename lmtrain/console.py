@@ -117,7 +117,7 @@ class Console:
 
     def ledger(self, ledgers: dict[str, dict[str, Any]]) -> None:
         """The ledgers side by side, one line a count that is not zero anywhere."""
-        if self.quiet or not self.main_process:
+        if self.quiet or not self.main_process or not ledgers:
             return
         table = Table(title="What became of every row and token", title_justify="left")
         table.add_column("")

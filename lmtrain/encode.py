@@ -142,7 +142,7 @@ def _finish(
     """`origins` [rows of the columns]: which row of the data each comes from."""
     for ledger in ledgers:
         assert ledger.balances(), f"the ledger does not balance: {ledger}"
-    if not len(columns["input_ids"]) and not rows.open:
+    if not len(columns["input_ids"]) and not rows.part:
         dropped = sum(ledger.rows_dropped for ledger in ledgers)
         raise InputError(f"{rows.place(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
                          "to train)")  # fmt: skip
@@ -240,6 +240,8 @@ def _in_pieces(
 
 def _sources(rows: Rows, origins: np.ndarray) -> np.ndarray:
     """Of each of some rows of the data the source that it comes from."""
+    if not rows.values:  # what a stream carried over is all that there is
+        return np.zeros(len(origins), np.int64)
     of_table = np.array([table.source for table in rows.tables])
     return of_table[np.asarray(rows.table_of, np.int64)[origins]]
 
@@ -363,7 +365,7 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
     separator = after[:1] if data.blocks else []
     texts = _Texts(rows)
     for tokens, _, document in _tokenised(rows, tokenizer, measure=False):
-        followed = rows.open or document[-1] + 1 < len(rows.values)
+        followed = rows.more or document[-1] + 1 < len(rows.values)
         end = separator if followed and rows.ends(document[-1]) else []
         kept = _fit(ledgers, len(tokens) + len(end), room, rows, document, data)
         texts.add((tokens, end), kept, document)

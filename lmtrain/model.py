@@ -89,8 +89,11 @@ def load_tokenizer(
     adopted = _adopt_special_tokens(tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    template = chat.ensure_template(tokenizer) if kind == "messages" else None
-    return tokenizer, [note for note in (adopted, template) if note]
+    template, ends = None, []
+    if kind == "messages":
+        template = chat.ensure_template(tokenizer)
+        ends = chat.notes(tokenizer)
+    return tokenizer, [note for note in (adopted, template, *ends) if note]
 
 
 def _with_tokenizer(name: str) -> str:

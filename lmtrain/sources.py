@@ -28,9 +28,9 @@ class Rows:
     `values[i]` is a string (text), two strings (prompt), two or more (pairs: source, references) or a list of messages;
     it stands in table `table_of[i]` at line or row `numbers[i]`. Rows of one `groups[i]` stay together when a part is
     held out. A table in `last_numbers` is running text: its values follow one another as one document, up to that number.
-    `ledgers`, one a source, count what was not usable. Rows that are a part of a stream may be `open`, which says that
-    more follow, and begin with what is left over (`carried`, ids) of the part before, which is the start of their first
-    document if that `continues`.
+    `ledgers`, one a source, count what was not usable. Of rows that are a `part` of a stream, `more` may follow, if `open`
+    of the same source; and they begin with what is left over (`carried`, ids) of the part before, which is the start of
+    their first document if that `continues`.
     """
 
     kind: str
@@ -42,6 +42,8 @@ class Rows:
     last_numbers: dict[int, int]
     ledgers: tuple[Ledger, ...]
     notes: list[str] = field(default_factory=list)
+    part: bool = False
+    more: bool = False
     open: bool = False
     carried: Sequence[int] = ()
     continues: bool = False
@@ -318,7 +320,8 @@ def chunks(reading: Reading, start: Position, most: int) -> Iterator[tuple[Rows,
         rows = reading.collect(taken)
         if ahead is not None and ahead.table in rows.last_numbers:
             rows.last_numbers[ahead.table] = sys.maxsize
-        yield replace(rows, open=ahead is not None), position
+        same = ahead is not None and reading.tables[ahead.table].source == reading.tables[taken[-1].table].source
+        yield replace(rows, part=True, more=ahead is not None, open=same), position
 
 
 def _size(value: Any) -> int:

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lmtrain import evaluate, metrics
+from lmtrain import chat, evaluate, metrics
 from lmtrain.apart import choose_packing
 from lmtrain.batching import Batches, longest_first, padding_fraction
 from lmtrain.checkpoint import step_of, to_resume
@@ -55,6 +55,8 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> d
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     with console.working("loading the model"):
         network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
+    if corpus.kind == "messages":
+        network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
     limits = Limits(positions(network), {})
     packing = choose_packing(network, recipe.data, corpus.kind, objective.shift == 1)
     with console.working("tokenising the data"):
