@@ -130,7 +130,7 @@ def _train(recipe: Any, console: Console) -> None:
     from lmtrain.cache import Cache
     from lmtrain.corpus import Corpus
 
-    _environment(recipe.run.offline)
+    _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = launch.is_first()
     baseline = _check_gates(recipe)
     folder = report.RunFolder(Path(recipe.run.output_dir or "."))
@@ -195,8 +195,10 @@ def _short(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def _environment(offline: bool) -> None:
-    """Before anything imports the hub's client, which reads it once."""
+def _environment(offline: bool, threads: int | None = None) -> None:
+    """Before anything imports the hub's client or the tokenizers, which read it once."""
+    if threads:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
     if offline or os.environ.get("LMTRAIN_OFFLINE", "").lower() in ("1", "true"):
         for library in ("HUB", "DATASETS", "EVALUATE"):
             os.environ[f"HF_{library}_OFFLINE"] = "1"

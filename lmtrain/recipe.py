@@ -150,9 +150,9 @@ class Data(Section):
     """Encoding of text files. Default: UTF-8, or UTF-16 where the file starts with its mark."""
     on_bad: Literal["error", "drop"] = option("error")
     """A row without usable text: stop and name it, or leave it out and count it."""
-    on_leak: Literal["warn", "drop", "error"] = option("warn", hidden="use")
+    on_leak: Literal["warn", "drop", "error"] = option("warn", hidden=True)
     """Evaluation rows that also are training rows: say so, leave them out of training, or stop."""
-    weights: Annotated[list[float], BeforeValidator(_numbers)] = option([], flag="data_weights", hidden="use")
+    weights: Annotated[list[float], BeforeValidator(_numbers)] = option([], flag="data_weights", hidden=True)
     """With several --data: the share of each in an epoch, e.g. 3,1. Default: every row once."""
     streaming: bool = option(False, hidden="use")
     """Read the data while training, for more than memory holds; needs --max-steps."""
@@ -302,9 +302,9 @@ class Train(Section):
     """Batches of --batch-size rows of like length."""
     grad_accum: int = option(1, aliases=("gradient_accumulation_steps",), ge=1)
     """Micro-batches per optimiser step; the loss does not depend on it."""
-    warmup_steps: float = option(0.0, ge=0)
+    warmup_steps: float = option(0.0, ge=0, hidden=True)
     """Steps of rising learning rate; below 1: a share of all steps."""
-    lr_scheduler: str = option("linear", aliases=("lr_scheduler_type",))
+    lr_scheduler: str = option("linear", aliases=("lr_scheduler_type",), hidden=True)
     """linear, cosine, constant, constant_with_warmup, …"""
     weight_decay: float = option(0.0, ge=0, hidden=True)
     """AdamW's weight decay."""
@@ -342,7 +342,7 @@ class Eval(Section):
     METRICS: ClassVar[tuple[str, ...]] = ("eval_loss", "perplexity", "bits_per_byte", "token_accuracy")
     """The figures that this objective can have."""
 
-    best_metric: str = option("eval_loss", aliases=("metric_for_best_model",))
+    best_metric: str = option("eval_loss", aliases=("metric_for_best_model",), hidden=True)
     """The model with the best value of this is the one that is kept."""
     early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
     """Stop after this many evaluations without a better one."""
@@ -434,7 +434,7 @@ class Run(Section):
     """Launch as this file of `accelerate config` says."""
     offline: bool = option(False)
     """Never ask the hub; use what is on this machine."""
-    cache: bool = option(True, hidden="use")
+    cache: bool = option(True, hidden=True)
     """Keep tokenised data for the next run on them; --no-cache: tokenise anew, keep nothing."""
     cache_dir: str | None = option(None, hidden=True)
     """Where. Default: $XDG_CACHE_HOME/lmtrain or ~/.cache/lmtrain."""
@@ -640,7 +640,9 @@ WITHOUT_TRAINING = {
 }
 """What a model is scored or asked by, of the sections that are there for its training."""
 
-TRAINING_ALONE = {"val_split", "every", "best_metric", "early_stop"}
+TRAINING_ALONE = {
+    "val_split", "every", "best_metric", "early_stop", "on_leak", "weights", "streaming", "shuffle_buffer",
+}  # fmt: skip
 
 
 @cache
