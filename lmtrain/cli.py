@@ -255,8 +255,8 @@ def _previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
         _preview(recipe, batches, explain, full, Console(quiet=quiet, as_json=json))
 
     command.__doc__ = (
-        "Show the first batches as the model will see them, with all flags of training; trains nothing.\n\n"
-        f"{recipe_class.__doc__}"
+        f"{recipe_class.__doc__}\n\n"
+        "Shows the first batches as training would give them to the model, by the same flags; trains nothing."
     )
     return command
 

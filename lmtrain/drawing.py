@@ -116,13 +116,13 @@ def shown(text: str, whole: str = "") -> tuple[str, str]:
         plain = part.translate({10: "↵", 9: "⇥", 32: "␣"})
         inside = at == 1 and not lead and not parts[0]
         parts[at] = hexed(part, _plain(whole) if inside else "") if at % 2 else _plain(plain)
-    drawn = "".join(parts)
-    # What combines with the character before it would change a mark of ours.
-    return lead, "◌" + drawn if drawn and not cell_len(drawn[0]) else drawn
+    return lead, "".join(parts)
 
 
 def _plain(text: str) -> str:
-    return visible(text, len(text))
+    escaped = visible(text, len(text))
+    # What combines with the character before it would change a mark of ours.
+    return "◌" + escaped if escaped and not cell_len(escaped[0]) else escaped
 
 
 def pieces(line: list[Token], starts: set[int], view: View, texts: Texts) -> list[Text]:

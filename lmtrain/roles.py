@@ -117,7 +117,7 @@ CAUSAL = View(
         "trained": Look("trained", "predicted from what stands before it", "cat", GREEN),
         "prompt": Look("prompt", "read, not predicted", "‹cat›", BLUE, ("‹", "›")),
         "ignored": Look(
-            "ignored", "first of a text; nothing stands before it to predict it from", "«cat»", GREY, ("«", "»")
+            "ignored", "begins a text, or a piece of one; nothing is before it", "«cat»", GREY, ("«", "»")
         ),
         "pad": PAD,
     },
