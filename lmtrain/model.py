@@ -168,13 +168,13 @@ def load_network(
     """(the network in float32, what to say about it). Raises InputError for weights that are not all as they should be."""
     extra = {"attn_implementation": model.attn} if model.attn else {}
     if model.from_scratch:
-        config = _shaped(config, model, tokenizer)
+        config = shaped(config, model, tokenizer)
         try:
             network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **extra)
         except LOADING as error:
             raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
         _start_as_trained(network)
-        _check_vocabulary(network, tokenizer, model.name)
+        check_vocabulary(network, tokenizer, model.name)
         return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
     if base := adapter_base(model.name):
         network, notes = load_network(model.model_copy(update={"name": base}), config, tokenizer, auto_model)
@@ -193,7 +193,7 @@ def load_network(
     except LOADING as error:
         raise InputError(_not_loaded("model", model.name, error)) from None
     notes = _check_weights(network, report, model.name)
-    _check_vocabulary(network, tokenizer, model.name)
+    check_vocabulary(network, tokenizer, model.name)
     return network, notes
 
 
@@ -211,7 +211,7 @@ def _with_adapter(network: PreTrainedModel, name: str) -> PreTrainedModel:
         raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
 
 
-def _check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     embeddings = network.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise InputError(
@@ -228,7 +228,7 @@ def _start_as_trained(network: PreTrainedModel) -> None:
     network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = start
 
 
-def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The default configuration with the recipe's sizes, and with the tokenizer's vocabulary and special ids."""
     defaults = config.to_dict()
     known = {*defaults, *config.attribute_map}
@@ -237,6 +237,10 @@ def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokeniz
             raise UsageError(f"--model-config {name}: {config.model_type} has no such size{suggestion(name, known)}")
     start_is_pad = defaults.get("decoder_start_token_id") in (None, defaults.get("pad_token_id"))
     end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+    if config.is_encoder_decoder and end is None:
+        raise InputError(
+            "the tokenizer has no end token, so a model could never stop; train one with --tokenizer bpe:8000"
+        )
     ids = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

@@ -11,6 +11,7 @@ import torch
 from rich.text import Text
 
 from lmtrain import drawing
+from lmtrain.accounts import data_document
 from lmtrain.apart import Apart, Packing
 from lmtrain.batching import Batches
 from lmtrain.collate import Batch, Collate, Row
@@ -18,7 +19,7 @@ from lmtrain.console import Console, ledger_table, to_json
 from lmtrain.corpus import Corpus
 from lmtrain.encode import Examples, Limits
 from lmtrain.errors import InputError, visible
-from lmtrain.model import LOADING, _check_vocabulary, _shaped, load_config, load_tokenizer, positions
+from lmtrain.model import LOADING, check_vocabulary, load_config, load_tokenizer, positions, shaped
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
 from lmtrain.roles import Lines, Seen, Token, View, fractions
@@ -101,20 +102,20 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     examples = _of_first_part(prepared, packing, limits) if isinstance(batches, Stream) else batches.examples
     return Shown(
         recipe, objective.view, drawing.Texts(tokenizer), seen, None if isinstance(batches, Stream) else len(batches),
-        examples.lengths_by_column(), _data(recipe, prepared, batches, padding),
+        examples.lengths_by_column(), data_document(recipe, prepared, batches, padding),
         [*prepared.notes, *told, _spoken(limits, packing)], prepared.warnings,
     )  # fmt: skip
 
 
 def outline(model: Any, config: Any, tokenizer: Any, auto_model: Any) -> Any:
     """The network without weights: its shapes and its rules. Raises InputError as loading it would."""
-    config = _shaped(config, model, tokenizer) if model.from_scratch else config
+    config = shaped(config, model, tokenizer) if model.from_scratch else config
     try:
         with torch.device("meta"):
             network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code)
     except LOADING as error:
         raise InputError(f"{model.name}: no {config.model_type} can be built like this: {error}") from None
-    _check_vocabulary(network, tokenizer, model.name)
+    check_vocabulary(network, tokenizer, model.name)
     return network
 
 
@@ -132,12 +133,6 @@ def _given(batches: Batches | Stream, collate: Opened) -> Iterator[tuple[list[Ro
 
 def _of_first_part(prepared: Prepared, packing: Packing, limits: Limits) -> Examples:
     return prepared.train.packed(limits.resolved["max_length"]) if packing.apart else prepared.train
-
-
-def _data(recipe: Any, prepared: Prepared, batches: Batches | Stream, padding: float) -> dict[str, Any]:
-    from lmtrain.train import data_document  # brings Trainer along, which takes its time
-
-    return data_document(recipe, prepared, batches, padding)
 
 
 def _spoken(limits: Limits, packing: Packing) -> str:

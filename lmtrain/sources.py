@@ -146,12 +146,12 @@ class Entry(NamedTuple):
 
 
 class Reading:
-    """Passes over tables, row by row; finds out which columns are meant and says so in `notes`."""
+    """Passes over tables, row by row; finds out which columns are meant and says so."""
 
     def __init__(self, tables: tuple[Table, ...], data: Data):
         self.tables, self.data = tables, data
         self.kind = ""
-        self.notes: list[str] = []
+        self._found: dict[str, dict[str, None]] = {}  # columns that were found by name, and the tables they are in
 
     def runs(self, table: int) -> bool:
         """Whether a table is running text, one document, rather than rows."""
@@ -198,9 +198,17 @@ class Reading:
             raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {self.kind} rows")
         self.kind = selection.kind
         if selection.found and not table.is_text:
-            note = f"{table.name}: using column{'s' if len(selection.paths) > 1 else ''} {selection}"
-            self.notes += [] if note in self.notes else [note]
+            told = f"using column{'s' if len(selection.paths) > 1 else ''} {selection}"
+            self._found.setdefault(told, {})[table.name] = None
         return selection
+
+    @property
+    def notes(self) -> list[str]:
+        """Which columns were found, one line for all tables that are alike."""
+        return [
+            f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {told}"
+            for told, names in self._found.items()
+        ]
 
     def collect(self, entries: Iterable[Entry]) -> Rows:
         """The usable rows among `entries`, and the count of the others."""
