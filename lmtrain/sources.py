@@ -136,13 +136,11 @@ class Rows:
 # --- a pass over the tables ------------------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-    """A row as it is read: its usable values (several: the pieces of a long line; none: it is empty, or `bad`)."""
+Entry = tuple[int, int, tuple[Any, ...], bool]
+"""A row as it is read: its table, its number, its usable values (several: the pieces of a long one), whether it is bad.
 
-    table: int
-    number: int
-    values: tuple[Any, ...]
-    bad: bool = False
+A row without values that is not bad is empty. Plain tuples, because there may be millions.
+"""
 
 
 class Reading:
@@ -174,7 +172,7 @@ class Reading:
         if self.runs(index):
             for number, record in chain(peeked, numbered):
                 text = record["text"]
-                yield Entry(index, number, tuple(_pieces(text)))
+                yield index, number, (text,) if len(text) <= LONGEST_PIECE else tuple(_pieces(text)), False
             return
         for number, record in chain(peeked, numbered):
             try:
@@ -182,15 +180,13 @@ class Reading:
             except BadRow as problem:
                 if self.data.on_bad == "error":
                     raise InputError(f"{table.place(number)}, {problem}; --on-bad drop leaves such rows out") from None
-                yield Entry(index, number, (), bad=True)
+                yield index, number, (), True
                 continue
-            if value is None:
-                yield Entry(index, number, ())
-            elif isinstance(value, str):
+            if isinstance(value, str):
                 text = value.rstrip("\n") if table.is_text else value
-                yield Entry(index, number, (text,) if len(text) <= LONGEST_ROW else tuple(_pieces(text)))
+                yield index, number, (text,) if len(text) <= LONGEST_ROW else tuple(_pieces(text)), False
             else:
-                yield Entry(index, number, (value,))
+                yield index, number, () if value is None else (value,), False
 
     def _choose(self, columns: Record, table: Table) -> Selection:
         selection = choose(columns, self.data, table.name)
@@ -321,14 +317,15 @@ def chunks(reading: Reading, start: Position, most: int) -> Iterator[tuple[Rows,
         taken: list[Entry] = []
         size = 0
         while ahead is not None and len(taken) < most and size < MOST_CHARACTERS:
-            position = Position(ahead.table, position.rows + 1 if ahead.table == position.table else 1)
+            table, _, values, _ = ahead
+            position = Position(table, position.rows + 1 if table == position.table else 1)
             taken.append(ahead)
-            size += sum(_size(value) for value in ahead.values)
+            size += sum(map(_size, values))
             ahead = next(entries, None)
         rows = reading.collect(taken)
-        if ahead is not None and ahead.table in rows.last_numbers:
-            rows.last_numbers[ahead.table] = sys.maxsize
-        same = ahead is not None and reading.tables[ahead.table].source == reading.tables[taken[-1].table].source
+        if ahead is not None and ahead[0] in rows.last_numbers:
+            rows.last_numbers[ahead[0]] = sys.maxsize
+        same = ahead is not None and reading.tables[ahead[0]].source == reading.tables[position.table].source
         yield replace(rows, part=True, more=ahead is not None, open=same), position
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob, has_magic
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from lmtrain.columns import Record
@@ -63,10 +63,7 @@ class Table:
         return f"{self.name}, {self.unit} {number}"
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        for taken, numbered in enumerate(self.read()):
-            if taken == self.limit:
-                return
-            yield numbered
+        return islice(self.read(), self.limit)
 
 
 def is_stdin(specification: str) -> bool:

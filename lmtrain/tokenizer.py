@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 from unicodedata import normalize
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lmtrain.architectures import TRAINED
 from lmtrain.errors import InputError
 
-AT_ONCE = 512
+AT_ONCE, CHARACTERS_AT_ONCE = 512, 1_000_000
 """Texts that are tokenised together: enough for all cores, few enough that their encodings are no weight in memory."""
 
 
@@ -171,8 +171,8 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[lis
         yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return
     backend = _unlimited(tokenizer)
-    for start in range(0, len(texts), AT_ONCE):
-        for encoding in backend.encode_batch_fast(texts[start : start + AT_ONCE], add_special_tokens=False):
+    for batch in _batches(texts):
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
             yield encoding.ids
 
 
@@ -183,10 +183,18 @@ def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Itera
     also where several tokens share one character. Needs a fast tokenizer.
     """
     backend = _unlimited(tokenizer)
-    for start in range(0, len(texts), AT_ONCE):
-        batch = texts[start : start + AT_ONCE]
+    for batch in _batches(texts):
         for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
             yield encoding.ids, _token_bytes(text, [begin for begin, _ in encoding.offsets])
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    start = 0
+    while start < len(texts):
+        sizes = accumulate(map(len, texts[start : start + AT_ONCE]))
+        end = start + max(sum(size <= CHARACTERS_AT_ONCE for size in sizes), 1)
+        yield texts[start:end]
+        start = end
 
 
 def _token_bytes(text: str, starts: list[int]) -> list[int]:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import lmtrain, trained
@@ -131,7 +132,9 @@ def test_masked_evaluation_is_the_likelihood_of_what_is_masked(bert: Path, mater
     with torch.no_grad():
         for number, row in enumerate(rows_of(material / "text.jsonl")):
             ids = torch.tensor(tokenizer(row["text"])["input_ids"]).numpy()
-            batch = collate([{"key": (None, number), "input_ids": ids}])
+            batch = collate(
+                [{"epoch": None, "numbers": np.array([number]), "lengths": np.array([len(ids)]), "input_ids": ids}]
+            )
             at = (batch["labels"][0] != -100).nonzero()[:, 0]
             logits = model(batch["input_ids"]).logits[0, at]
             total += nll(logits, batch["labels"][0, at])
