@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        lines = [line for line in self.err.splitlines() if line.startswith(("lmtrain: ", "Error: ", "│"))]
+        lines = [line for line in self.err.splitlines() if line.startswith("lmtrain: ")]
         return " ".join(lines) or (self.err.strip().splitlines() or [""])[-1]
 
     @property
@@ -501,7 +501,7 @@ MADE = [
     recipe("config/secret_key.yaml", "secrets under unknown keys", "hub_api_key", after=secrets_are_kept,
            make=a_file("config/secret_key.yaml", f"task: clm\nhub_api_key: {SECRETS[0]}\nopenai: {SECRETS[1]}\n")),
     Row("config/secret_in_config.yaml", "secret under a known key", "nowhere in log, recipe.yaml, card",
-        ["run", "{file}", *CLM[1:], "--data", "{good}"], (0, 2), ("hub_token",), after=secrets_are_kept,
+        ["run", "{file}", *CLM[1:], "--data", "{good}", "-o", "{run}"], (0, 2), ("hub_token",), after=secrets_are_kept,
         make=a_file("config/secret_in_config.yaml", f"task: clm\ntrain:\n  hub_token: {SECRETS[0]}\n")),
     checkpoint("checkpoints/remote_code", "auto_map to evil.py", "--trust-remote-code", make=REMOTE_CODE),
     checkpoint("checkpoints/pickle_canary", "weights whose unpickling runs code", "pickle", make=pickled_weights),
@@ -563,9 +563,7 @@ ROWS = [*STORED, *MADE]
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def start(
-    command: Sequence[str], place: Path, file: Path | None = None, row: Row | None = None
-) -> Outcome:
+def start(command: Sequence[str], place: Path, file: Path | None = None, row: Row | None = None) -> Outcome:
     """Run `lmtrain` to its end; the peak is that of the process and of what it has started."""
     filled = {"{file}": str(file), "{place}": str(place), "{run}": str(place / "run"), "{good}": str(place / "good.jsonl")}  # fmt: skip
     words = []
@@ -578,7 +576,7 @@ def start(
     before = WITHOUT_PRIVILEGE if row and row.unprivileged and os.geteuid() == 0 else []
     limit = row.open_files if row else None
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LMTRAIN_")} | {
-        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": os.getcwd()}  # fmt: skip
+        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": str(Path.cwd())}  # fmt: skip
     with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
         began = time.monotonic()
         process = subprocess.Popen(
@@ -649,7 +647,9 @@ def _miscounts(row: Row, outcome: Outcome, file: Path, fingerprints: dict[str, s
         return
     ledger = outcome.results["data"]["train"]
     fingerprints.setdefault(row.name, ledger["fingerprint"])
-    yield from (f"{name} is {ledger[name]}, not {count}" for name, count in row.counts.items() if ledger[name] != count)
+    yield from (
+        f"{name} is {ledger[name]}, not {count}" for name, count in row.counts.items() if ledger[name] != count
+    )
     if row.texts:
         tokens = sum(len(text.encode()) + 2 for text in row.texts(file))
         if ledger["tokens_read"] != tokens:
