@@ -442,7 +442,7 @@ STORED = [
         ("train.en", "train.de", "300 vs 299")),
     loads("seq2seq/empty_target.jsonl", "30 of 300 targets empty", "30 counted", base=SEQ2SEQ,
           counts={"rows_empty": 30, "rows_used": 270}),
-    loads("seq2seq/same_columns.jsonl", "source equals target", "a warning", base=SEQ2SEQ, notes=("same",)),
+    loads("seq2seq/same_columns.jsonl", "source equals target", "a warning", base=SEQ2SEQ, notes=("equal",)),
     loads("seq2seq/very_long_source.jsonl", "one source of 1 MB", "cut and counted", base=SEQ2SEQ,
           counts={"rows_truncated": 1}),
     refused("chat/unknown_role.jsonl", "unknown role", "line 1", "wizard"),
@@ -576,7 +576,7 @@ def start(command: Sequence[str], place: Path, file: Path | None = None, row: Ro
     before = WITHOUT_PRIVILEGE if row and row.unprivileged and os.geteuid() == 0 else []
     limit = row.open_files if row else None
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LMTRAIN_")} | {
-        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": str(Path.cwd())}  # fmt: skip
+        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": str(Path.cwd())}  # fmt: skip
     with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
         began = time.monotonic()
         process = subprocess.Popen(
