@@ -6,12 +6,15 @@ through datasets.
 """
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import json
 import lzma
+import os
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,6 +35,20 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 ENCODINGS = ("utf-8", "utf-16", "euc-kr", "cp949", "latin-1", "shift_jis")
 
+LIKELY = ("euc-kr", "cp949", "shift_jis", "latin-1")
+"""What a text may be that is not UTF-8: those that fit are named. The last one fits everything."""
+
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+         codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+"""What a file starts with -> its encoding. UTF-32 first: its mark starts with that of UTF-16."""
+
+LONGEST_NAME = 4096
+
+
+def shown(path: Path) -> str:
+    """A path as it is printed: its name may hold anything."""
+    return visible(str(path), LONGEST_NAME)
+
 
 def format_of(path: Path) -> str | None:
     """`.csv` for both `x.csv` and `x.csv.gz`; None for what is not data."""
@@ -44,11 +61,13 @@ def format_of(path: Path) -> str | None:
 def guarded(reader: Callable[..., Iterator[Any]], path: Path, encoding: str | None) -> Numbered:
     """`reader` over a file, with what the operating system and the decompressors raise said in our words."""
     try:
-        yield from reader(partial(_open, path), encoding, str(path))
+        yield from reader(partial(_open, path), encoding, shown(path))
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: damaged or not what its name says: {error}") from None
+        raise InputError(f"{shown(path)}: damaged or not what its name says: {error}") from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+        # The decompressors of bzip2 and zstandard have no exceptions of their own.
+        damaged = "" if error.strerror else "damaged or not what its name says: "
+        raise InputError(f"{shown(path)}: {damaged}{error.strerror or error}") from None
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -56,9 +75,33 @@ def _open(path: Path) -> IO[bytes]:
     if end == ".zst":
         import pyarrow
 
-        return pyarrow.input_stream(str(path), compression="zstd")
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(end, open)
-    return opener(path, "rb")
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(end)
+    return opener(path, "rb") if opener else io.BufferedReader(_AsOpened(path), 1 << 17)
+
+
+class _AsOpened(io.RawIOBase):
+    """A file as long as it was when it was opened: what is appended meanwhile would be read half, or without end."""
+
+    def __init__(self, path: Path):
+        self.path, self.file = path, io.FileIO(path)
+        status = os.fstat(self.file.fileno())
+        self.left = status.st_size if stat.S_ISREG(status.st_mode) else sys.maxsize
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: self.left]
+        count = self.file.readinto(wanted)
+        if wanted and not count and self.left < sys.maxsize:
+            raise InputError(f"{shown(self.path)}: was cut off while it was read; start again when it is whole")
+        self.left -= count
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 @contextmanager
@@ -68,27 +111,55 @@ def _decoded(
     """The file as text. Raises InputError, with the line, where a byte does not fit the encoding."""
     try:
         with opener() as raw:
-            start = raw.read(2)
-        guessed = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            start = raw.read(1000)
+        known = encoding or _marked(start, name)
         with opener() as raw:
-            buffered: Any = raw if isinstance(raw, io.BufferedIOBase) else io.BytesIO(raw.read())
-            yield io.TextIOWrapper(buffered, encoding or guessed, newline=newline)
+            yield io.TextIOWrapper(raw, known, newline=newline)  # type: ignore[arg-type]
     except LookupError:
         raise UsageError(f"--encoding {encoding}: no such encoding{suggestion(str(encoding), ENCODINGS)}") from None
     except UnicodeDecodeError:
-        line = _undecodable_line(opener, encoding or guessed)
-        raise InputError(f"{name}, line {line}: not {encoding or guessed.removesuffix('-sig').upper()} text; "
-                         f"say what it is with --encoding, e.g. {' or '.join(e for e in ('cp949', 'shift_jis', 'latin-1') if e != encoding)}") from None  # fmt: skip
+        raise InputError(_undecodable(opener, known, name)) from None
 
 
-def _undecodable_line(opener: Callable[[], IO[bytes]], encoding: str) -> int:
+def _marked(start: bytes, name: str) -> str:
+    """The encoding that the first bytes of a file declare. Raises InputError for UTF-16 that does not."""
+    if marked := next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None):
+        return marked
+    for position, encoding in enumerate(("utf-16-be", "utf-16-le")):
+        zeros, others = start[position::2].count(0), start[1 - position :: 2].count(0)
+        if zeros > 0.4 * len(start) and not others:
+            raise InputError(f"{name}: every other byte is zero, so it is UTF-16 without its mark; say so with "
+                             f"--encoding {encoding}")  # fmt: skip
+    return "utf-8-sig"
+
+
+def _undecodable(opener: Callable[[], IO[bytes]], encoding: str, name: str) -> str:
+    """Where a file stops being text of this encoding, and what it might be instead."""
+    decoder, number = codecs.getincrementaldecoder(encoding)(), 1
+    line = b""
     with opener() as raw:
-        for number, line in enumerate(raw, 1):
-            try:
-                line.decode(encoding)
-            except UnicodeDecodeError:
-                return number
-    return 1
+        if b"\0" in raw.read(8192) and not encoding.startswith("utf-16"):
+            return f"{name}: not a text, but binary data"
+    with opener() as raw:
+        try:
+            for line in raw:
+                number += decoder.decode(line).count("\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            pass
+    fitting = [other for other in LIKELY if other != encoding and _fits(line, other)]
+    if "euc-kr" in fitting and "cp949" in fitting:
+        fitting.remove("cp949")  # which is euc-kr and more
+    return (f"{name}, line {number}: not {encoding.removesuffix('-sig').upper()} text; "
+            f"say what it is with --encoding, e.g. {' or '.join(fitting)}")  # fmt: skip
+
+
+def _fits(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_text(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
@@ -113,13 +184,29 @@ def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) 
         yield from _whole_json(lines.read(), name)
 
 
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key '{visible(next(name for name in names if names.count(name) > 1))}'")
+    return mapping
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_mapping)
+
+
+def _reason(error: ValueError) -> str:
+    """What is wrong with a value that is JSON, without advice for programmers (on numbers of thousands of digits)."""
+    return str(error).split(";")[0]
+
+
 def _object(line: str, number: int, name: str) -> Record:
     try:
-        value = json.loads(line)
+        value = DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}, line {number}, column {error.colno}: not JSON: {error.msg}") from None
     except ValueError as error:
-        column = getattr(error, "colno", 1)
-        reason = getattr(error, "msg", str(error))
-        raise InputError(f"{name}, line {number}, column {column}: not JSON: {reason}") from None
+        raise InputError(f"{name}, line {number}: {_reason(error)}") from None
     except RecursionError:
         raise InputError(f"{name}, line {number}: nested too deeply") from None
     if not isinstance(value, dict):
@@ -129,18 +216,19 @@ def _object(line: str, number: int, name: str) -> Record:
 
 def _whole_json(text: str, name: str) -> Numbered:
     """A file that is one array of objects, one object with one list of objects in it, or objects one after another."""
-    decoder, values = json.JSONDecoder(), []
+    values = []
     between = re.compile(r"[\s,]*")
     position = len(text) - len(text.lstrip())
     while position < len(text):
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = DECODER.raw_decode(text, position)
         except RecursionError:
             raise InputError(f"{name}: nested too deeply") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
         except ValueError as error:
-            line = 1 + text.count("\n", 0, getattr(error, "pos", 0))
-            reason = getattr(error, "msg", str(error))
-            raise InputError(f"{name}, line {line}: not JSON: {reason}") from None
+            line = 1 + text.count("\n", 0, position)
+            raise InputError(f"{name}, in the value that starts in line {line}: {_reason(error)}") from None
         values.append(value)
         position = between.match(text, position).end()  # type: ignore[union-attr]
     rows = values
@@ -209,12 +297,21 @@ def read_columnar(path: Path, form: str) -> Numbered:
         else:
             batches = _arrow_batches(source)
         for batch in batches:
+            names = batch.schema.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise InputError(f"{shown(path)}: duplicate column '{visible(twice)}'")
             for record in batch.to_pylist():
                 number += 1
                 yield number, record
-    except (pyarrow.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{path}: damaged or not {form[1:]}: {reason}") from None
+    except PermissionError as error:
+        raise InputError(f"{shown(path)}: {os.strerror(error.errno)}") from None
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{shown(path)}, after row {number}: a text that is not UTF-8, as {form[1:]} wants it"
+        ) from None
+    except (pyarrow.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, OverflowError) as error:
+        reason = visible(str(error).split("\n")[0], 200)
+        raise InputError(f"{shown(path)}: damaged or not {form[1:]}: {reason}") from None
 
 
 def _arrow_batches(source: Any) -> Iterator[Any]:
