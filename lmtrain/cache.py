@@ -49,8 +49,11 @@ class Cache:
     def holds(self, key: str) -> bool:
         return self.folder is not None and (self.folder / key / "document.json").is_file()
 
-    def remember(self, key: str | None, make: Callable[[], Kept]) -> Kept:
-        """The entry of `key`, made if it is not there. A folder that cannot be written to keeps nothing."""
+    def remember(self, key: str | None, make: Callable[[], Kept], still: Callable[[], bool] = lambda: True) -> Kept:
+        """The entry of `key`, made if it is not there, and kept if the key `still` is right when it has been made.
+
+        A folder that cannot be written to keeps nothing.
+        """
         if self.folder is None or key is None:
             return make()
         place = self.folder / key
@@ -58,6 +61,8 @@ class Cache:
             if found := _load(place):
                 return found
             made = make()
+            if not still():
+                return made
             try:
                 _store(place, *made)
                 self._tidy()

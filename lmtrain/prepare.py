@@ -47,7 +47,7 @@ def learn_tokenizer(specification: str, corpus: Corpus, frame: Frame) -> PreTrai
 
     state = PartialState()
     key = corpus.key and corpus.cache.key("tokenizer", corpus.key, specification, asdict(frame))
-    made = [corpus.cache.remember(key, make)[1]["tokenizer"] if state.is_main_process else None]
+    made = [corpus.cache.remember(key, make, corpus.unchanged)[1]["tokenizer"] if state.is_main_process else None]
     text = broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
     return framed(Tokenizer.from_str(text), frame)
 
@@ -78,7 +78,7 @@ def prepare(
         key = corpus.cache.key(
             corpus.key, told, str(objective.auto_model.__name__), limits.positions, train_data.model_dump()
         )
-    arrays, document = corpus.cache.remember(key, make)
+    arrays, document = corpus.cache.remember(key, make, corpus.unchanged)
     prepared = _restored(arrays, document)
     limits.resolved.update(document["limits"])
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):

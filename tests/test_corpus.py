@@ -72,7 +72,7 @@ def test_the_key_follows_the_content_and_not_the_name(changed: str):
     assert (corpus(train=files, seed=seed, **options).key == before) == (changed == "name")
 
 
-def test_a_file_that_is_written_to_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_kept(monkeypatch: pytest.MonkeyPatch):
     name = write("a.jsonl", ["a", "b", "c"])
     import lmtrain.corpus
 
@@ -84,9 +84,16 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(monkeypatch: pyte
             stream.write('{"text": "d"}\n')
         return rows
 
-    monkeypatch.setattr("lmtrain.corpus.read", appended)
-    with pytest.raises(InputError, match=r"a\.jsonl: was written to while it was read"):
-        assert corpus(train=[name]).sides
+    with monkeypatch.context() as patch:
+        patch.setattr("lmtrain.corpus.read", appended)
+        first = corpus(train=[name], val_split=0)
+        assert first.kind == "text"
+    assert first.sides.train.values == ["a", "b", "c"]
+    assert not [path for path in Path("cache").iterdir() if path.is_dir()]
+    second = corpus(train=[name], val_split=0)
+    assert second.kind == "text"
+    assert second.sides.train.values == ["a", "b", "c", "d"]
+    assert len([path for path in Path("cache").iterdir() if path.is_dir()]) == 1
 
 
 def test_sources_have_a_ledger_each_and_weights_share_out_the_epoch():
