@@ -83,7 +83,7 @@ class Causal:
         return _batch(rows, [self.scored(row) for row in rows], self.pad, self.length, self.length)
 
     def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        ids = row["input_ids"]
+        ids = row["input_ids"].astype(np.int64)
         labels = np.where(row["trained"], ids, IGNORED) if "trained" in row else ids.copy()
         labels[_starts(row["lengths"])] = IGNORED
         return ids, labels

@@ -48,6 +48,10 @@ class Corpus:
             return _of_one_kind(Sides(self._first_chunk(), held, 0, 0))
         return checked(*read(self.data, self.seed), self.data.on_leak)
 
+    def forget(self) -> None:
+        """Let go of the rows; whoever asks for them again has them read again."""
+        self.__dict__.pop("sides", None)
+
     def check(self) -> None:
         """Read the rows if nobody has read them before, to be told what is wrong with them. Raises InputError."""
         assert self.kind

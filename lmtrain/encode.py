@@ -4,6 +4,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -172,14 +173,16 @@ def _causal_text(
             f"--stride {stride}: has to be less than --max-length {length}, or tokens would have nothing before them"
         )
     sized = measure and tokenizer.is_fast
-    texts, sizes = _Texts(rows), Growing()
-    for tokens, bytes_of, document in _tokenised(rows, tokenizer, sized):
+    texts, sizes = _Texts(rows, tokenizer), Growing()
+    for parts, document in _documents(rows, tokenizer, sized):
         start = [] if texts.continues(document) else before
         end = after if rows.ends(document[-1]) else []
-        kept = _fit(ledgers, len(start) + len(tokens) + len(end), length, rows, document, data)
-        texts.add((start, tokens, end), kept, document)
-        if sized and kept:
-            sizes.add(*_first((([0] * len(start)), bytes_of, [0] * len(end)), kept))
+        texts.begin(document)
+        for tokens, bytes_of in chain([(start, [0] * len(start))], parts, [(end, [0] * len(end))]):
+            texts.ids.extend(tokens)
+            sizes.extend(bytes_of)
+        kept = texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, length, rows, at, data))
+        sizes.close(kept)
     columns = {"input_ids": texts.ids.done(), **({"num_bytes": sizes.done()} if sized else {})}
     if stride:
         windows = {name: column.windows(length, stride) for name, column in columns.items()}
@@ -191,26 +194,31 @@ def _causal_text(
 class _Texts:
     """The ids of documents, one after another, in the making; those that a stream carried over come first."""
 
-    def __init__(self, rows: Rows):
-        self.rows, self.ids, self.origins = rows, Growing(), array("q")
+    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase):
+        self.rows, self.origins = rows, array("q")
+        self.ids = Growing("H" if len(tokenizer) <= 1 << 16 else "i")
+        self.before = 0  # ids of the document in the making that were carried over
         if len(rows.carried) and not rows.continues:
-            self.ids.add(rows.carried)
+            self.ids.extend(rows.carried)
+            self.ids.close(len(rows.carried))
             self.origins.append(0)
 
     def continues(self, document: range) -> bool:
         """Whether a document began in the part of the stream before."""
         return self.rows.continues and document.start == 0
 
-    def add(self, parts: tuple[Sequence[int], ...], kept: int, document: range) -> None:
-        """The first `kept` ids of a document, after those of it that were carried over."""
-        if kept:
-            self.ids.add(*([self.rows.carried] if self.continues(document) else []), *_first(parts, kept))
+    def begin(self, document: range) -> None:
+        carried = self.rows.carried if self.continues(document) else ()
+        self.ids.extend(carried)
+        self.before = len(carried)
+
+    def end(self, document: range, fit: Callable[[int], int]) -> int:
+        """End a document of so many new tokens, of which `fit` says how many are kept."""
+        kept = fit(self.ids.begun - self.before)
+        self.ids.close(self.before + kept)
+        if self.before + kept:
             self.origins.append(document.start)
-
-
-def _first(parts: tuple[Sequence[int], ...], kept: int) -> Sequence[Sequence[int]]:
-    """The first `kept` ids of a row that is made of parts."""
-    return parts if kept == sum(map(len, parts)) else [[i for part in parts for i in part][:kept]]
+        return kept
 
 
 def _in_pieces(
@@ -254,20 +262,19 @@ def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def _tokenised(
+def _documents(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, measure: bool
-) -> Iterator[tuple[Sequence[int], Sequence[int], range]]:
-    """(ids, bytes of each, rows) of each document; every row is tokenised on its own."""
+) -> Iterator[tuple[Iterator[tuple[Sequence[int], Sequence[int]]], range]]:
+    """((ids, bytes of each) of each of its rows, to be taken at once, rows) of each document.
+
+    Every row is tokenised on its own, and handed on before the next is: a document may be larger than memory likes.
+    """
     if measure:
         encoded = ids_and_bytes(tokenizer, rows.values)
     else:
         encoded = ((ids, ()) for ids in ids_of(tokenizer, rows.values))
     for document in rows.documents():
-        parts = [next(encoded) for _ in document]
-        if len(parts) == 1:
-            yield (*parts[0], document)
-        else:
-            yield [i for ids, _ in parts for i in ids], [size for _, sizes in parts for size in sizes], document
+        yield islice(encoded, len(document)), document
 
 
 def _fit(ledgers: tuple[Ledger, ...], tokens: int, length: int, rows: Rows, document: range, data: TextData) -> int:
@@ -363,12 +370,13 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
         raise UsageError(f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens")
     ledgers = _start(rows)
     separator = after[:1] if data.blocks else []
-    texts = _Texts(rows)
-    for tokens, _, document in _tokenised(rows, tokenizer, measure=False):
+    texts = _Texts(rows, tokenizer)
+    for parts, document in _documents(rows, tokenizer, measure=False):
         followed = rows.more or document[-1] + 1 < len(rows.values)
-        end = separator if followed and rows.ends(document[-1]) else []
-        kept = _fit(ledgers, len(tokens) + len(end), room, rows, document, data)
-        texts.add((tokens, end), kept, document)
+        texts.begin(document)
+        for tokens, _ in chain(parts, [(separator if followed and rows.ends(document[-1]) else (), ())]):
+            texts.ids.extend(tokens)
+        texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, room, rows, at, data))
     return _in_pieces({"input_ids": texts.ids.done()}, room, ledgers, rows, texts, data.blocks, (before, after))
 
 

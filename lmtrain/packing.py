@@ -74,6 +74,14 @@ class Ragged:
         values[inside] = self.values
         return Ragged(values, offsets)
 
+    def ordered(self) -> "Ragged":
+        """The rows sorted by their first value; none is empty."""
+        order = np.argsort(self.values[self.offsets[:-1]], kind="stable")
+        lengths = self.lengths[order]
+        offsets = _offsets(lengths)
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[order] - offsets[:-1], lengths)
+        return Ragged(self.values[at], offsets)
+
     def first(self, rows: int) -> "Ragged":
         """The first `rows` rows."""
         return Ragged(self.values[: self.offsets[rows]], self.offsets[: rows + 1])
@@ -84,16 +92,24 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 class Growing:
-    """A Ragged in the making, straight into one flat array."""
+    """A Ragged in the making, straight into one flat array of a type of Python's `array`."""
 
     def __init__(self, kind: str = "i"):
         self.values, self.offsets = array(kind), array("q", [0])
 
-    def add(self, *parts: Iterable[int]) -> None:
-        """One more row, of several parts."""
-        for part in parts:
-            self.values.extend(part)
-        self.offsets.append(len(self.values))
+    @property
+    def begun(self) -> int:
+        """Values of the row that is being made."""
+        return len(self.values) - self.offsets[-1]
+
+    def extend(self, part: Iterable[int]) -> None:
+        self.values.extend(part)
+
+    def close(self, kept: int) -> None:
+        """End the row, of which the first `kept` values stay; of nothing no row is made."""
+        del self.values[self.offsets[-1] + kept :]
+        if kept:
+            self.offsets.append(len(self.values))
 
     def done(self) -> Ragged:
         dtype = np.dtype(self.values.typecode)
@@ -110,7 +126,9 @@ def best_fit(lengths: np.ndarray, room: int) -> Ragged:
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left: rows
     there = 0  # bit r: there is a row with room r
-    for document in np.argsort(-lengths, kind="stable").tolist():
+    order = np.argsort(-lengths, kind="stable")
+    whole = int((lengths == room).sum())  # these come first, and each is a row
+    for document in order[whole:].tolist():
         length = int(lengths[document])
         fitting = there >> length
         if fitting:
@@ -125,6 +143,6 @@ def best_fit(lengths: np.ndarray, room: int) -> Ragged:
         left -= length
         with_room[left].append(row)
         there |= 1 << left
-    for row in rows:
-        row.sort()
-    return Ragged.of(sorted(rows), np.int64)
+    sizes = np.array([*map(len, rows)], np.int64)
+    shared = np.array([document for row in rows for document in sorted(row)], np.int64)
+    return Ragged(np.append(order[:whole], shared), _offsets(np.append(np.ones(whole, np.int64), sizes))).ordered()
