@@ -104,7 +104,9 @@ def _busy() -> float:
 def material(folder: Path, files: list[str], megabytes: float) -> Path:
     """A text of that size: the files, or Python's documentation, over and over, its lines in another order each time."""
     if files:
-        lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines(keepends=True)]
+        lines = [
+            line for file in files for line in Path(file).read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        ]
     else:
         from pydoc_data.topics import topics
 

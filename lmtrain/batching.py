@@ -1,6 +1,6 @@
 """Which rows share a batch, and in which order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.encode import Examples, Key
+from lmtrain.packing import Ragged
 
 POOL = 100
 """Batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay random."""
 
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 18
 """Tokens whose labels are counted at once."""
 
 
@@ -92,20 +93,20 @@ class Batches(Sampler[list[Key]]):
         """In the first epoch."""
         return padding_fraction(self.lengths, self.of(0))
 
-    def _of(self, epoch: int) -> list[np.ndarray]:
+    def _of(self, epoch: int) -> Ragged:
         order = self.order.of(epoch)
         if not (self.tokens or self.alike):
             return _cut(order, self.size)
         pools = _cut(order, POOL * self._rows_of_batch())
         batches = [batch for pool in pools for batch in self._of_pool(pool, len(pools))]
         shuffled = np.random.default_rng((self.order.seed, epoch, 1)).permutation(len(batches))
-        return [batches[number] for number in shuffled]
+        return Ragged.of((batches[number] for number in shuffled), np.int64)
 
     def _rows_of_batch(self) -> int:
         """Of a batch of `tokens`, how many rows it has on average."""
         return max(int(self.tokens / sum(column.mean() for column in self.lengths)), 1) if self.tokens else self.size
 
-    def _of_pool(self, pool: np.ndarray, pools: int) -> list[np.ndarray]:
+    def _of_pool(self, pool: np.ndarray, pools: int) -> Iterable[np.ndarray]:
         """The pool's rows sorted by length, in as many batches as every pool of its size has."""
         longest_first = pool[np.lexsort([-column[pool] for column in reversed(self.lengths)])]
         if not self.tokens:
@@ -115,8 +116,8 @@ class Batches(Sampler[list[Key]]):
         return evenly([column[longest_first] for column in self.lengths], longest_first, count)
 
 
-def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _cut(rows: np.ndarray, size: int) -> Ragged:
+    return Ragged(rows, np.append(np.arange(0, len(rows), size), len(rows)))
 
 
 def evenly(lengths: list[np.ndarray], rows: np.ndarray, count: int) -> list[np.ndarray]:
@@ -180,20 +181,18 @@ def count_trained(examples: Examples, collate: Collate, epoch: int | None) -> No
         ledger.tokens_trained = int(count)
 
 
-def longest_first(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+def longest_first(lengths: np.ndarray, size: int) -> Ragged:
     """The rows from the longest on, in batches of `size`, or of more where they are shorter and padded to no more tokens.
 
     `lengths` [rows] over all that the model reads. For evaluation: little padding, and the first batch is the largest.
     """
     order = np.argsort(-lengths, kind="stable")
     bounds = _greedily([lengths[order]], size * int(lengths.max())) if len(order) else []
-    return np.split(order, bounds[1:])
+    return Ragged(order, np.array([*bounds, len(order)], np.int64))
 
 
-def padding_fraction(lengths: list[np.ndarray], batches: Sequence[np.ndarray]) -> float:
+def padding_fraction(lengths: list[np.ndarray], batches: Ragged) -> float:
     """The share of padding among all ids that the model reads in one epoch; `lengths` holds one array a column."""
-    rows = np.concatenate(batches)
-    sizes = np.array([len(batch) for batch in batches])
-    longest = [np.maximum.reduceat(column[rows], np.cumsum(sizes) - sizes) for column in lengths]
-    read = sum(int((column * sizes).sum()) for column in longest)
-    return 1 - sum(int(column[rows].sum()) for column in lengths) / max(read, 1)
+    longest = [np.maximum.reduceat(column[batches.values], batches.offsets[:-1]) for column in lengths]
+    read = sum(int((column * batches.lengths).sum()) for column in longest)
+    return 1 - sum(int(column[batches.values].sum()) for column in lengths) / max(read, 1)

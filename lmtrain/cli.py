@@ -1,5 +1,6 @@
 """The commands. Not one line of training logic: arguments in, a call, a result out."""
 
+import errno
 import functools
 import os
 import sys
@@ -12,7 +13,7 @@ import typer
 
 from lmtrain import __version__, gates, recipes
 from lmtrain.console import Console, figure
-from lmtrain.errors import LmtrainError, StorageError, UsageError
+from lmtrain.errors import LmtrainError, StorageError, UsageError, visible
 from lmtrain.flags import canonical, typed, with_flags
 from lmtrain.recipe import (
     RECIPES,
@@ -79,6 +80,11 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
         except LmtrainError as error:
             console.error(str(error))
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            console.error(f"{visible(str(error.filename), 40)}: no file has so long a name")
+            raise typer.Exit(3) from None
         except KeyboardInterrupt:
             console.error("interrupted")
             raise typer.Exit(130) from None

@@ -26,6 +26,11 @@ class Sides:
     duplicate_rows: int
 
     def warnings(self, on_leak: str) -> list[str]:
+        same = sum(value[0] == value[1] for value in self.train.values) if self.train.kind == "pairs" else 0
+        copies = [f"{same:,} of {len(self.train):,} pairs have one text as source and target: are the columns right?"]
+        return (copies if same > len(self.train) / 2 else []) + self._leaks(on_leak)
+
+    def _leaks(self, on_leak: str) -> list[str]:
         if not self.shared_rows:
             return []
         done = "they are left out of training" if on_leak == "drop" else "the evaluation knows them from training"

@@ -123,7 +123,7 @@ class Evaluation:
     def _own_batches(self, accelerator: Accelerator) -> list[list[int]]:
         """This process's share."""
         batches = longest_first(self.examples.lengths, self.asked.batch_size)
-        return [batch.tolist() for batch in batches[accelerator.process_index :: accelerator.num_processes]]
+        return [batches[n].tolist() for n in range(accelerator.process_index, len(batches), accelerator.num_processes)]
 
     def _longest_first(self) -> list[int]:
         return [int(row) for row in np.argsort(-self.examples.lengths, kind="stable")]

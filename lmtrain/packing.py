@@ -1,7 +1,7 @@
 """Rows of ids of different lengths in flat arrays, full rows cut from documents, and documents put into full rows."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
@@ -145,4 +148,6 @@ def best_fit(lengths: np.ndarray, room: int) -> Ragged:
         there |= 1 << left
     sizes = np.array([*map(len, rows)], np.int64)
     shared = np.array([document for row in rows for document in sorted(row)], np.int64)
+    if not len(shared):  # all of them are whole rows
+        return Ragged(np.arange(whole), np.arange(whole + 1))
     return Ragged(np.append(order[:whole], shared), _offsets(np.append(np.ones(whole, np.int64), sizes))).ordered()

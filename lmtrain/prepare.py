@@ -19,6 +19,7 @@ from lmtrain.corpus import Corpus
 from lmtrain.encode import Examples, Limits
 from lmtrain.errors import InputError
 from lmtrain.ledger import Ledger
+from lmtrain.machine import give_back_memory
 from lmtrain.objectives import Objective
 from lmtrain.packing import Ragged
 from lmtrain.sources import Rows
@@ -80,6 +81,7 @@ def prepare(
         )
     arrays, document = corpus.cache.remember(key, make, corpus.unchanged)
     corpus.forget()
+    give_back_memory()
     prepared = _restored(arrays, document)
     limits.resolved.update(document["limits"])
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):

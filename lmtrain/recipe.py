@@ -841,6 +841,10 @@ def training_arguments() -> dict[str, str]:
 
 def _check_training_argument(key: str, value: Any) -> None:
     own = {name for leaf in leaves(Clm) if leaf.section == "train" for name in names_of(leaf)}
+    if key == "hub_token":
+        raise UsageError(
+            "a secret has no place in a recipe, which is kept with the run; use `hf auth login` or HF_TOKEN"
+        )
     if key in OURS:
         raise UsageError(f"lmtrain sets this itself; it follows from {OURS[key]}")
     if key not in training_arguments():

@@ -201,10 +201,11 @@ class Reading:
     @property
     def notes(self) -> list[str]:
         """Which columns were found, one line for all tables that are alike."""
-        return [
+        found = [
             f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {told}"
             for told, names in self._found.items()
         ]
+        return [note for table in self.tables for note in table.notes] + found
 
     def collect(self, entries: Iterable[Entry]) -> Rows:
         """The usable rows among `entries`, and the count of the others."""

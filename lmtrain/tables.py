@@ -58,6 +58,8 @@ class Table:
     """What its rows are read from, where these are files: their content is its identity."""
     version: str | None = None
     """Its identity where there is no file: None for what may be other rows at any time."""
+    notes: tuple[str, ...] = ()
+    """What to say about where it comes from."""
 
     def place(self, number: int) -> str:
         return f"{self.name}, {self.unit} {number}"
@@ -89,7 +91,9 @@ def _resolve(specification: str, data: Data, split: str) -> list[Table]:
     if len(tables) == 1:
         return [replace(tables[0], limit=limit)]
     files = tuple(file for table in tables for file in table.files)
-    return [Table(path, lambda: chain.from_iterable(tables), tables[0].unit, tables[0].is_text, limit, files=files)]
+    notes = tuple(note for table in tables for note in table.notes)
+    first, whole = tables[0], lambda: chain.from_iterable(tables)
+    return [Table(path, whole, first.unit, first.is_text, limit, files=files, notes=notes)]
 
 
 def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
@@ -148,9 +152,22 @@ def _folder(folder: Path, data: Data, split: str) -> list[Table]:
         if not name.startswith(".") and name not in DESCRIPTIONS
         if format_of(Path(name)) and Path(parent, name).is_file()
     ]
-    if not files:
-        raise InputError(f"{folder}: no data in this folder; the formats are {' '.join(FORMATS)}")
-    return [_file(file, data) for file in files]
+    # A folder may come from anybody; what it links to outside of itself is read only if it is named.
+    inside = [file for file in files if not file.is_symlink() or _is_inside(file, folder)]
+    left = (
+        f"{folder}: {len(files) - len(inside):,} links lead out of the folder and are not read; name them to read them"
+    )
+    if not inside:
+        formats = f"no data in this folder; the formats are {' '.join(FORMATS)}"
+        raise InputError(left if files else f"{folder}: {formats}")
+    first, *others = (_file(file, data) for file in inside)
+    return [replace(first, notes=(left,)) if len(inside) < len(files) else first, *others]
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Whether a link leads into the folder, or (the hub's cache of datasets) to the blobs beside its snapshot."""
+    target = file.resolve()
+    return target.is_relative_to(folder.resolve()) or target.is_relative_to(folder.resolve().parent.parent / "blobs")
 
 
 def _file(path: Path, data: Data) -> Table:

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lmtrain.checkpoint import step_of, to_resume
 from lmtrain.console import Console
 from lmtrain.corpus import Corpus
 from lmtrain.encode import Limits
-from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
+from lmtrain.errors import InputError, Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Scores, figures_of
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, part, peak_memory, precision
@@ -133,9 +134,13 @@ def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None, run: Wat
         raise storage_error(run.folder.path, error) from None
     except RuntimeError as error:
         # safetensors and torch report a full disk as an error of their own.
-        if "No space left" in str(error) or "I/O error" in str(error):
-            raise StorageError(f"{run.folder.path}: {str(error).splitlines()[0]}") from None
+        if any(sign in str(error) for sign in ("No space left", "I/O error", "inline_container", "StreamWriter")):
+            raise StorageError(f"{run.folder.path}: a file could not be written to its end; free some space or choose "
+                               "another --output-dir. Checkpoints from before are whole: --resume auto") from None  # fmt: skip
         raise
+    except UnpicklingError:
+        raise InputError(f"{checkpoint}: holds objects that could run code when they are read, which no checkpoint of "
+                         "lmtrain does; remove it, and --resume auto goes on from the one before") from None  # fmt: skip
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, LiveProgress):
