@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import encode, generate
+from lmtrain import chat, encode, generate
 from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.generate import Output, Settings, decode
 from lmtrain.prompts import Prompt
@@ -50,12 +50,7 @@ def _asked(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, manner: Manner) -
     if isinstance(prompt, list) and not tokenizer.chat_template:
         raise UsageError("a chat needs a model with a chat template; this one has none")
     if isinstance(prompt, list) or (manner.chat and tokenizer.chat_template and manner.kind in (None, "messages")):
-        try:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        except Exception as error:  # a template is a program of somebody's; whatever it raises, the prompt is at fault
-            raise InputError(f"the chat template refuses the prompt: {str(error).partition(chr(10))[0]}") from None
+        return chat.prompt(tokenizer, messages, "the prompt")
     before, _ = encode.marks(tokenizer)
     text = encode.asking(prompt) if manner.kind == "prompt" else prompt
     return [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -87,9 +87,10 @@ def is_architecture(name: str) -> bool:
     return made_for(name) is not None and "/" not in name and not Path(name).exists()
 
 
-def check_model(objective: str, model: Model) -> None:
+def check_model(objective: str, model: Model, weights: bool = True) -> None:
     """Everything about the model and the tokenizer that can be known before torch is imported.
 
+    Without `weights` they need not be there.
     Raises UsageError for flags that do not go together, InputError for a model that is not there or not of the kind.
     """
     if model.config and not model.from_scratch:
@@ -102,7 +103,7 @@ def check_model(objective: str, model: Model) -> None:
                          "(add --from-scratch for a new model)")  # fmt: skip
     folder = Path(model.name)
     if folder.is_dir():
-        _check_folder(folder, objective, model)
+        _check_folder(folder, objective, model, weights and not model.from_scratch)
     elif model.from_scratch and "/" not in model.name:
         if not is_architecture(model.name):
             known = [name for table, _ in TABLES.values() for name in _table(table)]
@@ -123,25 +124,25 @@ def check_name(name: str) -> None:
         raise InputError(f"{name}: no such folder")
 
 
-def _check_folder(folder: Path, objective: str, model: Model) -> None:
+def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> None:
     if base := adapter_base(str(folder)):
-        if not (folder / "adapter_model.safetensors").is_file():
+        if weights and not (folder / "adapter_model.safetensors").is_file():
             raise InputError(f"{folder}: no adapter_model.safetensors beside adapter_config.json")
         if Path(base).is_dir():
-            _check_folder(Path(base), objective, model)
+            _check_folder(Path(base), objective, model, weights)
         return
     config = read_config(folder)
     check_objective(str(config.get("model_type")), objective, str(folder))
     if "auto_map" in config and not model.trust_remote_code:
         raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
-    if model.from_scratch:
-        return
-    weights = list(folder.glob("*.safetensors"))
     if not weights:
+        return
+    files = list(folder.glob("*.safetensors"))
+    if not files:
         pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
         reason = f"only {pickled[0]}, a pickle, which can run code when read" if pickled else "none are there"
         raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
-    for path in weights:
+    for path in files:
         if damage := cut_off(path):
             raise InputError(f"{path}: {damage}; fetch or train the model again")
 

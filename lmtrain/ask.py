@@ -32,7 +32,7 @@ def ask(request: Any, objective: str, prompts: list[Prompt], kind: str | None, c
     floats = precision(request.train.precision, config.model_type)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with console.working("loading tokenizer and model"):
-        tokenizer, told = load_tokenizer(request.model, None, None)
+        tokenizer, told = load_tokenizer(request.model)
         encode.set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
         network, notes = load_network(request.model, config, tokenizer, OBJECTIVES[objective].auto_model)
     for line in [*told, *notes]:

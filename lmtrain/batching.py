@@ -1,67 +1,199 @@
 """Which rows share a batch, and in which order."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.encode import Examples, Key
-from lmtrain.errors import InputError
+
+POOL = 100
+"""Batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay random."""
+
+AT_ONCE = 1 << 20
+"""Tokens whose labels are counted at once."""
 
 
-class Order(Sampler[Key]):
-    """A new seeded order of the rows for every epoch, filled up to a multiple of `multiple`.
+@dataclass(frozen=True)
+class Order:
+    """A new seeded order of the rows for every epoch.
 
-    What fills it is the blank row, number `rows`, which trains nothing: with several processes every one of them gets
-    equally many batches, and no row counts twice (accelerate would repeat rows from the start of the epoch).
+    With `weights`, one a source, an epoch has as many rows as there are, shared out by weight. A source gives its rows
+    one pass after another, each in an order of its own: none comes again before all have come, also across epochs.
     """
 
-    def __init__(self, rows: int, seed: int, multiple: int = 1):
-        self.rows, self.seed, self.multiple, self.epoch = rows, seed, multiple, 0
+    sources: np.ndarray
+    """[rows]"""
+    seed: int
+    weights: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(self.shares().values()) if self.weights else len(self.sources)
+
+    def shares(self) -> dict[int, int]:
+        """Source -> its rows in an epoch."""
+        present = np.unique(self.sources).tolist()
+        whole = sum(self.weights[source] for source in present)
+        return {source: max(round(len(self.sources) * self.weights[source] / whole), 1) for source in present}
+
+    def of(self, epoch: int) -> np.ndarray:
+        """[rows of the epoch]"""
+        if not self.weights:
+            return np.random.default_rng((self.seed, epoch)).permutation(len(self.sources))
+        drawn = np.concatenate([self._drawn(source, count, epoch) for source, count in self.shares().items()])
+        return np.random.default_rng((self.seed, epoch)).permutation(drawn)
+
+    def _drawn(self, source: int, count: int, epoch: int) -> np.ndarray:
+        rows = np.flatnonzero(self.sources == source)
+        start, end = epoch * count, (epoch + 1) * count
+        passes = range(start // len(rows), -(-end // len(rows)))
+        stream = np.concatenate([np.random.default_rng((self.seed, 1 + source, p)).permutation(rows) for p in passes])
+        return stream[start - passes.start * len(rows) :][:count]
+
+
+class Batches(Sampler[list[Key]]):
+    """The batches of this process, as rows of each: `size` at a time, or about `tokens` tokens, or of like length.
+
+    Every epoch has the same number of batches. Where they do not come out even for several processes, batches of the
+    blank row, number `rows`, which trains nothing, fill the gap: no row counts twice (accelerate would repeat some).
+    """
+
+    def __init__(
+        self, examples: Examples, seed: int, size: int, tokens: int | None = None, alike: bool = False,
+        weights: tuple[float, ...] = (), process: tuple[int, int] = (0, 1),
+    ):  # fmt: skip
+        self.examples, self.lengths = examples, examples.lengths_by_column()
+        self.order = Order(examples.source_of_rows(), seed, weights)
+        self.size, self.tokens, self.alike = size, tokens, alike
+        self.process, self.processes = process
+        self.epoch = 0
+        self.of = lru_cache(maxsize=2)(self._of)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate at the start of every epoch."""
+        """Called by Trainer at the start of every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.rows / self.multiple) * self.multiple
+        return -(-len(self.of(0)) // self.processes)
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-        yield from ((epoch, int(row)) for row in order)
-        yield from ((epoch, self.rows) for _ in range(len(self) - self.rows))
+        batches = self.of(epoch)
+        for number in range(self.process, len(self) * self.processes, self.processes):
+            rows = batches[number].tolist() if number < len(batches) else [len(self.order.sources)]
+            yield [(epoch, row) for row in rows]
+
+    def padding_fraction(self) -> float:
+        """In the first epoch."""
+        return padding_fraction(self.lengths, self.of(0))
+
+    def _of(self, epoch: int) -> list[np.ndarray]:
+        order = self.order.of(epoch)
+        if not (self.tokens or self.alike):
+            return _cut(order, self.size)
+        pools = _cut(order, POOL * self._rows_of_batch())
+        batches = [batch for pool in pools for batch in self._of_pool(pool, len(pools))]
+        shuffled = np.random.default_rng((self.order.seed, epoch, 1)).permutation(len(batches))
+        return [batches[number] for number in shuffled]
+
+    def _rows_of_batch(self) -> int:
+        """Of a batch of `tokens`, how many rows it has on average."""
+        return max(int(self.tokens / sum(column.mean() for column in self.lengths)), 1) if self.tokens else self.size
+
+    def _of_pool(self, pool: np.ndarray, pools: int) -> list[np.ndarray]:
+        """The pool's rows sorted by length, in as many batches as every pool of its size has."""
+        longest_first = pool[np.lexsort([-column[pool] for column in reversed(self.lengths)])]
+        if not self.tokens:
+            return _cut(longest_first, self.size)
+        whole = sum(int(column.sum()) for column in self.lengths) * len(pool) / len(self.lengths[0])
+        count = min(max(round(whole / self.tokens), 1), len(pool))
+        return evenly([column[longest_first] for column in self.lengths], longest_first, count)
 
 
-def account(examples: Examples, collate: Collate, batch_size: int, flag: str, seed: int | None = None) -> None:
-    """Fill in what the ledger can only know once rows are batches: in the first epoch of `seed`, or at evaluation.
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    Raises InputError, naming `flag`, where not one token would be predicted.
+
+def evenly(lengths: list[np.ndarray], rows: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows, in their order, cut into `count` batches whose padded sizes are as equal as they can be.
+
+    The least size that `count` batches can keep is found by halving.
     """
-    epoch = None if seed is None else 0
-    count = 0
-    for start in range(0, len(examples), 256):
-        rows = [examples[epoch, row] for row in range(start, min(start + 256, len(examples)))]
-        count += int((collate(rows)["labels"] != IGNORED).sum())
-    examples.ledger.tokens_trained = count
-    columns = [examples.columns[name].lengths for name in ("input_ids", "labels") if name in examples.columns]
-    order = np.argsort(-examples.lengths, kind="stable")
-    if seed is not None:
-        order = np.array([row for _, row in Order(len(examples), seed)])
-    examples.ledger.padding_fraction = padding_fraction(columns, order, batch_size)
-    if not count:
-        raise InputError(f"{flag}: not one token of it would be predicted: the texts are too short, "
-                         "or --mask-probability is too low")  # fmt: skip
+    low, high = 1, len(rows) * sum(int(column.max()) for column in lengths)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_greedily(lengths, middle)) > count:
+            low = middle + 1
+        else:
+            high = middle
+    bounds = _greedily(lengths, low)
+    while len(bounds) < count:  # a coarse row may leave a batch to spare: the one of most rows is halved
+        sizes = np.diff([*bounds, len(rows)])
+        widest = int(sizes.argmax())
+        bounds.insert(widest + 1, bounds[widest] + int(sizes[widest]) // 2)
+    return np.split(rows, bounds[1:])
 
 
-def padding_fraction(lengths: list[np.ndarray], order: np.ndarray, batch_size: int) -> float:
+def _greedily(lengths: list[np.ndarray], most: int) -> list[int]:
+    """Where batches start that take rows as long as they are padded to `most` tokens at most; one row if it is longer."""
+    bounds, start, total = [], 0, len(lengths[0])
+    least = max(sum(int(column.min()) for column in lengths), 1)
+    while start < total:
+        bounds.append(start)
+        window = slice(start, start + most // least + 1)
+        height = sum(np.maximum.accumulate(column[window]) for column in lengths)
+        padded = height * np.arange(1, len(height) + 1)
+        start += max(int(np.searchsorted(padded, most, "right")), 1)
+    return bounds
+
+
+class Loader(DataLoader):
+    """A loader of whole batches that are told which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+# --- accounts --------------------------------------------------------------------------------------------------------
+
+
+def count_trained(examples: Examples, collate: Collate, epoch: int | None) -> None:
+    """Enter the tokens that are predicted in an epoch (None: at evaluation) in the ledgers of the examples' sources."""
+    ids = examples.columns["input_ids"]
+    counts = np.zeros(len(examples.ledgers), np.int64)
+    bounds = np.unique([*np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE)), len(ids)])
+    for start, end in pairwise(bounds.tolist()):
+        content: dict[str, Any] = {n: c.values[c.offsets[start] : c.offsets[end]] for n, c in examples.columns.items()}
+        numbers = np.arange(start, end) + examples.first
+        row = {"epoch": epoch, "numbers": numbers, "lengths": ids.lengths[start:end], **content}
+        _, labels = collate.scored(row)
+        scored = labels != IGNORED
+        column = examples.columns.get("labels", ids)
+        owners = np.repeat(examples.source_of_texts()[start:end], column.lengths[start:end])[scored]
+        counts += np.bincount(owners, minlength=len(counts))
+    for ledger, count in zip(examples.ledgers, counts, strict=True):
+        ledger.tokens_trained = int(count)
+
+
+def longest_first(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """The rows from the longest on, in batches of `size`, or of more where they are shorter and padded to no more tokens.
+
+    `lengths` [rows] over all that the model reads. For evaluation: little padding, and the first batch is the largest.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    bounds = _greedily([lengths[order]], size * int(lengths.max())) if len(order) else []
+    return np.split(order, bounds[1:])
+
+
+def padding_fraction(lengths: list[np.ndarray], batches: Sequence[np.ndarray]) -> float:
     """The share of padding among all ids that the model reads in one epoch; `lengths` holds one array a column."""
-    read = used = 0
-    for column in lengths:
-        for start in range(0, len(order), batch_size):
-            batch = column[order[start : start + batch_size]]
-            read += int(batch.max()) * len(batch)
-            used += int(batch.sum())
-    return 1 - used / max(read, 1)
+    rows = np.concatenate(batches)
+    sizes = np.array([len(batch) for batch in batches])
+    longest = [np.maximum.reduceat(column[rows], np.cumsum(sizes) - sizes) for column in lengths]
+    read = sum(int((column * sizes).sum()) for column in longest)
+    return 1 - sum(int(column[rows].sum()) for column in lengths) / max(read, 1)

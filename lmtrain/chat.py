@@ -1,11 +1,35 @@
-"""Chats -> ids, and which of them the assistant wrote."""
+"""Chats -> ids, and which of them the assistant wrote.
+
+What is trained of an answer is what the model has to write when it is asked: all that follows the header of the turn
+(the generation prompt), as far as the end marker and with it. A line break after the end marker is nobody's to write.
+
+A text is tokenised as a whole, but no token reaches from a header into its answer: where one would, the text is parted
+there, so that the ids in front of an answer are those of the prompt alone. A token that reaches out of an answer is
+trained.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import InputError
 
 Messages = list[dict[str, str]]
+
+Span = tuple[int, int]
+"""From which character to which."""
+
+Render = Callable[..., str]
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -19,6 +43,11 @@ DEFAULT_TEMPLATE = (
 )
 """For base models that have none: every turn begins with its role, the assistant's end with the end token."""
 
+MARKED = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+
+MARKS_HELP = "use one with {% generation %} marks"
+
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Give a tokenizer without a chat template the default one; what to say about it, or None."""
@@ -30,37 +59,382 @@ def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return "the tokenizer has no chat template: using <|role|> lines, saved with the tokenizer"
 
 
+def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What to say about how answers end under the tokenizer's chat template. Raises InputError if they never could."""
+    ending = _ending(tokenizer, tokenizer.get_chat_template())
+    if ending is None:
+        return []
+    if not ending.marker:
+        return [f"the chat template ends no answer: {_end_token(tokenizer)} is put behind the last one of every chat"]
+    if ending.unmarked:
+        return [f"the chat template's generation marks leave out {ending.unmarked!r}, which ends an answer: "
+                "it is trained all the same"]  # fmt: skip
+    return []
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's end token, and the one that the template's end marker is, if one is."""
+    ending = _ending(tokenizer, tokenizer.get_chat_template())
+    marker = ending.marker or ending.unmarked if ending else ""
+    known = {text: index for index, text in _added(tokenizer, len(tokenizer)).items()}
+    return [index for index in dict.fromkeys((tokenizer.eos_token_id, known.get(marker))) if index is not None]
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[list[int], np.ndarray]:
-    """(ids, mask of the assistant's tokens with the end token of each turn). Raises InputError naming `where`."""
+    """(ids, mask of the assistant's tokens with the end token of each turn). Raises InputError naming `where`.
+
+    Under a template that ends no answer the chat ends with its last answer and the tokenizer's end token.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"{where}: a chat needs a tokenizer that knows where in a text its tokens lie; this one has no "
+                         "fast form")  # fmt: skip
+    text, spans, ended = _answers(tokenizer, messages, where)
+    if not ended:
+        text = text[: spans[-1][1]]
+    ids, mask = _tokenised(tokenizer, text, spans)
+    if not ended:
+        _end_token(tokenizer)
+        ids, mask = [*ids, tokenizer.eos_token_id], np.append(mask, True)
+    return ids, mask
+
+
+def prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> list[int]:
+    """The ids that stand before the next answer, with earlier answers tokenised as in training. Raises InputError."""
+    text = _render(tokenizer, tokenizer.get_chat_template(), where, messages, add_generation_prompt=True)
+    spans: list[Span] = []
+    earlier = [message.get("content") for message in messages if message.get("role") == "assistant"]
+    # Where answers cannot be told apart nothing was trained on them, and nothing has to agree.
+    if tokenizer.is_fast and earlier and all(isinstance(content, str) for content in earlier):
+        with suppress(InputError):
+            trained, spans, _ = _answers(tokenizer, messages, where)
+            spans = [span for span in spans if text.startswith(trained[: span[0]])]
+    return (
+        _tokenised(tokenizer, text, spans)[0]
+        if spans
+        else tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    )
+
+
+# --- where the answers are in the text -------------------------------------------------------------------------------
+
+
+def _answers(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, list[Span], bool]:
+    """(the chat as text, the part of it that each answer is, whether the template ends the last one)."""
+    template = tokenizer.get_chat_template()
+    added = _added(tokenizer, len(tokenizer)).values()
+    render = partial(_render, tokenizer, template, where)
+    text = render(messages)
+    if not _is_marked(template):
+        return text, *_by_signs(render, messages, text, where, added)
+    spans = _by_marks(render, template, messages, text, where)
+    ending = _ending(tokenizer, template)
+    if ending is None:
+        return text, spans, True
+    fitted = [(start, ending.fit(text, end, added)) for start, end in spans]
+    return text, fitted, bool(ending.marker or not fitted)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, template: str, where: str, messages: Messages, **options: Any) -> str:
     try:
-        if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-            encoded = tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            return encoded["input_ids"], np.array(encoded["assistant_masks"], dtype=bool)
-        return _by_prefix(tokenizer, messages, where)
-    except InputError:
-        raise
+        return tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
     except Exception as error:  # a template is a program of somebody's; whatever it raises, the row is at fault
-        raise InputError(f"{where}: the chat template refuses it: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: the chat template refuses it: {reason}") from None
 
 
-def _by_prefix(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[list[int], np.ndarray]:
-    """For templates that do not mark the assistant's part: it is what its turn adds to the text before it."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+def _signs(text: str) -> Iterator[str]:
+    """Characters (of a private use area) that are not in the text."""
+    present = set(text)
+    return (sign for sign in map(chr, range(0xF0000, 0xFFFFE)) if sign not in present)
+
+
+@lru_cache
+def _is_marked(template: str) -> bool:
+    return MARKED.search(COMMENT.sub("", template)) is not None
+
+
+@lru_cache
+def _with_signs(template: str, begin: str, end: str) -> str:
+    """The template writing a sign at either end of what it marks.
+
+    The tags that are added take over the white space control of the mark, on the side that is turned away from it.
+    """
+
+    def signed(mark: re.Match[str]) -> str:
+        left, closes, right = mark.groups(default="")
+        if closes:
+            return f"{{%{left} set lmtrain = 0 %}}{{{{ '{end}' }}}}{{% endgeneration {right}%}}"
+        return f"{{%{left} generation %}}{{{{ '{begin}' }}}}{{% set lmtrain = 0 {right}%}}"
+
+    return MARKED.sub(signed, template)
+
+
+def _by_marks(render: Render, template: str, messages: Messages, text: str, where: str) -> list[Span]:
+    """What stands between the template's marks, wherever in it they are: transformers' own offsets miss in macros."""
+    begin, end = islice(_signs(text), 2)
+    spans, at, start = [], 0, 0
+    signed = render(messages, chat_template=_with_signs(template, begin, end))
+    for piece in re.split(f"([{begin}{end}])", signed):
+        if piece == begin:
+            start = at
+        elif piece == end:
+            spans.append((start, at))
+        else:
+            at += len(piece)
+    if signed.replace(begin, "").replace(end, "") != text:
+        raise InputError(f"{where}: the chat template works on what is between its generation marks, so the "
+                         "assistant's part is unknown")  # fmt: skip
+    return spans
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a template puts behind an answer."""
+
+    marker: str
+    unmarked: str = ""
+    """What of it the marks leave out."""
+    beyond: str = ""
+    """White space behind it that the marks take in."""
+
+    def fit(self, text: str, end: int, added: Iterable[str]) -> int:
+        """Where an answer ends whose marks end at `end`."""
+        if self.unmarked:
+            return end + (_shared(self.unmarked, text[end:], added) or 0)
+        if self.beyond and text[:end].endswith(self.marker + self.beyond):
+            return end - len(self.beyond)
+        return end
+
+
+@lru_cache(maxsize=4)
+def _ending(tokenizer: PreTrainedTokenizerBase, template: str) -> Ending | None:
+    """Found out by rendering a tiny chat; None where the template takes none."""
+    sign = next(_signs(template))
+    tiny = [{"role": "user", "content": "a"}, {"role": "assistant", "content": sign}]
+    render = partial(_render, tokenizer, template, "")
+    for messages in (tiny, [{"role": "system", "content": "a"}, *tiny]):
+        try:
+            text = render(messages)
+            spans = _by_marks(render, template, messages, text, "") if _is_marked(template) else []
+        except InputError:
             continue
-        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-        if not (text.startswith(before) and text.startswith(after.rstrip()) and len(before) <= len(after)):
-            raise InputError(f"{where}: the chat template rewrites earlier turns, so the assistant's part is unknown; "
-                             "use one with {% generation %} marks")  # fmt: skip
-        spans.append((len(before), len(after.rstrip())))
+        at = text.find(sign) + 1
+        end = next((end for start, end in spans if start < at <= end), None)
+        if not at:
+            return None
+        if end is None:
+            return Ending(text[at:].rstrip())
+        inside = text[at:end]
+        if marker := inside.rstrip():
+            return Ending(marker, beyond=inside[len(marker) :])
+        return Ending(text[at:].rstrip(), unmarked=text[end:].rstrip())
+    return None
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.eos_token_id is None:
+        raise InputError("the chat template ends no answer and the tokenizer has no end token, so a model could never "
+                         "stop; use a chat template with an end marker")  # fmt: skip
+    return tokenizer.eos_token
+
+
+def _by_signs(
+    render: Render, messages: Messages, text: str, where: str, added: Iterable[str]
+) -> tuple[list[Span], bool]:
+    """For templates that do not mark the assistant's part: a sign in place of each answer shows where it is put.
+
+    What stands between the answers is the same in the text itself, whatever the template makes of the answers.
+    """
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        return [], True
+    sign_of = dict(zip(answers, _signs(text), strict=False))
+    signed = [{**m, "content": sign_of[i]} if i in sign_of else m for i, m in enumerate(messages)]
+    frame = render(signed)
+    places = [frame.find(sign) for sign in sign_of.values()]
+    if any(frame.count(sign) != 1 for sign in sign_of.values()) or places != sorted(places):
+        raise InputError(f"{where}: the chat template does not render every answer once and in order, so the "
+                         f"assistant's part is unknown; {MARKS_HELP}")  # fmt: skip
+    last = answers[-1]
+    tail = (frame if last == len(messages) - 1 else render(signed[: last + 1])).partition(sign_of[last])[2].rstrip()
+    starts, ends = [], []
+    for index, place in zip(answers, places, strict=True):
+        start = _header_end(render, signed[:index], frame, ends[-1] if ends else 0, place)
+        length = _shared(tail, frame[place + 1 :], added)
+        if length is None or (tail and not length):
+            own = render(signed[: index + 1]).partition(sign_of[index])[2].rstrip()
+            length = _shared(own, frame[place + 1 :], added)
+        if start is None or length is None:
+            raise InputError(f"{where}: the chat template renders a turn otherwise once others follow, so where the "
+                             f"assistant's part {'begins' if start is None else 'ends'} is unknown; {MARKS_HELP}")  # fmt: skip
+        starts.append(start)
+        ends.append(place + 1 + length)
+    spans = _aligned(
+        [messages[i]["content"] for i in answers], frame, text, list(zip(starts, places, ends, strict=True))
+    )
+    if spans is None:
+        raise InputError(f"{where}: the chat template rewrites an answer so that it cannot be told from what is around "
+                         f"it; {MARKS_HELP}")  # fmt: skip
+    return spans, bool(tail)
+
+
+def _header_end(render: Render, before: Messages, frame: str, least: int, place: int) -> int | None:
+    """Where the header ends of the turn whose answer is at `place`: as far as the generation prompt goes."""
+    if not before:  # nobody can ask for it
+        return place
+    asked = render(before, add_generation_prompt=True)
+    if frame.startswith(asked) and len(asked) <= place:
+        return len(asked)
+    if asked.startswith(frame[:place]):  # it opens something that this answer does without, as a <think>
+        return place
+    told = render(before)
+    header = asked[len(told) :] if asked.startswith(told) else ""
+    at = frame.rfind(header, least, place) if header.strip() else -1
+    return None if at < 0 else at + len(header)
+
+
+def _shared(ending: str, following: str, added: Iterable[str]) -> int | None:
+    """How much of an ending stands at the beginning of `following`; None where its parts cannot be told apart."""
+    pairs = zip(ending, following, strict=False)
+    shared = ending[: next((i for i, (a, b) in enumerate(pairs) if a != b), len(following))]
+    if len(shared) == len(ending) or not shared.strip():
+        return len(shared) if shared == ending else 0
+    whole = [at + len(token) for token in added if (at := shared.rfind(token)) >= 0]
+    return max(whole, default=None)
+
+
+def _aligned(answers: list[str], frame: str, text: str, parts: list[tuple[int, int, int]]) -> list[Span] | None:
+    """The parts (start, sign, end) of the frame as spans of the text; None where that can be done in no or two ways."""
+    bounds = [0, *(bound for start, _, end in parts for bound in (start, end)), len(frame)]
+    fixed = [frame[bounds[i] : bounds[i + 1]] for i in range(0, len(bounds), 2)]
+    closings = [frame[sign + 1 : end].lstrip() for _, sign, end in parts]
+    for change in (str, str.strip):
+        wrote = [frame[start:sign] + change(answer) + frame[sign + 1 : end]
+                 for answer, (start, sign, end) in zip(answers, parts, strict=True)]  # fmt: skip
+        if "".join(piece for pair in zip(fixed, [*wrote, ""], strict=True) for piece in pair) == text:
+            spans, at = [], 0
+            for between, answer in zip(fixed, wrote, strict=False):
+                at += len(between)
+                spans.append((at, at + len(answer)))
+                at += len(answer)
+            return spans
+    first, last = len(fixed[0]), len(text) - len(fixed[-1])
+    if not (text.startswith(fixed[0]) and text.endswith(fixed[-1]) and first <= last):
+        return None
+    early, late = (way(text[first:last], closings, fixed[1:-1]) for way in (_earliest, _latest))
+    return [(first + start, first + end) for start, end in early] if early and early == late else None
+
+
+def _earliest(text: str, closings: list[str], between: list[str]) -> list[Span] | None:
+    """Each answer as short as it can be, from the first on."""
+    spans, start = [], 0
+    for closing, follows in zip(closings[:-1], between, strict=True):
+        at = text.find(closing + follows, start)
+        if at < 0:
+            return None
+        spans.append((start, at + len(closing)))
+        start = at + len(closing + follows)
+    return [*spans, (start, len(text))] if text[start:].endswith(closings[-1]) else None
+
+
+def _latest(text: str, closings: list[str], between: list[str]) -> list[Span] | None:
+    """Each answer as short as it can be, from the last on."""
+    spans: list[Span] = []
+    end, limit = len(text), len(text) - len(closings[-1])
+    for closing, follows in reversed(list(zip(closings[:-1], between, strict=True))):
+        at = text.rfind(closing + follows, 0, limit)
+        if at < 0:
+            return None
+        spans.append((at + len(closing + follows), end))
+        end, limit = at + len(closing), at
+    return [*spans, (0, end)][::-1]
+
+
+# --- text -> ids -----------------------------------------------------------------------------------------------------
+
+
+Cut = Callable[[str], tuple[list[int], list[Span]]]
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]) -> tuple[list[int], np.ndarray]:
+    """(ids of the text, whether each is of a span), parted at the beginning of a span where a token would reach over."""
+    cut = partial(_cut, tokenizer)
+    added = _added(tokenizer, len(tokenizer))
+    ids, offsets = cut(text)
+
+    def stands(index: int) -> bool:
+        """Whether an added token is there: a text is tokenised apart on both sides of it."""
+        # The unknown token may be one too, and stand for anything.
+        return ids[index] in added and text[slice(*offsets[index])].strip() == added[ids[index]]
+
+    begins = []
+    index, at, here = 0, 0, cut  # a place before, from which the text can be tokenised anew, and with what
+    for start, _ in spans:
+        near = bisect_right(offsets, (start, 0)) - 1
+        before = next((i for i in range(near, index - 1, -1) if stands(i) and offsets[i][1] <= start), None)
+        if before is not None:
+            index, at, here = before, offsets[before][0], cut
+        prompt_ids, prompt_offsets = _moved(here(text[at:start]), at)
+        begin = index + len(prompt_ids)
+        if ids[index:begin] != prompt_ids:
+            rest = range(bisect_right(offsets, (start, -1)), len(ids))
+            after = next((i for i in rest if stands(i)), len(ids))
+            stop = offsets[after][0] if after < len(ids) else len(text)
+            here = _inner(tokenizer, len(tokenizer))
+            answer_ids, answer_offsets = _moved(here(text[start:stop]), start)
+            ids = [*ids[:index], *prompt_ids, *answer_ids, *ids[after:]]
+            offsets = [*offsets[:index], *prompt_offsets, *answer_offsets, *offsets[after:]]
+            index, at = begin, start
+        begins.append(begin)
+    mask = np.zeros(len(ids), dtype=bool)
+    # White space that was trimmed away has nothing left: it lies before the place where it is said to be.
+    first = np.array([start - (start == stop and text[start - 1 : start].isspace()) for start, stop in offsets])
+    for begin, (_, end) in zip(begins, spans, strict=True):
+        mask[begin:] |= first[begin:] < end
+    return ids, mask
+
+
+@lru_cache(maxsize=4)
+def _added(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
+    """The added tokens by id. They are sorted at every request, and there may be thousands."""
+    return {index: token.strip() for token, index in tokenizer.added_tokens_encoder.items() if token.strip()}
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]])
-    mask = np.zeros(len(starts), dtype=bool)
-    for begin, end in spans:
-        mask |= (starts >= begin) & (starts < end)
-    return encoded["input_ids"], mask
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _moved(tokens: tuple[list[int], list[Span]], by: int) -> tuple[list[int], list[Span]]:
+    ids, offsets = tokens
+    return ids, [(start + by, stop + by) for start, stop in offsets]
+
+
+@lru_cache(maxsize=4)
+def _inner(tokenizer: PreTrainedTokenizerBase, size: int) -> Cut:
+    """How the tokenizer works in the middle of a text: without the space that some put in front of every text."""
+
+    def inner(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inner(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        changed = {name: inner(value) for name, value in part.items()}
+        if part.get("type") == "Metaspace":
+            return {**changed, "prepend_scheme": "never"}
+        if part.get("type") == "ByteLevel":
+            return {**changed, "add_prefix_space": False}
+        if part.get("type") == "Prepend":
+            return {"type": "Sequence", "normalizers": []}
+        return changed
+
+    made = json.loads(tokenizer.backend_tokenizer.to_str())
+    made |= {"normalizer": inner(made["normalizer"]), "pre_tokenizer": inner(made["pre_tokenizer"]),
+             "post_processor": inner(made["post_processor"]), "truncation": None, "padding": None}  # fmt: skip
+    backend = Tokenizer.from_str(json.dumps(made))
+
+    def cut(text: str) -> tuple[list[int], list[Span]]:
+        encoding = backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    return cut

@@ -45,11 +45,25 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that come with lmtrain.", context_settings=SETTINGS)
 tokenizer_app = typer.Typer(help="Train a tokenizer, or see how one suits a text.", no_args_is_help=True,
                             context_settings=SETTINGS)  # fmt: skip
+preview_app = typer.Typer(help="Show what a model will see, token by token; trains nothing.", no_args_is_help=True,
+                          context_settings=SETTINGS)  # fmt: skip
+app.add_typer(preview_app, name="preview", rich_help_panel="Look and prepare")
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look and prepare")
 app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel="Look and prepare")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.", rich_help_panel="Run")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.", rich_help_panel="Run")]
+
+
+Config = Annotated[
+    str | None, typer.Option("--config", "-c", help="Recipe to start from: a name or a path.", rich_help_panel="Run",
+                             show_default=False)
+]  # fmt: skip
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value; train. reaches every TrainingArguments field. Repeatable.",
+                 rich_help_panel="Run", show_default=False, metavar="KEY=VALUE"),
+]  # fmt: skip
 
 
 def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,22 +98,15 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
 def _training(recipe_class: type[Recipe]) -> Callable[..., None]:
     def command(
         ctx: typer.Context,
-        config: Annotated[
-            str | None, typer.Option("--config", "-c", help="Recipe to start from: a name or a path.",
-                                     rich_help_panel="Run", show_default=False)
-        ] = None,
-        set_: Annotated[
-            list[str] | None,
-            typer.Option("--set", help="section.key=value; train. reaches every TrainingArguments field. Repeatable.",
-                         rich_help_panel="Run", show_default=False, metavar="KEY=VALUE"),
-        ] = None,
+        config: Config = None,
+        set_: Assignments = None,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.", rich_help_panel="Run")
         ] = False,
         json: Json = False,
         quiet: Quiet = False,
         **flags: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         recipe = _resolve(recipe_class, config, set_ or [], typed(ctx, flags))
         if dry_run:
             sys.stdout.write(to_yaml(recipe.model_dump(mode="json", exclude_none=True)))
@@ -126,9 +133,11 @@ def _resolve(recipe_class: type[Recipe], config: str | None, assignments: list[s
 
 def _train(recipe: Any, console: Console) -> None:
     """Check what can be checked in milliseconds, read the data, and only then import what takes seconds."""
-    from lmtrain import architectures, launch, report, sources
+    from lmtrain import architectures, launch, report
+    from lmtrain.cache import Cache
+    from lmtrain.corpus import Corpus
 
-    _environment(recipe.run.offline)
+    _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = launch.is_first()
     baseline = _check_gates(recipe)
     folder = report.RunFolder(Path(recipe.run.output_dir or "."))
@@ -143,17 +152,18 @@ def _train(recipe: Any, console: Console) -> None:
             console.note("the run is completed already; these are its results")
             _conclude(recipe, results, baseline, console, folder)
             return
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
     with console.working("reading the data"):
-        train_rows, eval_rows = sources.read(recipe.data, recipe.train.seed)
+        corpus.check()
     if launch.wanted(recipe.run):
-        del train_rows, eval_rows  # read to be checked; every process reads for itself
+        del corpus  # read to be checked; every process reads for itself
         raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
     with console.working("loading torch and transformers"):
         from lmtrain import machine, train
 
     machine.quiet_libraries()
-    results = train.train(recipe, train_rows, eval_rows, folder, console)
+    results = train.train(recipe, corpus, folder, console)
     if console.main_process:
         _conclude(recipe, results, baseline, console, folder)
 
@@ -192,8 +202,10 @@ def _short(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def _environment(offline: bool) -> None:
-    """Before anything imports the hub's client, which reads it once."""
+def _environment(offline: bool, threads: int | None = None) -> None:
+    """Before anything imports the hub's client or the tokenizers, which read it once."""
+    if threads:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
     if offline or os.environ.get("LMTRAIN_OFFLINE", "").lower() in ("1", "true"):
         for library in ("HUB", "DATASETS", "EVALUATE"):
             os.environ[f"HF_{library}_OFFLINE"] = "1"
@@ -218,6 +230,56 @@ def run(
     typer.main.get_command(app).main(
         [objective, "--config", str(path), *ctx.args], prog_name="lmtrain", standalone_mode=True
     )
+
+
+# --- preview ---------------------------------------------------------------------------------------------------------
+
+
+def _previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
+    def command(
+        ctx: typer.Context,
+        batches: Annotated[
+            int, typer.Option("--batches", min=1, metavar="N", help="Batches to show.", rich_help_panel="Preview")
+        ] = 1,
+        full: Annotated[
+            bool, typer.Option("--full", help="Long rows to their end.", rich_help_panel="Preview")
+        ] = False,
+        explain: Annotated[
+            bool, typer.Option("--explain", help="Say what is being learnt.", rich_help_panel="Preview")
+        ] = False,
+        config: Config = None,
+        set_: Assignments = None,
+        json: Json = False,
+        quiet: Quiet = False,
+        **flags: Any,
+    ) -> None:
+        recipe = _resolve(recipe_class, config, set_ or [], typed(ctx, flags))
+        _preview(recipe, batches, explain, full, Console(quiet=quiet, as_json=json))
+
+    command.__doc__ = (
+        f"{recipe_class.__doc__}\n\n"
+        "Shows the first batches as training would give them to the model, by the same flags; trains nothing."
+    )
+    return command
+
+
+def _preview(recipe: Any, batches: int, explain: bool, full: bool, console: Console) -> None:
+    """As far as training goes before its first step, by the configuration and the tokenizer alone."""
+    from lmtrain import architectures, launch
+    from lmtrain.cache import Cache
+    from lmtrain.corpus import Corpus
+
+    _environment(recipe.run.offline)
+    console.main_process = launch.is_first()
+    architectures.check_model(recipe.objective, recipe.model, weights=False)
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
+    with console.working("reading the data"):
+        corpus.check()
+    with console.working("loading torch and transformers"):
+        from lmtrain import machine, preview
+
+    machine.quiet_libraries()
+    preview.preview(recipe, corpus, batches, explain, full, console)
 
 
 # --- eval, generate ---------------------------------------------------------------------------------------------------
@@ -248,7 +310,7 @@ def _evaluate(
 
     A run folder is scored by the settings of the run, and on what it held out if no --data are given.
     """
-    from lmtrain import architectures, launch, sources, trained
+    from lmtrain import architectures, corpus, launch, sources, trained
 
     console = Console(quiet=quiet, as_json=json, main_process=launch.is_first())
     given = typed(ctx, flags)
@@ -258,7 +320,7 @@ def _evaluate(
     baseline = _check_gates(recipe)
     with console.working("reading the data"):
         rows = (
-            sources.load(data, recipe.data, "validation") if data else sources.held_out(recipe.data, recipe.train.seed)
+            sources.load(data, recipe.data, "validation") if data else corpus.held_out(recipe.data, recipe.train.seed)
         )
     if launch.wanted(recipe.run):
         raise typer.Exit(launch.relaunch(recipe.run, data or [], sys.argv[1:]))
@@ -299,18 +361,20 @@ def _generate(
     ask.ask(request, objective, asked, kind, console)
 
 
-def _add_command(name: str, command: Callable[..., None], options: tuple[Leaf, ...], panel: str) -> None:
+def _add_command(
+    name: str, command: Callable[..., None], options: tuple[Leaf, ...], panel: str | None, to: typer.Typer = app
+) -> None:
     """A command with flags made from the declarations."""
-    with_flags(command, options, trains=panel == "Train")
+    with_flags(command, options, trains=panel != "Use")
     wrapped = says_what_is_wrong(command)
     wrapped.__signature__ = command.__signature__  # type: ignore[attr-defined]
-    app.command(name, rich_help_panel=panel, no_args_is_help=True, context_settings=SETTINGS)(wrapped)
+    to.command(name, rich_help_panel=panel, no_args_is_help=True, context_settings=SETTINGS)(wrapped)
 
 
 for _recipe_class in RECIPES.values():
-    _add_command(
-        _recipe_class.model_fields["objective"].default, _training(_recipe_class), leaves(_recipe_class), "Train"
-    )
+    _name = _recipe_class.model_fields["objective"].default
+    _add_command(_name, _training(_recipe_class), leaves(_recipe_class), "Train")
+    _add_command(_name, _previewing(_recipe_class), leaves(_recipe_class), None, preview_app)
 _add_command("eval", _evaluate, untrained_leaves(*RECIPES.values()), "Use")
 _add_command("generate", _generate, untrained_leaves(Request), "Use")
 
@@ -415,7 +479,7 @@ def tokenizer_stats(
     from lmtrain import tokenizer as tokenizers
 
     machine.quiet_libraries()
-    loaded, _ = model.load_tokenizer(model.Model(name=tokenizer), rows, None)
+    loaded, _ = model.load_tokenizer(model.Model(name=tokenizer))
     figures = tokenizers.stats(loaded, rows.texts())
     Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
 

@@ -2,27 +2,38 @@
 
 The stock causal collator sets every label that equals the pad id to -100, which un-teaches stopping where padding
 borrows the end token, and overwrites the labels that it is given; the stock masked one draws other masks at every
-evaluation. Here labels follow what is text and what is padding, and masks are a function of (seed, epoch, row).
+evaluation. Here labels follow what is text and what is padding, and masks are a function of (seed, epoch, text).
 """
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lmtrain.chance import uniform
 from lmtrain.errors import InputError
 
 Row = dict[str, Any]
+"""`input_ids` [tokens] and what else an example has; `lengths` [texts] of the texts in it, and their `numbers`."""
+
 Batch = dict[str, torch.Tensor]
-Collate = Callable[[list[Row]], Batch]
+"""`input_ids`, `attention_mask`, `labels` [rows, length]; where texts share a row, `documents`: the number of the text in
+its row, from 1 on, 0 for padding."""
 
 Fixed = dict[str, int]
 """Lengths to pad every batch to, by the name of their limit, for a model that reads the padding."""
 
 IGNORED = -100
 """The label of a position that is not predicted, by convention of torch's cross entropy."""
+
+
+class Collate(Protocol):
+    def __call__(self, rows: list[Row]) -> Batch: ...
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """(the ids that the model is shown, the label of each of them or, of a pair, of its target)."""
 
 
 def padded(arrays: list[np.ndarray], fill: int, length: int | None = None) -> torch.Tensor:
@@ -34,70 +45,115 @@ def padded(arrays: list[np.ndarray], fill: int, length: int | None = None) -> to
     return torch.from_numpy(out)
 
 
-def _inputs(arrays: list[np.ndarray], pad: int, length: int | None) -> Batch:
-    return {
-        "input_ids": padded(arrays, pad, length),
-        "attention_mask": padded([np.ones(len(array), dtype=np.int64) for array in arrays], 0, length),
-    }
-
-
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any id will do where there is no pad token: the attention mask and the labels hide it."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-def causal(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Collate:
-    """Labels are the ids themselves, from the second of a row on: the first is predicted by nothing."""
-    pad, length = pad_id(tokenizer), (fixed or {}).get("max_length")
-
-    def collate(rows: list[Row]) -> Batch:
-        labels = []
-        for row in rows:
-            own = np.where(row["trained"], row["input_ids"], IGNORED) if "trained" in row else row["input_ids"].copy()
-            own[0] = IGNORED
-            labels.append(own)
-        return {**_inputs([row["input_ids"] for row in rows], pad, length), "labels": padded(labels, IGNORED, length)}
-
-    return collate
+def _batch(
+    rows: list[Row], scored: list[tuple[np.ndarray, np.ndarray]], pad: int, length: int | None, target: int | None
+) -> Batch:
+    batch = {
+        "input_ids": padded([shown for shown, _ in scored], pad, length),
+        "attention_mask": padded([np.ones(len(shown), np.int64) for shown, _ in scored], 0, length),
+        "labels": padded([labels for _, labels in scored], IGNORED, target),
+    }
+    if any(len(row["lengths"]) > 1 for row in rows):
+        batch["documents"] = padded([np.repeat(_from(1, row["lengths"]), row["lengths"]) for row in rows], 0, length)
+    return batch
 
 
-def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Collate:
-    """A share of the tokens is to be predicted; of these most are masked, some replaced, some kept (BERT, 2018).
+def _from(first: int, like: np.ndarray) -> np.ndarray:
+    return np.arange(first, first + len(like))
 
-    Raises InputError where the tokenizer has no mask token.
-    """
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Where in a row each of its texts begins."""
+    return np.cumsum(lengths) - lengths
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Labels are the ids themselves, from the second of a text on: the first is predicted by nothing."""
+
+    pad: int
+    length: int | None
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        return _batch(rows, [self.scored(row) for row in rows], self.pad, self.length, self.length)
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        ids = row["input_ids"]
+        labels = np.where(row["trained"], ids, IGNORED) if "trained" in row else ids.copy()
+        labels[_starts(row["lengths"])] = IGNORED
+        return ids, labels
+
+
+def causal(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Causal:
+    return Causal(pad_id(tokenizer), (fixed or {}).get("max_length"))
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A share of the tokens is to be predicted; of these most are masked, some replaced, some kept (BERT, 2018)."""
+
+    pad: int
+    length: int | None
+    seed: int
+    mask: int
+    special: np.ndarray
+    ordinary: np.ndarray
+    """The ids that can be masked, and put in the place of others."""
+    probability: float
+    to_mask: float
+    to_replace: float
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        scored = [self.scored(row) if "labels" not in row else (row["input_ids"], row["labels"]) for row in rows]
+        return _batch(rows, scored, self.pad, self.length, self.length)
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = row["input_ids"].astype(np.int64), row["lengths"]
+        numbers = np.repeat(row["numbers"], lengths)
+        positions = np.arange(len(ids)) - np.repeat(_starts(lengths), lengths)
+        epoch = 0 if row["epoch"] is None else row["epoch"] + 1
+        chance, fate, other = (uniform((self.seed, epoch, draw), numbers, positions) for draw in range(3))
+        chosen = (chance < self.probability) & ~np.isin(ids, self.special)
+        others = self.ordinary[(other * len(self.ordinary)).astype(np.int64)]
+        replaced = np.where(fate < self.to_mask + self.to_replace, others, ids)
+        shown = np.where(fate < self.to_mask, self.mask, replaced)
+        return np.where(chosen, shown, ids), np.where(chosen, ids, IGNORED)
+
+
+def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Masked:
+    """Raises InputError where the tokenizer has no mask token."""
     if tokenizer.mask_token_id is None:
         raise InputError("the tokenizer has no mask token, so nothing can be masked: "
                          "use a masked model's own, or train one with --tokenizer wordpiece:8000")  # fmt: skip
     special = np.array(sorted(set(tokenizer.all_special_ids)))
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
     to_mask, to_replace, _ = (int(part) / 100 for part in data.mask_split.split("/"))
-    pad, length = pad_id(tokenizer), (fixed or {}).get("max_length")
-
-    def draw(row: Row) -> tuple[np.ndarray, np.ndarray]:
-        epoch, number = row["key"]
-        random = np.random.default_rng((seed, number) if epoch is None else (seed, epoch, number))
-        ids = row["input_ids"].astype(np.int64)
-        chance, fate = random.random(len(ids)), random.random(len(ids))
-        others = ordinary[random.integers(len(ordinary), size=len(ids))]
-        chosen = (chance < data.mask_probability) & ~np.isin(ids, special)
-        shown = np.where(fate < to_mask, tokenizer.mask_token_id, np.where(fate < to_mask + to_replace, others, ids))
-        return np.where(chosen, shown, ids), np.where(chosen, ids, IGNORED)
-
-    def collate(rows: list[Row]) -> Batch:
-        drawn = [draw(row) if "labels" not in row else (row["input_ids"], row["labels"]) for row in rows]
-        labels = padded([labels for _, labels in drawn], IGNORED, length)
-        return {**_inputs([ids for ids, _ in drawn], pad, length), "labels": labels}
-
-    return collate
+    return Masked(
+        pad_id(tokenizer), (fixed or {}).get("max_length"), seed, tokenizer.mask_token_id, special, ordinary,
+        data.mask_probability, to_mask, to_replace,
+    )  # fmt: skip
 
 
-def pairs(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Collate:
+@dataclass(frozen=True)
+class Pairs:
     """Source and target padded apart; the decoder's inputs follow from the labels, see loss.py."""
-    pad, lengths = pad_id(tokenizer), fixed or {}
 
-    def collate(rows: list[Row]) -> Batch:
-        labels = padded([row["labels"] for row in rows], IGNORED, lengths.get("max_target_length"))
-        return {**_inputs([row["input_ids"] for row in rows], pad, lengths.get("max_source_length")), "labels": labels}
+    pad: int
+    source_length: int | None
+    target_length: int | None
 
-    return collate
+    def __call__(self, rows: list[Row]) -> Batch:
+        return _batch(rows, [self.scored(row) for row in rows], self.pad, self.source_length, self.target_length)
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        return row["input_ids"], row["labels"]
+
+
+def pairs(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Pairs:
+    lengths = fixed or {}
+    return Pairs(pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,8 @@ class Console:
         self.quiet, self.as_json, self.main_process = quiet, as_json, main_process
         # Plain lines in a log file are not to be broken at 80 columns.
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-        self.out = RichConsole(highlight=False)
+        # Rich takes NO_COLOR to spare bold and dim, whose escape codes are as little wanted.
+        self.out = RichConsole(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
     @property
     def live(self) -> bool:
@@ -117,24 +119,29 @@ class Console:
 
     def ledger(self, ledgers: dict[str, dict[str, Any]]) -> None:
         """The ledgers side by side, one line a count that is not zero anywhere."""
-        if self.quiet or not self.main_process:
+        if self.quiet or not self.main_process or not ledgers:
             return
-        table = Table(title="What became of every row and token", title_justify="left")
-        table.add_column("")
-        for name in ledgers:
-            table.add_column(name, justify="right")
-        for count in next(iter(ledgers.values())):
-            values = [ledger[count] for ledger in ledgers.values()]
-            if count != "fingerprint" and any(values):
-                shown = [f"{v:,}" if isinstance(v, int) else f"{v:.1%}" for v in values]
-                table.add_row(count.replace("_", " "), *shown)
-        self.err.print(table)
+        self.err.print(ledger_table(ledgers))
 
     def samples(self, samples: list[dict[str, str]]) -> None:
         for sample in samples:
             self.note(
                 "\n".join(f"  {name:>9}: {visible(text, 200) or '(nothing)'}" for name, text in sample.items()) + "\n"
             )
+
+
+def ledger_table(ledgers: dict[str, dict[str, Any]]) -> Table:
+    title = "What became of every row and token"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("")
+    for name in ledgers:
+        table.add_column(name, justify="right")
+    for count in next(iter(ledgers.values())):
+        values = [ledger[count] for ledger in ledgers.values()]
+        if count != "fingerprint" and any(values):
+            shown = [f"{v:,}" if isinstance(v, int) else f"{v:.1%}" for v in values]
+            table.add_row(count.replace("_", " "), *shown)
+    return table
 
 
 def figure(value: Any) -> str:

@@ -1,8 +1,9 @@
 """Rows -> token ids, with every row and token entered in the ledger."""
 
 import re
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from lmtrain import chat
 from lmtrain.collate import IGNORED
 from lmtrain.errors import InputError, UsageError, suggestion
-from lmtrain.ledger import Ledger
-from lmtrain.packing import Ragged
+from lmtrain.ledger import Ledger, chained, total
+from lmtrain.packing import Growing, Ragged, best_fit
 from lmtrain.recipe import TextData
 from lmtrain.sources import Rows
 from lmtrain.tokenizer import framing, ids_and_bytes, ids_of
@@ -47,46 +48,106 @@ class Limits:
 
 @dataclass(frozen=True)
 class Examples:
-    """What one data set is to the model: rows of ids by column, ready to be asked for by (epoch, row)."""
+    """What one data set is to the model: rows of ids by column, ready to be asked for by (epoch, row).
 
+    A row of the columns is a text, a piece of one, a chat or a pair. With `shared`, whole ones share a row: row i is
+    made of the rows `shared[i]` of the columns.
+    """
+
+    kind: str
     columns: dict[str, Ragged]
-    ledger: Ledger
-    origins: np.ndarray | None = None
-    """For rows that are one row of the data each: which one."""
+    ledgers: tuple[Ledger, ...]
+    """One a source."""
+    fingerprint: str = ""
+    sources: np.ndarray | None = None
+    """Of each row of the columns the source it comes from; None: all from the first."""
+    texts: list[tuple[str, ...]] | None = None
+    """Of each pair, for evaluation, the source and the references in words."""
+    shared: Ragged | None = None
+    rest: np.ndarray | None = None
+    """Of a part of a stream: the ids that belong to the part that follows."""
+    first: int = 0
+    """The number of the first row, where the rows before are of another part of a stream."""
 
     def __len__(self) -> int:
+        return len(self.shared) if self.shared else self.count
+
+    @property
+    def count(self) -> int:
+        """Rows of the columns."""
         return len(self.columns["input_ids"])
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The row's columns, with `numbers`, of the texts in it, and `lengths`, their tokens."""
         epoch, row = key
-        content = BLANK if row == len(self) else {name: column[row] for name, column in self.columns.items()}
-        return {"key": (epoch, row), **content}
+        if row == len(self):
+            return {"epoch": epoch, "numbers": np.zeros(1, np.int64), "lengths": np.ones(1, np.int64), **BLANK}
+        inside = self.shared[row] if self.shared else np.array([row])
+        content = {
+            name: column[row] if not self.shared else np.concatenate([column[i] for i in inside])
+            for name, column in self.columns.items()
+        }
+        lengths = self.columns["input_ids"].lengths_of(inside)
+        return {"epoch": epoch, "numbers": inside + self.first, "lengths": lengths, **content}
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, over all that the model reads."""
-        labels = self.columns.get("labels")
-        return self.columns["input_ids"].lengths + (labels.lengths if labels else 0)
+        return sum(self.lengths_by_column())  # type: ignore[return-value]
+
+    def lengths_by_column(self) -> list[np.ndarray]:
+        """Of what the model reads (a pair: two columns), the tokens of each row."""
+        columns = [self.columns[name].lengths for name in ("input_ids", "labels") if name in self.columns]
+        if self.shared is None:
+            return columns
+        return [np.add.reduceat(column[self.shared.values], self.shared.offsets[:-1]) for column in columns]
+
+    def packed(self, room: int) -> "Examples":
+        """The same with whole texts of one source sharing rows of `room` tokens."""
+        lengths = self.columns["input_ids"].lengths
+        if self.sources is None:
+            return replace(self, shared=best_fit(lengths, room))
+        parts = [np.flatnonzero(self.sources == source) for source in np.unique(self.sources)]
+        rows = [part[row] for part in parts for row in best_fit(lengths[part], room)]
+        return replace(self, shared=Ragged.of(rows, np.int64))
+
+    def source_of_texts(self) -> np.ndarray:
+        """[rows of the columns] the source of each."""
+        return np.zeros(self.count, np.int64) if self.sources is None else self.sources
+
+    def source_of_rows(self) -> np.ndarray:
+        """[rows] the source of each."""
+        sources = self.source_of_texts()
+        return sources if self.shared is None else sources[self.shared.values[self.shared.offsets[:-1]]]
+
+    @property
+    def ledger(self) -> Ledger:
+        return total(self.ledgers, self.fingerprint)
 
 
 Encode = Callable[[Rows, PreTrainedTokenizerBase, Any, Limits, bool], Examples]
 
 
-def _start(rows: Rows) -> Ledger:
-    return Ledger(
-        rows_read=len(rows) + rows.rows_empty + rows.rows_bad,
-        rows_empty=rows.rows_empty,
-        rows_bad=rows.rows_bad,
-        fingerprint=rows.fingerprint(),
-    )
+def _start(rows: Rows) -> tuple[Ledger, ...]:
+    """The ledgers of the rows' sources, with what is known before anything is tokenised."""
+    ledgers = tuple(replace(ledger) for ledger in rows.ledgers)
+    for ledger, usable in zip(ledgers, rows.per_source(), strict=True):
+        ledger.rows_read = usable + ledger.rows_empty + ledger.rows_bad + ledger.rows_dropped
+    return ledgers
 
 
-def _finish(columns: dict[str, Ragged], ledger: Ledger, rows: Rows, **more: Any) -> Examples:
-    assert ledger.balances(), f"the ledger does not balance: {ledger}"
-    if not len(columns["input_ids"]):
-        raise InputError(f"{rows.place(0)} and after: no row is left ({ledger.rows_dropped} dropped as too long or "
-                         "with nothing to train)")  # fmt: skip
-    return Examples(columns, ledger, **more)
+def _finish(
+    columns: dict[str, Ragged], ledgers: tuple[Ledger, ...], rows: Rows, origins: Any, **more: Any
+) -> Examples:
+    """`origins` [rows of the columns]: which row of the data each comes from."""
+    for ledger in ledgers:
+        assert ledger.balances(), f"the ledger does not balance: {ledger}"
+    if not len(columns["input_ids"]) and not rows.part:
+        dropped = sum(ledger.rows_dropped for ledger in ledgers)
+        raise InputError(f"{rows.place(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
+                         "to train)")  # fmt: skip
+    sources = _sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
+    return Examples(rows.kind, columns, ledgers, chained("", rows.contents()), sources, **more)
 
 
 # --- causal ----------------------------------------------------------------------------------------------------------
@@ -104,27 +165,85 @@ def _causal_text(
 ) -> Examples:
     length = limits.of("max_length", data.max_length)
     before, after = marks(tokenizer)
-    ledger = _start(rows)
+    ledgers = _start(rows)
     stride = data.stride if measure else None  # type: ignore[attr-defined]
     if stride and stride >= length:
         raise UsageError(
             f"--stride {stride}: has to be less than --max-length {length}, or tokens would have nothing before them"
         )
     sized = measure and tokenizer.is_fast
-    ids, sizes = [], []
+    texts, sizes = _Texts(rows), Growing()
     for tokens, bytes_of, document in _tokenised(rows, tokenizer, sized):
+        start = [] if texts.continues(document) else before
         end = after if rows.ends(document[-1]) else []
-        kept = _fit(ledger, len(before) + len(tokens) + len(end), length, rows, document, data)
-        if kept:
-            ids.append(np.concatenate([before, tokens, end])[:kept])
-            sizes.append(np.concatenate([[0] * len(before), bytes_of, [0] * len(end)])[:kept])
-    columns = {"input_ids": Ragged.of(ids), **({"num_bytes": Ragged.of(sizes)} if sized else {})}
+        kept = _fit(ledgers, len(start) + len(tokens) + len(end), length, rows, document, data)
+        texts.add((start, tokens, end), kept, document)
+        if sized and kept:
+            sizes.add(*_first((([0] * len(start)), bytes_of, [0] * len(end)), kept))
+    columns = {"input_ids": texts.ids.done(), **({"num_bytes": sizes.done()} if sized else {})}
     if stride:
         windows = {name: column.windows(length, stride) for name, column in columns.items()}
-        cut = {name: shown for name, (shown, _) in windows.items()} | {"trained": windows["input_ids"][1]}
-    else:
-        cut = {name: c.joined(length) if data.packing else c.split(length) for name, c in columns.items()}
-    return _finish(cut, ledger, rows)
+        shown = {name: window for name, (window, _) in windows.items()} | {"trained": windows["input_ids"][1]}
+        return _finish(shown, ledgers, rows, np.zeros(len(shown["input_ids"]), int))
+    return _in_pieces(columns, length, ledgers, rows, texts, data.blocks)
+
+
+class _Texts:
+    """The ids of documents, one after another, in the making; those that a stream carried over come first."""
+
+    def __init__(self, rows: Rows):
+        self.rows, self.ids, self.origins = rows, Growing(), array("q")
+        if len(rows.carried) and not rows.continues:
+            self.ids.add(rows.carried)
+            self.origins.append(0)
+
+    def continues(self, document: range) -> bool:
+        """Whether a document began in the part of the stream before."""
+        return self.rows.continues and document.start == 0
+
+    def add(self, parts: tuple[Sequence[int], ...], kept: int, document: range) -> None:
+        """The first `kept` ids of a document, after those of it that were carried over."""
+        if kept:
+            self.ids.add(*([self.rows.carried] if self.continues(document) else []), *_first(parts, kept))
+            self.origins.append(document.start)
+
+
+def _first(parts: tuple[Sequence[int], ...], kept: int) -> Sequence[Sequence[int]]:
+    """The first `kept` ids of a row that is made of parts."""
+    return parts if kept == sum(map(len, parts)) else [[i for part in parts for i in part][:kept]]
+
+
+def _in_pieces(
+    columns: dict[str, Ragged], length: int, ledgers: tuple[Ledger, ...], rows: Rows, texts: _Texts, blocks: bool,
+    frame: tuple[list[int], list[int]] = ([], []),
+) -> Examples:  # fmt: skip
+    """Documents cut every `length` tokens; as `blocks`, those of a source one after another before they are cut.
+
+    The last piece of a part of a stream is its rest, where its text goes on or where blocks are to be filled.
+    """
+    ids, origins = columns["input_ids"], np.array(texts.origins, np.int64)
+    if blocks:
+        sources = _sources(rows, origins)
+        first = np.flatnonzero(np.diff(sources, prepend=-1))
+        columns = {name: column.joined(first) for name, column in columns.items()}
+        ids, origins = columns["input_ids"], origins[first]
+    origins = np.repeat(origins, ids.pieces(length))
+    cut = {name: column.split(length) for name, column in columns.items()}
+    rest = None
+    if len(origins) and (rows.open if blocks else rows.goes_on()):
+        rest = cut["input_ids"][len(origins) - 1].copy()
+        origins = origins[:-1]
+        cut = {name: column.first(len(origins)) for name, column in cut.items()}
+    cut["input_ids"] = cut["input_ids"].framed(*frame) if any(frame) else cut["input_ids"]
+    return _finish(cut, ledgers, rows, origins, rest=rest)
+
+
+def _sources(rows: Rows, origins: np.ndarray) -> np.ndarray:
+    """Of each of some rows of the data the source that it comes from."""
+    if not rows.values:  # what a stream carried over is all that there is
+        return np.zeros(len(origins), np.int64)
+    of_table = np.array([table.source for table in rows.tables])
+    return of_table[np.asarray(rows.table_of, np.int64)[origins]]
 
 
 def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -151,10 +270,11 @@ def _tokenised(
             yield [i for ids, _ in parts for i in ids], [size for _, sizes in parts for size in sizes], document
 
 
-def _fit(ledger: Ledger, tokens: int, length: int, rows: Rows, document: range, data: TextData) -> int:
+def _fit(ledgers: tuple[Ledger, ...], tokens: int, length: int, rows: Rows, document: range, data: TextData) -> int:
     """How many of a document's tokens are kept, as --on-long says; entered in the ledger."""
     policy = data.on_long or "split"
-    if len(document) > 1 and policy != "split":
+    ledger = ledgers[rows.source(document.start)]
+    if rows.table_of[document.start] in rows.last_numbers and policy != "split":
         raise UsageError(
             f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)"
         )
@@ -209,9 +329,11 @@ def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: 
     policy = data.on_long or "truncate"
     if policy == "split":
         raise UsageError("--on-long split is for plain text; a prompt or a chat is cut with truncate, drop or error")
-    ledger = _start(rows)
+    ledgers = _start(rows)
     ids, trained, origins = [], [], []
     for index, (tokens, mask) in enumerate(encoded):
+        ledger = ledgers[rows.source(index)]
+        mask = np.ones_like(mask) if data.train_on_prompt else mask  # type: ignore[attr-defined]
         untrained = not mask[1 : min(length, len(tokens))].any()
         if untrained and not (policy == "error" and len(tokens) > length):
             ledger.drop(len(tokens))
@@ -226,7 +348,7 @@ def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: 
             trained.append(mask[:kept])
             origins.append(index)
     columns = {"input_ids": Ragged.of(ids), "trained": Ragged.of(trained, np.bool_)}
-    return _finish(columns, ledger, rows, origins=np.array(origins))
+    return _finish(columns, ledgers, rows, origins)
 
 
 # --- masked ----------------------------------------------------------------------------------------------------------
@@ -239,17 +361,15 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
     room = length - len(before) - len(after)
     if room < 1:
         raise UsageError(f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens")
-    ledger = _start(rows)
-    separator = after[:1] if data.packing else []
-    ids = []
+    ledgers = _start(rows)
+    separator = after[:1] if data.blocks else []
+    texts = _Texts(rows)
     for tokens, _, document in _tokenised(rows, tokenizer, measure=False):
-        end = separator if rows.ends(document[-1]) and document[-1] + 1 < len(rows.values) else []
-        kept = _fit(ledger, len(tokens) + len(end), room, rows, document, data)
-        if kept:
-            ids.append(np.concatenate([tokens, end])[:kept])
-    texts = Ragged.of(ids)
-    cut = texts.joined(room) if data.packing else texts.split(room)
-    return _finish({"input_ids": cut.framed(before, after)}, ledger, rows)
+        followed = rows.more or document[-1] + 1 < len(rows.values)
+        end = separator if followed and rows.ends(document[-1]) else []
+        kept = _fit(ledgers, len(tokens) + len(end), room, rows, document, data)
+        texts.add((tokens, end), kept, document)
+    return _in_pieces({"input_ids": texts.ids.done()}, room, ledgers, rows, texts, data.blocks, (before, after))
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -268,21 +388,23 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
         limits.of("max_target_length", data.max_target_length, _needed(targets, measure)),
     )
     special = set(tokenizer.all_special_ids)
-    ledger = _start(rows)
+    ledgers = _start(rows)
     kept: tuple[list[Any], list[Any]] = ([], [])
     origins = []
     for index, pair in enumerate(zip(sources, targets, strict=True)):
         short = [_shorten(ids, most, special) for ids, most in zip(pair, longest, strict=True)]
-        total, left = sum(map(len, pair)), sum(map(len, short))
-        if left == total:
-            ledger.use(total)
-        elif not _cut(ledger, total, left, rows.place(index), data.on_long):
+        ledger = ledgers[rows.source(index)]
+        whole, left = sum(map(len, pair)), sum(map(len, short))
+        if left == whole:
+            ledger.use(whole)
+        elif not _cut(ledger, whole, left, rows.place(index), data.on_long):
             continue
         for column, ids in zip(kept, short, strict=True):
             column.append(ids)
         origins.append(index)
     columns = {"input_ids": Ragged.of(kept[0]), "labels": Ragged.of(kept[1])}
-    return _finish(columns, ledger, rows, origins=np.array(origins))
+    texts = [rows.values[index] for index in origins] if measure else None
+    return _finish(columns, ledgers, rows, origins, texts=texts)
 
 
 def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str) -> list[list[int]]:

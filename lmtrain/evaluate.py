@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain import __version__, generate, metrics, resampling, text_metrics
+from lmtrain.batching import longest_first
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.console import Console
 from lmtrain.encode import Examples, Limits
@@ -20,7 +21,6 @@ from lmtrain.objectives import Objective
 from lmtrain.packing import Ragged
 from lmtrain.resampling import Metric
 from lmtrain.samples import Sample
-from lmtrain.sources import Rows
 from lmtrain.text_metrics import Judge
 
 Columns = dict[str, np.ndarray]
@@ -63,7 +63,6 @@ class Evaluation:
 
     objective: Objective
     examples: Examples
-    rows: Rows
     tokenizer: PreTrainedTokenizerBase
     collate: Collate
     loss: TokenLoss
@@ -97,13 +96,12 @@ class Evaluation:
         Both are written into arrays that are there before: what is kept of each batch would else lie between the
         buffers of the logits, which the next batch could then not use again, and memory would grow with the data.
         """
-        own = self._own_rows(accelerator)
-        size = self.asked.batch_size
+        batches = self._own_batches(accelerator)
+        own = [row for batch in batches for row in batch]
         sums = np.zeros((len(self.examples), 5))
         truths = self.examples.columns.get("labels", self.examples.columns["input_ids"])
         guesses = Ragged(np.zeros(len(truths.values), np.int32), truths.offsets)
-        for start in self.console.track(range(0, len(own), size), "scoring"):
-            numbers = own[start : start + size]
+        for numbers in self.console.track(batches, "scoring"):
             contents = [self.examples[None, row] for row in numbers]
             batch = self.collate(contents)
             scores = self.loss.score(network, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
@@ -122,9 +120,10 @@ class Evaluation:
         names = ("nll", "tokens", "correct", "correct_top5", "bytes")
         return {n: column for n, column in zip(names, sums.T, strict=True) if n != "bytes" or column.any()}, guesses
 
-    def _own_rows(self, accelerator: Accelerator) -> list[int]:
-        """This process's share, the longest rows first so that a batch has little padding."""
-        return self._longest_first()[accelerator.process_index :: accelerator.num_processes]
+    def _own_batches(self, accelerator: Accelerator) -> list[list[int]]:
+        """This process's share."""
+        batches = longest_first(self.examples.lengths, self.asked.batch_size)
+        return [batch.tolist() for batch in batches[accelerator.process_index :: accelerator.num_processes]]
 
     def _longest_first(self) -> list[int]:
         return [int(row) for row in np.argsort(-self.examples.lengths, kind="stable")]
@@ -138,7 +137,7 @@ class Evaluation:
 
     def _pseudo_likelihood(self, network: Any, accelerator: Accelerator) -> Columns:
         """Every token predicted from all the others (Salazar et al., "Masked language model scoring", ACL 2020)."""
-        own = self._own_rows(accelerator)
+        own = [row for batch in self._own_batches(accelerator) for row in batch]
         parts = [
             (row, *self._one_by_one(network, accelerator, self.examples[None, row]["input_ids"]))
             for row in self.console.track(own, "masking each token")
@@ -155,7 +154,9 @@ class Evaluation:
             labels = np.full_like(shown, IGNORED)
             each = np.arange(len(at))
             labels[each, at], shown[each, at] = ids[at], self.tokenizer.mask_token_id
-            batch = self.collate([{"input_ids": i, "labels": t} for i, t in zip(shown, labels, strict=True)])
+            whole = np.array([len(ids)])
+            rows = [{"input_ids": i, "labels": t, "lengths": whole} for i, t in zip(shown, labels, strict=True)]
+            batch = self.collate(rows)
             scores = self.loss.score(network, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
             total += float(scores.nll.sum())
         return total, len(ordinary)
@@ -208,9 +209,8 @@ class Evaluation:
 
     def _texts(self, scores: Scores) -> Iterator[dict[str, Any]]:
         if scores.predictions is not None and self.judge:
-            origins: Any = self.examples.origins
-            for origin, prediction, texts in zip(origins, scores.predictions, self.judge.references, strict=True):
-                yield {"source": self.rows.values[origin][0], "prediction": prediction, "references": list(texts)}
+            for (source, *references), prediction in zip(self.examples.texts or (), scores.predictions, strict=True):
+                yield {"source": source, "prediction": prediction, "references": references}
             return
         for row in range(len(self.examples)):
             batch = self.collate([self.examples[None, row]])
@@ -222,13 +222,13 @@ class Evaluation:
 
 
 def prepare(
-    recipe: Any, objective: Objective, examples: Examples, rows: Rows, tokenizer: PreTrainedTokenizerBase,
-    collate: Collate, loss: TokenLoss, limits: Limits, precision: str, console: Console,
+    recipe: Any, objective: Objective, examples: Examples, tokenizer: PreTrainedTokenizerBase, collate: Collate,
+    loss: TokenLoss, limits: Limits, precision: str, console: Console,
 ) -> Evaluation:  # fmt: skip
     """The evaluation that a recipe asks for. Raises UsageError, InputError for metrics that cannot be had."""
     section = recipe.eval
     if section.best_metric == "bits_per_byte" and "num_bytes" not in examples.columns:
-        raise UsageError(f"--best-metric bits_per_byte: {rows.kind} rows have no such figure; take eval_loss")
+        raise UsageError(f"--best-metric bits_per_byte: {examples.kind} rows have no such figure; take eval_loss")
     settings, judge = generate.Settings(), None
     if objective.transforms:
         # One more than the longest target has, so that an output that ends where it does is seen to have ended.
@@ -236,10 +236,9 @@ def prepare(
         settings = generate.Settings(
             section.num_beams, section.max_new_tokens or most, section.length_penalty, section.no_repeat_ngram_size
         )
-        origins: Any = examples.origins
-        judge = text_metrics.judge([rows.values[origin][1:] for origin in origins], section)
-    told = signature(recipe.data, rows.kind, limits.resolved, recipe.train.seed, precision)
-    return Evaluation(objective, examples, rows, tokenizer, collate, loss, section, settings, judge, told, console)
+        judge = text_metrics.judge([references for _, *references in examples.texts or ()], section)
+    told = signature(recipe.data, examples.kind, limits.resolved, recipe.train.seed, precision)
+    return Evaluation(objective, examples, tokenizer, collate, loss, section, settings, judge, told, console)
 
 
 def figures_of(scores: Scores) -> dict[str, Any]:
@@ -278,7 +277,7 @@ def signature(data: Any, kind: str, lengths: dict[str, int], seed: int, precisio
     stride = getattr(data, "stride", None)
     told = {
         **lengths,
-        "packing": data.packing and not stride if kind == "text" else None,
+        "packing": data.blocks and not stride if kind == "text" else None,
         "stride": stride,
         "masks": f"{data.mask_probability:g}x{data.mask_split}" if hasattr(data, "mask_split") else None,
         "seed": seed if hasattr(data, "mask_split") else None,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
+from lmtrain.batching import Batches
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.console import Console, figure
 from lmtrain.encode import Examples, Limits
@@ -67,9 +68,7 @@ def _case(family: str) -> tuple[PreTrainedModel, Examples, Any, TokenLoss]:
     random = np.random.default_rng(1)
     texts = ["".join(map(chr, random.integers(97, 123, size=n))) for n in random.integers(3, 40, size=2 * ROWS)]
     values: list[Any] = list(zip(texts[:ROWS], texts[ROWS:], strict=True)) if name == "seq2seq" else texts[:ROWS]
-    places = [(0, number) for number in range(ROWS)]
-    kind = "pairs" if name == "seq2seq" else "text"
-    rows = Rows(kind, (), values, places, list(range(ROWS)), {})
+    rows = Rows.of("pairs" if name == "seq2seq" else "text", values)
     tokenizer = train_tokenizer("byte", [], objective.frame)
     section = RECIPES[name].model_fields["data"].annotation
     options = {} if name == "seq2seq" else {"packing": False}
@@ -103,7 +102,12 @@ def _trainer(family: str, **settings: Any) -> ExactTrainer:
     arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = ExactTrainer(model=network, args=arguments, train_dataset=examples, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
-    return trainer.prepare(loss, None)
+    return trainer.prepare(loss, None, _batches(examples, trainer.args))
+
+
+def _batches(examples: Examples, arguments: TrainingArguments) -> Batches:
+    process = arguments.process_index, arguments.world_size
+    return Batches(examples, arguments.seed, arguments.train_batch_size, process=process)
 
 
 def _reference(family: str) -> tuple[float, float]:

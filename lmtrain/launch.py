@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmtrain.errors import UsageError
 from lmtrain.recipe import Run
-from lmtrain.sources import is_stdin
+from lmtrain.tables import is_stdin
 
 
 def is_launched() -> bool:

@@ -5,7 +5,7 @@ models do not, so that their loss and gradient come out multiplied by the number
 the sum over a micro-batch is divided by the count over the step, whatever the model would do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +54,15 @@ class TokenLoss:
     that the model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary
     terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well. `head_last` says
     that the logits are what the output embeddings give and nothing else: then evaluation projects the supervised
-    positions alone, some at a time, and never holds the logits of a batch.
+    positions alone, some at a time, and never holds the logits of a batch. `apart` makes of a batch in which texts share
+    rows what the model wants to keep them apart (apart.py); without it they read one another.
     """
 
     shift: int
     label_smoothing: float = 0.0
     own: bool = False
     head_last: bool = False
+    apart: Callable[[Batch], dict[str, Any]] | None = None
 
     def __call__(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
         """The share of this micro-batch in the loss of a step with `items` supervised tokens; summed up it is exact.
@@ -68,7 +70,7 @@ class TokenLoss:
         `network` may be wrapped (DistributedDataParallel); `batch` holds `labels` [rows, length].
         """
         if self.own:
-            output = network(**batch)
+            output = network(**self._told(batch))
             tokens = (batch["labels"] != IGNORED).sum()
             # A micro-batch without a label has no mean: nothing, but with a gradient, so that processes keep step.
             return output.loss * tokens / items.clamp(min=1) if tokens else output.logits.sum() * 0.0
@@ -85,7 +87,7 @@ class TokenLoss:
 
     def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""
-        inputs = dict(batch)
+        inputs = self._told(batch)
         labels = inputs.pop("labels")
         model = _bare(network)
         if model.config.is_encoder_decoder:
@@ -94,6 +96,12 @@ class TokenLoss:
         if self.shift:
             return logits[:, : -self.shift], labels[:, self.shift :]
         return logits, labels
+
+    def _told(self, batch: Batch) -> dict[str, Any]:
+        """What the model is called with."""
+        if "documents" not in batch:
+            return dict(batch)
+        return self.apart(batch) if self.apart else {n: t for n, t in batch.items() if n != "documents"}
 
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:

@@ -1,5 +1,6 @@
 """Tokenizer and network: from the hub, from a folder, or from nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings
@@ -19,12 +20,10 @@ from transformers import (
 )
 
 from lmtrain import chat
-from lmtrain import tokenizer as tokenizers
 from lmtrain.architectures import TRAINED, adapter_base, check_objective, is_architecture, made_for
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.loss import decoder_inputs
 from lmtrain.recipe import Model
-from lmtrain.sources import Rows
 
 # What the libraries raise when what they are asked to load is not there or not sound.
 LOADING = (
@@ -68,15 +67,15 @@ def objective_of_hub(model: Model) -> str:
 
 
 def load_tokenizer(
-    model: Model, rows: Rows | None, frame: tokenizers.Frame | None
+    model: Model, kind: str | None = None, learn: Callable[[str], PreTrainedTokenizerBase] | None = None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """(the tokenizer that the recipe names, or one trained on `rows`, or the model's own; what to say about it).
+    """(the tokenizer that the recipe names, or one that is learnt as it says, or the model's own; what to say about it).
 
-    Raises InputError.
+    `kind` is that of the rows to encode, where there are any. Raises InputError.
     """
     if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
-        assert frame and rows
-        tokenizer = _trained_once(model.tokenizer, rows, frame)
+        assert learn
+        tokenizer = learn(model.tokenizer)
     else:
         name = model.tokenizer or _with_tokenizer(model.name)
         try:
@@ -90,8 +89,11 @@ def load_tokenizer(
     adopted = _adopt_special_tokens(tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    template = chat.ensure_template(tokenizer) if rows and rows.kind == "messages" else None
-    return tokenizer, [note for note in (adopted, template) if note]
+    template, ends = None, []
+    if kind == "messages":
+        template = chat.ensure_template(tokenizer)
+        ends = chat.notes(tokenizer)
+    return tokenizer, [note for note in (adopted, template, *ends) if note]
 
 
 def _with_tokenizer(name: str) -> str:
@@ -135,16 +137,6 @@ def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
     )
 
 
-def _trained_once(specification: str, rows: Rows, frame: tokenizers.Frame) -> PreTrainedTokenizerBase:
-    """Trained by the first process, for all: it takes its time only once."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    state = PartialState()
-    made = [tokenizers.train(specification, rows.texts(), frame) if state.is_main_process else None]
-    return broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
-
-
 def positions(network: PreTrainedModel) -> int | None:
     """How many tokens the model can read at once; None where its positions are relative, as T5's.
 
@@ -176,13 +168,13 @@ def load_network(
     """(the network in float32, what to say about it). Raises InputError for weights that are not all as they should be."""
     extra = {"attn_implementation": model.attn} if model.attn else {}
     if model.from_scratch:
-        config = _shaped(config, model, tokenizer)
+        config = shaped(config, model, tokenizer)
         try:
             network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **extra)
         except LOADING as error:
             raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
         _start_as_trained(network)
-        _check_vocabulary(network, tokenizer, model.name)
+        check_vocabulary(network, tokenizer, model.name)
         return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
     if base := adapter_base(model.name):
         network, notes = load_network(model.model_copy(update={"name": base}), config, tokenizer, auto_model)
@@ -201,7 +193,7 @@ def load_network(
     except LOADING as error:
         raise InputError(_not_loaded("model", model.name, error)) from None
     notes = _check_weights(network, report, model.name)
-    _check_vocabulary(network, tokenizer, model.name)
+    check_vocabulary(network, tokenizer, model.name)
     return network, notes
 
 
@@ -219,7 +211,7 @@ def _with_adapter(network: PreTrainedModel, name: str) -> PreTrainedModel:
         raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
 
 
-def _check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     embeddings = network.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise InputError(
@@ -236,7 +228,7 @@ def _start_as_trained(network: PreTrainedModel) -> None:
     network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = start
 
 
-def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The default configuration with the recipe's sizes, and with the tokenizer's vocabulary and special ids."""
     defaults = config.to_dict()
     known = {*defaults, *config.attribute_map}
@@ -245,6 +237,10 @@ def _shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokeniz
             raise UsageError(f"--model-config {name}: {config.model_type} has no such size{suggestion(name, known)}")
     start_is_pad = defaults.get("decoder_start_token_id") in (None, defaults.get("pad_token_id"))
     end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+    if config.is_encoder_decoder and end is None:
+        raise InputError(
+            "the tokenizer has no end token, so a model could never stop; train one with --tokenizer bpe:8000"
+        )
     ids = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

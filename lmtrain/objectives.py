@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lmtrain import answers, collate, encode, samples
+from lmtrain import answers, collate, encode, roles, samples
 from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, has_own_loss, is_head_last, reads_padding
 from lmtrain.tokenizer import Frame
@@ -33,6 +33,8 @@ class Objective:
     """What the model makes of prompts."""
     tell: Callable[..., samples.Told]
     """A scored row in words."""
+    view: roles.View
+    """How its rows are looked at, and what is learnt from them in words."""
     frame: Frame
     """Special tokens of a tokenizer trained for it."""
     shift: int = 0
@@ -79,16 +81,17 @@ _SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eo
 OBJECTIVES = {
     "clm": Objective(
         AutoModelForCausalLM, encode.causal, collate.causal, samples.causal, answers.complete, samples.tell_causal,
-        Frame(_SEQUENCE, "<s> $A"), shift=1,
+        roles.CAUSAL, Frame(_SEQUENCE, "<s> $A"), shift=1,
     ),
     "mlm": Objective(
         AutoModelForMaskedLM, encode.masked, collate.masked, samples.masked, answers.fill_in, samples.tell_masked,
+        roles.MASKED,
         Frame({"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                "mask_token": "[MASK]"}, "[CLS] $A [SEP]"),
         accuracy="masked_accuracy", top5="masked_accuracy_top5",
     ),
     "seq2seq": Objective(
         AutoModelForSeq2SeqLM, encode.pairs, collate.pairs, samples.pairs, answers.transform, samples.tell_causal,
-        Frame(_SEQUENCE, "$A </s>"), transforms=True,
+        roles.PAIRS, Frame(_SEQUENCE, "$A </s>"), transforms=True,
     ),
 }  # fmt: skip

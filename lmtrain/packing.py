@@ -1,5 +1,6 @@
-"""Rows of ids of different lengths in flat arrays, and full rows cut from documents."""
+"""Rows of ids of different lengths in flat arrays, full rows cut from documents, and documents put into full rows."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,8 @@ class Ragged:
     @classmethod
     def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32) -> "Ragged":
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
-        lengths = [len(array) for array in arrays]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
-        return cls(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        return cls(values, _offsets(np.array([len(array) for array in arrays], np.int64)))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -30,16 +30,23 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def joined(self, length: int) -> "Ragged":
-        """All rows one after another, cut anew every `length`: nothing is lost, the last row may be shorter."""
-        return Ragged(self.values, _cuts(len(self.values), length))
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+    def joined(self, first: np.ndarray) -> "Ragged":
+        """The rows from each of the `first` ones to the next as one row."""
+        return Ragged(self.values, np.append(self.offsets[first], self.offsets[-1]))
 
     def split(self, length: int) -> "Ragged":
         """Every row on its own, cut every `length`."""
-        starts = [
-            start + _cuts(end - start, length)[:-1] for start, end in zip(self.offsets, self.offsets[1:], strict=False)
-        ]
-        return Ragged(self.values, np.concatenate([*starts, [len(self.values)]]).astype(np.int64))
+        pieces = self.pieces(length)
+        within = np.arange(pieces.sum()) - np.repeat(_offsets(pieces)[:-1], pieces)
+        starts = np.repeat(self.offsets[:-1], pieces) + within * length
+        return Ragged(self.values, np.append(starts, self.offsets[-1]))
+
+    def pieces(self, length: int) -> np.ndarray:
+        """How many pieces `split` makes of each row; none of an empty one."""
+        return -(-self.lengths // length)
 
     def windows(self, length: int, stride: int) -> tuple["Ragged", "Ragged"]:
         """(every row on its own through a window of `length` that moves on by `stride`, which tokens (bool) are new).
@@ -58,9 +65,66 @@ class Ragged:
 
     def framed(self, before: Sequence[int], after: Sequence[int]) -> "Ragged":
         """Every row with `before` in front of it and `after` behind it."""
-        dtype = self.values.dtype
-        return Ragged.of((np.concatenate([before, self[i], after]).astype(dtype) for i in range(len(self))), dtype)
+        offsets = _offsets(self.lengths + len(before) + len(after))
+        values = np.empty(offsets[-1], self.values.dtype)
+        inside = np.ones(len(values), bool)
+        for at, mark in [*enumerate(before), *enumerate(after, -len(after))]:
+            places = (offsets[:-1] if at >= 0 else offsets[1:]) + at
+            values[places], inside[places] = mark, False
+        values[inside] = self.values
+        return Ragged(values, offsets)
+
+    def first(self, rows: int) -> "Ragged":
+        """The first `rows` rows."""
+        return Ragged(self.values[: self.offsets[rows]], self.offsets[: rows + 1])
 
 
-def _cuts(total: int, length: int) -> np.ndarray:
-    return np.concatenate([np.arange(0, total, length), [total]]).astype(np.int64)
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+class Growing:
+    """A Ragged in the making, straight into one flat array."""
+
+    def __init__(self, kind: str = "i"):
+        self.values, self.offsets = array(kind), array("q", [0])
+
+    def add(self, *parts: Iterable[int]) -> None:
+        """One more row, of several parts."""
+        for part in parts:
+            self.values.extend(part)
+        self.offsets.append(len(self.values))
+
+    def done(self) -> Ragged:
+        dtype = np.dtype(self.values.typecode)
+        values = np.frombuffer(self.values, dtype) if self.values else np.empty(0, dtype)
+        return Ragged(values, np.frombuffer(self.offsets, np.int64))
+
+
+def best_fit(lengths: np.ndarray, room: int) -> Ragged:
+    """Which documents share a row of `room` tokens: the documents of every row, each row in the order of the data.
+
+    Best-fit decreasing (Johnson, 1974): the longest document first, each into the fullest row that still has room
+    for it. Documents, none longer than `room`, stay whole; rows are sorted by their first document.
+    """
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left: rows
+    there = 0  # bit r: there is a row with room r
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[document])
+        fitting = there >> length
+        if fitting:
+            left = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[left].pop()
+            if not with_room[left]:
+                there ^= 1 << left
+        else:
+            left, row = room, len(rows)
+            rows.append([])
+        rows[row].append(document)
+        left -= length
+        with_room[left].append(row)
+        there |= 1 << left
+    for row in rows:
+        row.sort()
+    return Ragged.of(sorted(rows), np.int64)

@@ -6,7 +6,7 @@ from typing import Any
 from lmtrain.columns import ABSENT, reach
 from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.recipe import Prompts, TextData
-from lmtrain.sources import is_stdin, open_tables
+from lmtrain.tables import is_stdin, open_tables
 
 COLUMNS = (
     "prompt", "source", "question", "instruction", "text", "input", "document", "article", "dialogue", "content",

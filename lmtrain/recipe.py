@@ -64,6 +64,16 @@ def _split_outside_brackets(text: str) -> list[str]:
     return parts
 
 
+def _numbers(value: Any) -> Any:
+    """`"3,1"` -> [3, 1]."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise ValueError("write it as 3,1") from None
+
+
 def _share(value: Any) -> Any:
     """`"1%"` or `"0.01"` -> 0.01."""
     if not isinstance(value, str):
@@ -140,6 +150,49 @@ class Data(Section):
     """Encoding of text files. Default: UTF-8, or UTF-16 where the file starts with its mark."""
     on_bad: Literal["error", "drop"] = option("error")
     """A row without usable text: stop and name it, or leave it out and count it."""
+    on_leak: Literal["warn", "drop", "error"] = option("warn", hidden=True)
+    """Evaluation rows that also are training rows: say so, leave them out of training, or stop."""
+    weights: Annotated[list[float], BeforeValidator(_numbers)] = option([], flag="data_weights", hidden=True)
+    """With several --data: the share of each in an epoch, e.g. 3,1. Default: every row once."""
+    streaming: bool = option(False, hidden="use")
+    """Read the data while training, for more than memory holds; needs --max-steps."""
+    shuffle_buffer: int = option(10_000, ge=1, hidden=True)
+    """With --streaming: rows that are read and shuffled together."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_stream_holds_nothing_out(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("streaming") in (True, "true"):
+            return {"val_split": 0.0, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> Self:
+        if self.weights and len(self.weights) != len(self.train):
+            raise ValueError(
+                f"--data-weights: {len(self.weights)} numbers for {len(self.train)} --data; give one for each"
+            )
+        if self.weights and min(self.weights) <= 0:
+            raise ValueError("--data-weights: every weight must be above 0; leave out the --data that you do not want")
+        if self.streaming and self.val_split:
+            raise ValueError("--val-split: a stream cannot be split; give --eval-data, or nothing is evaluated")
+        if self.streaming and self.weights:
+            raise ValueError(
+                "--data-weights: a stream is read in order; mix the files beforehand, or drop --streaming"
+            )
+        if self.streaming and self.on_leak != "warn":
+            raise ValueError("--on-leak: a stream is not compared with the evaluation data; drop one of the two")
+        return self
+
+    @property
+    def blocks(self) -> bool:
+        """Whether documents are joined and cut anew, so that a row may hold the end of one and the start of another."""
+        return False
+
+    @property
+    def shares(self) -> bool:
+        """Whether whole documents share a row, kept apart."""
+        return False
 
     @property
     def unit(self) -> str:
@@ -157,9 +210,19 @@ class TextData(Data):
     max_length: Length | None = option(None, short="L", aliases=("block_size", "max_seq_length"))
     """Tokens in one row at most. Default: the model's positions, 1024 at most."""
     packing: bool = option(True)
-    """Text is joined and cut into full rows, nothing lost; --no-packing: every document by itself."""
+    """Documents share full rows, nothing lost; --no-packing: every document by itself."""
+    packing_strategy: Literal["best-fit", "blocks"] = option("best-fit")
+    """best-fit: whole and kept apart, the loss is that of --no-packing. blocks: joined, cut anew, not kept apart."""
     on_long: Literal["truncate", "split", "drop", "error"] | None = option(None)
     """A text longer than a row. Default: split; for prompts and chats truncate."""
+
+    @property
+    def blocks(self) -> bool:
+        return self.packing and self.packing_strategy == "blocks"
+
+    @property
+    def shares(self) -> bool:
+        return self.packing and self.packing_strategy == "best-fit"
 
     @property
     def unit(self) -> str:
@@ -175,6 +238,8 @@ class ClmData(TextData):
     """What the model learns to answer, its end included."""
     messages_column: str | None = option(None)
     """Column of chats [{role, content}, …]; the loss is on the assistant's turns alone."""
+    train_on_prompt: bool = option(False, hidden="use")
+    """The loss is on prompts and on all turns of a chat too."""
     stride: int | None = option(None, ge=1, hidden="training")
     """Evaluate each text by itself, through a window of --max-length that moves on by N tokens."""
 
@@ -231,11 +296,15 @@ class Train(Section):
     """Peak learning rate. Default: 5e-5 for a trained model, 5e-4 from scratch; 1e-4 and 1e-3 for T5's family."""
     batch_size: int = option(8, short="b", aliases=("per_device_train_batch_size",), ge=1, le=1_000_000)
     """Rows per device and micro-batch."""
+    batch_tokens: int | None = option(None, ge=1)
+    """Rows vary so that a batch has about N tokens, of rows of like length: little padding. Instead of --batch-size."""
+    group_by_length: bool = option(False, hidden=True)
+    """Batches of --batch-size rows of like length."""
     grad_accum: int = option(1, aliases=("gradient_accumulation_steps",), ge=1)
     """Micro-batches per optimiser step; the loss does not depend on it."""
-    warmup_steps: float = option(0.0, ge=0)
+    warmup_steps: float = option(0.0, ge=0, hidden=True)
     """Steps of rising learning rate; below 1: a share of all steps."""
-    lr_scheduler: str = option("linear", aliases=("lr_scheduler_type",))
+    lr_scheduler: str = option("linear", aliases=("lr_scheduler_type",), hidden=True)
     """linear, cosine, constant, constant_with_warmup, …"""
     weight_decay: float = option(0.0, ge=0, hidden=True)
     """AdamW's weight decay."""
@@ -273,7 +342,7 @@ class Eval(Section):
     METRICS: ClassVar[tuple[str, ...]] = ("eval_loss", "perplexity", "bits_per_byte", "token_accuracy")
     """The figures that this objective can have."""
 
-    best_metric: str = option("eval_loss", aliases=("metric_for_best_model",))
+    best_metric: str = option("eval_loss", aliases=("metric_for_best_model",), hidden=True)
     """The model with the best value of this is the one that is kept."""
     early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
     """Stop after this many evaluations without a better one."""
@@ -365,6 +434,12 @@ class Run(Section):
     """Launch as this file of `accelerate config` says."""
     offline: bool = option(False)
     """Never ask the hub; use what is on this machine."""
+    cache: bool = option(True, hidden=True)
+    """Keep tokenised data for the next run on them; --no-cache: tokenise anew, keep nothing."""
+    cache_dir: str | None = option(None, hidden=True)
+    """Where. Default: $XDG_CACHE_HOME/lmtrain or ~/.cache/lmtrain."""
+    num_proc: int | None = option(None, ge=1, aliases=("preprocessing_num_workers",), hidden=True)
+    """Threads that tokenise. Default: one a core."""
 
 
 class Recipe(Section):
@@ -372,7 +447,19 @@ class Recipe(Section):
     """What is learned: clm, mlm or seq2seq."""
 
     # Where the run comes from and goes to is no part of what is done, so a saved recipe can be run again.
-    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite"}
+    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "cache_dir"}
+
+    @model_validator(mode="after")
+    def _batches_are_possible(self) -> Self:
+        train, data = self.train, self.data  # type: ignore[attr-defined]
+        if train.batch_tokens and train.group_by_length:
+            raise ValueError("--batch-tokens puts rows of like length together anyway; drop --group-by-length")
+        if data.streaming and train.max_steps is None:
+            raise ValueError("--streaming: needs --max-steps, because nobody knows how long a stream is")
+        if data.streaming and (train.batch_tokens or train.group_by_length):
+            raise ValueError("--streaming: batches of like length need all rows at hand; drop --batch-tokens and "
+                             "--group-by-length")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _gates_are_known(self) -> Self:
@@ -553,7 +640,9 @@ WITHOUT_TRAINING = {
 }
 """What a model is scored or asked by, of the sections that are there for its training."""
 
-TRAINING_ALONE = {"val_split", "every", "best_metric", "early_stop"}
+TRAINING_ALONE = {
+    "val_split", "every", "best_metric", "early_stop", "on_leak", "weights", "streaming", "shuffle_buffer",
+}  # fmt: skip
 
 
 @cache

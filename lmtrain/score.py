@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from transformers import set_seed
 
 from lmtrain import resampling
-from lmtrain.batching import account
+from lmtrain.batching import count_trained, longest_first, padding_fraction
 from lmtrain.console import Console
 from lmtrain.encode import Limits
 from lmtrain.errors import InputError
@@ -43,25 +43,28 @@ def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dic
     set_seed(recipe.train.seed)
     objective = OBJECTIVES[recipe.objective]
     with console.working("loading tokenizer and model"):
-        tokenizer, told = load_tokenizer(recipe.model, rows, objective.frame)
+        tokenizer, told = load_tokenizer(recipe.model, rows.kind)
         network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
     limits = Limits(positions(network), {})
     with console.working("tokenising the data"):
         examples = objective.encode(rows, tokenizer, recipe.data, limits, True)
     collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
-    account(examples, collate, recipe.eval.batch_size, "--data")
+    count_trained(examples, collate, None)
+    ledger = examples.ledger
+    if not ledger.tokens_trained:
+        raise InputError("--data: not one token of it would be predicted: the texts are too short")
+    batches = longest_first(examples.lengths, recipe.eval.batch_size)
+    ledger.padding_fraction = padding_fraction(examples.lengths_by_column(), batches)
     for line in [*rows.notes, *told, *notes]:
         console.note(line)
-    console.ledger({"eval": examples.ledger.document()})
-    if cut := examples.ledger.rows_truncated:
+    console.ledger({"eval": ledger.document()})
+    if cut := ledger.rows_truncated:
         lengths = " and ".join(f"--{name.replace('_', '-')} {length}" for name, length in limits.resolved.items())
-        console.warn(
-            f"{cut:,} of {examples.ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can"
-        )
+        console.warn(f"{cut:,} of {ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can")
 
     if against and len(others) != len(examples):
         raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")
-    evaluation = prepare(recipe, objective, examples, rows, tokenizer, collate, loss, limits, floats, console)
+    evaluation = prepare(recipe, objective, examples, tokenizer, collate, loss, limits, floats, console)
     give_back_memory()
     scores = evaluation.run(network.to(accelerator.device), accelerator)
     if not math.isfinite(scores.figures["eval_loss"]):
@@ -79,7 +82,7 @@ def score(recipe: Any, rows: Rows, against: str | None, console: Console) -> dic
         **figures_of(scores),
         **({"against": compared(evaluation, scores, others, against)} if against else {}),
         "eval": {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory()},
-        "data": {"kind": rows.kind, "eval": examples.ledger.document()},
+        "data": {"kind": rows.kind, "eval": ledger.document()},
         "gates": [],
         "environment": environment(accelerator.num_processes, recipe.train.seed),
     }

@@ -1,72 +1,24 @@
-"""Any `--data` -> rows, with the file and line of each."""
+"""Tables -> rows: what is left once the usable values are picked out, with the file and line of each."""
 
-import hashlib
-import io
 import json
-import os
-import random
-import re
-import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from glob import glob, has_magic
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmtrain.columns import BadRow, Record, Selection, choose
-from lmtrain.errors import InputError, UsageError, suggestion, visible
-from lmtrain.examples import EXAMPLES
-from lmtrain.readers import (
-    ARROW,
-    COMPRESSIONS,
-    FORMATS,
-    PARQUET,
-    READERS,
-    TEXT,
-    format_of,
-    guarded,
-    read_columnar,
-    read_dataset,
-    read_json_lines,
-    read_parallel,
-    read_text,
-)
+from lmtrain.errors import InputError, visible
+from lmtrain.ledger import Ledger
 from lmtrain.recipe import Data
+from lmtrain.tables import Table, open_tables
 
-HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
-LOCAL_DATASET = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
+"""Characters: a longer line of running text, or a longer row, is tokenised in pieces, cut before white space."""
 
-LONGEST_PIECE = 20_000
-"""Characters: a longer line of running text is tokenised in pieces, cut before white space."""
-
-DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files of a saved dataset that hold no rows."""
-
-_NUMBERED = re.compile(r"(.+)#(\d+)")
-
-
-@dataclass(frozen=True)
-class Table:
-    """One file, or one split of a hub dataset, that can be read any number of times."""
-
-    name: str
-    read: Callable[[], Iterator[tuple[int, Record]]]
-    """Yields (number, record); the number is a line of the file, or a row where there are no lines."""
-    unit: str = "line"
-    is_text: bool = False
-    limit: int | None = None
-
-    def place(self, number: int) -> str:
-        return f"{self.name}, {self.unit} {number}"
-
-    def __iter__(self) -> Iterator[tuple[int, Record]]:
-        for taken, numbered in enumerate(self.read()):
-            if taken == self.limit:
-                return
-            yield numbered
+MOST_CHARACTERS = 16_000_000
+"""Of a chunk of a stream; a longer row is a chunk of its own."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +26,46 @@ class Rows:
     """What is left of the data once its usable values are picked out.
 
     `values[i]` is a string (text), two strings (prompt), two or more (pairs: source, references) or a list of messages;
-    it stands in `places[i]` = (table, number). Rows of one `groups[i]` stay together when a part is held out. A table in `last_numbers` is
-    running text: its values follow one another as one document, up to that number.
+    it stands in table `table_of[i]` at line or row `numbers[i]`. Rows of one `groups[i]` stay together when a part is
+    held out. A table in `last_numbers` is running text: its values follow one another as one document, up to that number.
+    `ledgers`, one a source, count what was not usable. Of rows that are a `part` of a stream, `more` may follow, if `open`
+    of the same source; and they begin with what is left over (`carried`, ids) of the part before, which is the start of
+    their first document if that `continues`.
     """
 
     kind: str
     tables: tuple[Table, ...]
     values: list[Any]
-    places: list[tuple[int, int]]
-    groups: list[int]
+    table_of: "array[int]"
+    numbers: "array[int]"
+    groups: "array[int]"
     last_numbers: dict[int, int]
-    rows_empty: int = 0
-    rows_bad: int = 0
+    ledgers: tuple[Ledger, ...]
     notes: list[str] = field(default_factory=list)
+    part: bool = False
+    more: bool = False
+    open: bool = False
+    carried: Sequence[int] = ()
+    continues: bool = False
+
+    @classmethod
+    def of(cls, kind: str, values: list[Any], name: str = "made up", running: bool = False) -> "Rows":
+        """Rows that stand nowhere, one a line; `running`: one document."""
+        numbers = array("q", range(1, len(values) + 1))
+        tables = (Table(name, lambda: iter(())),)
+        last = {0: len(values)} if running else {}
+        return cls(kind, tables, values, array("l", [0] * len(values)), numbers, numbers, last, (Ledger(),))
 
     def __len__(self) -> int:
         """Rows with something in them; the pieces of one long line are one row."""
-        return sum(place != before for place, before in zip(self.places, [None, *self.places], strict=False))
+        return self.count(range(len(self.values)))
 
     def place(self, index: int) -> str:
-        table, number = self.places[index]
-        return self.tables[table].place(number)
+        return self.tables[self.table_of[index]].place(self.numbers[index])
+
+    def source(self, index: int) -> int:
+        """Which of the `--data` arguments a row comes from."""
+        return self.tables[self.table_of[index]].source
 
     def texts(self) -> Iterator[str]:
         """Every text of every row, for training a tokenizer."""
@@ -116,172 +87,147 @@ class Rows:
 
     def ends(self, index: int) -> bool:
         """Whether a document really ends with this row, rather than before a stretch that was held out."""
-        table, number = self.places[index]
-        return number == self.last_numbers.get(table, number)
+        number = self.numbers[index]
+        return number == self.last_numbers.get(self.table_of[index], number)
 
     def count(self, document: range) -> int:
         """Rows in a document; the pieces of one long line are one row."""
-        return len({self.places[index] for index in document})
+        table, numbers = self.table_of, self.numbers
+        return sum(
+            index == document.start or numbers[index] != numbers[index - 1] or table[index] != table[index - 1]
+            for index in document
+        )
+
+    def per_source(self) -> list[int]:
+        """The number of rows of each source."""
+        counts = [0] * len(self.ledgers)
+        before = None
+        for place in zip(self.table_of, self.numbers, strict=True):
+            counts[self.tables[place[0]].source] += place != before
+            before = place
+        return counts
+
+    def goes_on(self) -> bool:
+        """Whether the last document goes on in the part of a stream that follows."""
+        return self.open and bool(self.values) and not self.ends(len(self.values) - 1)
 
     def _continues(self, index: int) -> bool:
-        (table, number), (table_before, number_before) = self.places[index], self.places[index - 1]
-        return table in self.last_numbers and table == table_before and number - number_before <= 1
+        if self.table_of[index] != self.table_of[index - 1]:
+            return False
+        lines = 1 if self.table_of[index] in self.last_numbers else 0  # the pieces of a long row have one number
+        return self.numbers[index] - self.numbers[index - 1] <= lines
 
     def subset(self, indices: list[int]) -> "Rows":
+        """Some of the rows; the ledgers, of what was not usable, go along."""
         return replace(
             self,
             values=[self.values[i] for i in indices],
-            places=[self.places[i] for i in indices],
-            groups=[self.groups[i] for i in indices],
+            table_of=array("l", [self.table_of[i] for i in indices]),
+            numbers=array("q", [self.numbers[i] for i in indices]),
+            groups=array("q", [self.groups[i] for i in indices]),
         )
 
-    def fingerprint(self) -> str:
-        """sha256 over all values in order."""
-        digest = hashlib.sha256()
+    def contents(self) -> Iterator[bytes]:
+        """Every value as bytes, in order: what fingerprints are made of."""
         for value in self.values:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            digest.update(text.encode() + b"\0")
-        return digest.hexdigest()
+            yield value.encode() if isinstance(value, str) else json.dumps(value, ensure_ascii=False).encode()
 
 
-# --- specification -> tables -----------------------------------------------------------------------------------------
+# --- a pass over the tables ------------------------------------------------------------------------------------------
 
 
-def is_stdin(specification: str) -> bool:
-    """Whether it names standard input: `-`, or `-#N` for its first rows."""
-    return re.fullmatch(r"-(#\d+)?", specification) is not None
+class Entry(NamedTuple):
+    """A row as it is read: its usable values (several: the pieces of a long line; none: it is empty, or `bad`)."""
+
+    table: int
+    number: int
+    values: tuple[Any, ...]
+    bad: bool = False
 
 
-def open_tables(specifications: list[str], data: Data, split: str = "train") -> tuple[Table, ...]:
-    """The tables that the `--data` or `--eval-data` arguments name. Raises InputError."""
-    tables = [table for specification in specifications for table in _resolve(specification, data, split)]
-    return tuple(tables)
+class Reading:
+    """Passes over tables, row by row; finds out which columns are meant and says so."""
 
+    def __init__(self, tables: tuple[Table, ...], data: Data):
+        self.tables, self.data = tables, data
+        self.kind = ""
+        self._found: dict[str, dict[str, None]] = {}  # columns that were found by name, and the tables they are in
 
-def _resolve(specification: str, data: Data, split: str) -> list[Table]:
-    numbered = None if Path(specification).exists() else _NUMBERED.fullmatch(specification)
-    path, limit = (numbered[1], int(numbered[2])) if numbered else (specification, None)
-    tables = list(_tables(path, data, split))
-    if limit is None:
-        return tables
-    if len(tables) == 1:
-        return [replace(tables[0], limit=limit)]
-    return [Table(path, lambda: chain.from_iterable(tables), tables[0].unit, tables[0].is_text, limit)]
+    def runs(self, table: int) -> bool:
+        """Whether a table is running text, one document, rather than rows."""
+        return self.tables[table].is_text and self.data.unit == "document"
 
+    def entries(self, table: int = 0, skipped: int = 0) -> Iterator[Entry]:
+        """All rows from row `skipped` of a table on. Raises InputError for what is broken."""
+        for index in range(table, len(self.tables)):
+            yield from islice(self._entries(index), skipped if index == table else 0, None)
 
-def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
-    if path == "-":
-        return [_stdin(data)]
-    if path.startswith("example:"):
-        return [_example(path)]
-    if "://" in path:
-        raise InputError(f"{visible(path)}: addresses are not read; download the file, or name a hub dataset org/name")
-    there = Path(path)
-    if there.is_dir():
-        return _folder(there, data, split)
-    if os.path.lexists(there):
-        return [_file(there, data)]
-    if parallel := _parallel(path, data):
-        return [parallel]
-    if has_magic(path):
-        matches = sorted(Path(match) for match in glob(path, recursive=True))  # noqa: PTH207 - a pattern may be absolute
-        files = [match for match in matches if match.is_file() and format_of(match)]
-        if not files:
-            raise InputError(f"{path}: no file fits this pattern; the formats are {' '.join(FORMATS)}")
-        return [_file(match, data) for match in files]
-    known_suffix = format_of(there) is not None
-    local = LOCAL_DATASET.fullmatch(path)
-    if local and Path(local["name"]).is_dir() and (local["config"] or local["split"]):
-        return [_dataset(local, split)]
-    hub = HUB_ID.fullmatch(path)
-    if hub and not known_suffix:
-        return [_dataset(hub, split)]
-    parent = there.parent if there.parent.is_dir() else Path()
-    near = suggestion(there.name, [entry.name for entry in parent.iterdir()])
-    raise InputError(f"{visible(path, 200)}: no such file or folder{near}")
+    def _entries(self, index: int) -> Iterator[Entry]:
+        table = self.tables[index]
+        paragraph = self.data.unit == "paragraph" and table.is_text
+        numbered = iter(_paragraphs(table) if paragraph else table)
+        peeked = list(islice(numbered, 100))  # a column may be missing in some rows, the first one too
+        if not peeked:
+            return
+        columns = {name: value for _, record in reversed(peeked) for name, value in record.items()}
+        selection = self._choose(columns, table)
+        if self.runs(index):
+            for number, record in chain(peeked, numbered):
+                text = record["text"]
+                yield Entry(index, number, tuple(_pieces(text)))
+            return
+        for number, record in chain(peeked, numbered):
+            try:
+                value = selection.value(record)
+            except BadRow as problem:
+                if self.data.on_bad == "error":
+                    raise InputError(f"{table.place(number)}, {problem}; --on-bad drop leaves such rows out") from None
+                yield Entry(index, number, (), bad=True)
+                continue
+            if value is None:
+                yield Entry(index, number, ())
+            elif isinstance(value, str):
+                text = value.rstrip("\n") if table.is_text else value
+                yield Entry(index, number, (text,) if len(text) <= LONGEST_ROW else tuple(_pieces(text)))
+            else:
+                yield Entry(index, number, (value,))
 
+    def _choose(self, columns: Record, table: Table) -> Selection:
+        selection = choose(columns, self.data, table.name)
+        if self.kind and selection.kind != self.kind:
+            raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {self.kind} rows")
+        self.kind = selection.kind
+        if selection.found and not table.is_text:
+            told = f"using column{'s' if len(selection.paths) > 1 else ''} {selection}"
+            self._found.setdefault(told, {})[table.name] = None
+        return selection
 
-def _example(path: str) -> Table:
-    name = path.removeprefix("example:")
-    if name not in EXAMPLES:
-        raise InputError(f"{path}: no such example; there are {', '.join(EXAMPLES)}")
-    read, is_text = EXAMPLES[name]
-    return Table(path, read, unit="line" if is_text else "row", is_text=is_text)
+    @property
+    def notes(self) -> list[str]:
+        """Which columns were found, one line for all tables that are alike."""
+        return [
+            f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {told}"
+            for told, names in self._found.items()
+        ]
 
-
-def _folder(folder: Path, data: Data, split: str) -> list[Table]:
-    if (folder / "dataset_dict.json").exists():  # as datasets' save_to_disk writes several splits
-        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        wanted = next((s for s in (split, "valid", "dev", "test") if s in splits), None) if split != "train" else split
-        if wanted not in splits:
-            raise InputError(f"{folder}: has the splits {', '.join(splits)}; name one: {folder / splits[0]}")
-        folder = folder / wanted
-    files = [
-        Path(parent, name)
-        for parent, folders, names in os.walk(folder)
-        if folders.sort() or True  # os.walk goes where this list says: sorted, so that the order is the same anywhere
-        for name in sorted(names)
-        if not name.startswith(".") and name not in DESCRIPTIONS
-        if format_of(Path(name)) and Path(parent, name).is_file()
-    ]
-    if not files:
-        raise InputError(f"{folder}: no data in this folder; the formats are {' '.join(FORMATS)}")
-    return [_file(file, data) for file in files]
-
-
-def _file(path: Path, data: Data) -> Table:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path}: not a regular file")
-    form = format_of(path) or TEXT[0]  # corpus.ko, wiki_00: whatever is text can be read as text
-    name = str(path)
-    if form in PARQUET + ARROW:
-        return Table(name, partial(read_columnar, path, form), unit="row")
-    return Table(name, partial(guarded, READERS[form], path, data.encoding), is_text=form in TEXT)
-
-
-def _parallel(stem: str, data: Data) -> Table | None:
-    """STEM.de and STEM.en, compressed or not, as one table with the columns de and en."""
-    languages = getattr(data, "source_lang", None), getattr(data, "target_lang", None)
-    if not all(languages):
-        return None
-    candidates = [[Path(f"{stem}.{language}{end}") for end in ("", *COMPRESSIONS)] for language in languages]
-    found = [next((path for path in paths if path.is_file()), None) for paths in candidates]
-    if not any(found):
-        return None
-    for path, language in zip(found, languages, strict=True):
-        if path is None:
-            raise InputError(f"{stem}.{language}: no such file, though its twin is there")
-    return Table(stem, partial(read_parallel, found, languages, data.encoding))
-
-
-def _stdin(data: Data) -> Table:
-    """Standard input, kept in memory: it can be read only once. JSON lines where the first line is one, else text."""
-    content = sys.stdin.buffer.read()
-    name = "standard input"
-    is_json = _is_json(content.lstrip().partition(b"\n")[0])
-    reader = read_json_lines if is_json else read_text
-    open_again = partial(io.BytesIO, content)
-    return Table(name, partial(reader, open_again, data.encoding, name), is_text=not is_json)
-
-
-def _dataset(match: re.Match[str], default_split: str) -> Table:
-    return Table(
-        match[0], partial(read_dataset, match["name"], match["config"], match["split"] or default_split), "row"
-    )
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict | list)
-    except ValueError:
-        return False
-
-
-# --- tables -> rows --------------------------------------------------------------------------------------------------
+    def collect(self, entries: Iterable[Entry]) -> Rows:
+        """The usable rows among `entries`, and the count of the others."""
+        values: list[Any] = []
+        table_of, numbers, last = array("l"), array("q"), {}
+        ledgers = tuple(Ledger() for _ in range(1 + max((table.source for table in self.tables), default=0)))
+        running = [self.runs(index) for index in range(len(self.tables))]
+        for index, number, own, bad in entries:
+            if not own:
+                ledger = ledgers[self.tables[index].source]
+                ledger.rows_bad += bad
+                ledger.rows_empty += not bad
+            for value in own:
+                values.append(value)
+                table_of.append(index)
+                numbers.append(number)
+            if running[index]:
+                last[index] = number
+        return Rows(self.kind, self.tables, values, table_of, numbers, array("q"), last, ledgers, self.notes)
 
 
 def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
@@ -289,58 +235,26 @@ def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
 
     Raises InputError for data that is not there, broken, without the columns meant, or without a usable row.
     """
-    tables = open_tables(specifications, data, split)
-    rows = Rows("", tables, [], [], [], {})
-    for index, table in enumerate(tables):
-        rows = _read_table(rows, index, table, data)
+    reading = Reading(open_tables(specifications, data, split), data)
+    rows = reading.collect(reading.entries())
     if not any(value.strip() if isinstance(value, str) else value for value in rows.values):
-        counted = f"{rows.rows_empty} empty" + (f", {rows.rows_bad} bad" if rows.rows_bad else "")
-        raise InputError(f"{', '.join(visible(s, 200) for s in specifications)}: no usable text ({counted} rows)")
+        raise InputError(f"{_named(specifications)}: no usable text ({_unused(rows.ledgers)} rows)")
     return replace(rows, groups=_passages(rows), notes=[*rows.notes, *_several(rows)])
+
+
+def _named(specifications: list[str]) -> str:
+    return ", ".join(visible(specification, 200) for specification in specifications)
+
+
+def _unused(ledgers: Iterable[Ledger]) -> str:
+    ledgers = list(ledgers)
+    bad = sum(ledger.rows_bad for ledger in ledgers)
+    return f"{sum(ledger.rows_empty for ledger in ledgers)} empty" + (f", {bad} bad" if bad else "")
 
 
 def _several(rows: Rows) -> list[str]:
     count = sum(len(value) > 2 for value in rows.values) if rows.kind == "pairs" else 0
     return [f"{count:,} rows have several targets: the first is learnt, metrics of text take all"] if count else []
-
-
-def _read_table(rows: Rows, index: int, table: Table, data: Data) -> Rows:
-    selection: Selection | None = None
-    paragraph = data.unit == "paragraph" and table.is_text
-    numbered = iter(_paragraphs(table) if paragraph else table)
-    peeked = list(islice(numbered, 100))  # a column may be missing in some rows, the first one too
-    columns = {name: value for _, record in reversed(peeked) for name, value in record.items()}
-    for number, record in chain(peeked, numbered):
-        if selection is None:
-            selection = choose(columns, data, table.name)
-            if rows.kind and selection.kind != rows.kind:
-                raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {rows.kind} rows")
-            rows = replace(rows, kind=selection.kind, notes=[*rows.notes, *_note(selection, table)])
-        if table.is_text and data.unit == "document":
-            for piece in _pieces(record["text"]):
-                rows.values.append(piece)
-                rows.places.append((index, number))
-            rows.last_numbers[index] = number
-            continue
-        try:
-            value = selection.value(record)
-        except BadRow as problem:
-            if data.on_bad == "error":
-                raise InputError(f"{table.place(number)}, {problem}; --on-bad drop leaves such rows out") from None
-            rows = replace(rows, rows_bad=rows.rows_bad + 1)
-            continue
-        if value is None:
-            rows = replace(rows, rows_empty=rows.rows_empty + 1)
-            continue
-        rows.values.append(value.rstrip("\n") if table.is_text else value)
-        rows.places.append((index, number))
-    return rows
-
-
-def _note(selection: Selection, table: Table) -> list[str]:
-    if table.is_text or not selection.found:
-        return []
-    return [f"{table.name}: using column{'s' if len(selection.paths) > 1 else ''} {selection}"]
 
 
 def _paragraphs(table: Table) -> Iterator[tuple[int, Record]]:
@@ -368,14 +282,16 @@ def _pieces(line: str) -> Iterator[str]:
     yield line[start:]
 
 
-def _passages(rows: Rows) -> list[int]:
+def _passages(rows: Rows) -> "array[int]":
     """Every row a group; but running text, which would be torn to single lines, some hundred passages."""
-    running = [len(v) for v, (table, _) in zip(rows.values, rows.places, strict=True) if table in rows.last_numbers]
-    enough = min(max(sum(running) // 100, 1), 4000)
-    groups: list[int] = []
+    if not rows.last_numbers:
+        return array("q", range(len(rows.values)))
+    running = sum(len(v) for v, table in zip(rows.values, rows.table_of, strict=True) if table in rows.last_numbers)
+    enough = min(max(running // 100, 1), 4000)
+    groups = array("q")
     group = size = 0
     before = None
-    for value, (table, _) in zip(rows.values, rows.places, strict=True):
+    for value, table in zip(rows.values, rows.table_of, strict=True):
         if before is not None and (table not in rows.last_numbers or table != before or size >= enough):
             group, size = group + 1, 0
         groups.append(group)
@@ -384,43 +300,39 @@ def _passages(rows: Rows) -> list[int]:
     return groups
 
 
-def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """(rows to train on, rows to evaluate on): a seeded, shuffled share of the groups, at least one.
+# --- a stream of chunks ----------------------------------------------------------------------------------------------
 
-    Each part keeps the order of the data. Raises InputError where there is only one group.
+
+class Position(NamedTuple):
+    """How far a stream has been read: `rows` of a table."""
+
+    table: int = 0
+    rows: int = 0
+
+
+def chunks(reading: Reading, start: Position, most: int) -> Iterator[tuple[Rows, Position]]:
+    """(rows, where the next ones start), `most` at a time, or fewer where they are long.
+
+    A running text that goes on in the next chunk does not end in this one.
     """
-    groups = sorted(set(rows.groups))
-    if len(groups) < 2:
-        raise InputError(f"{rows.tables[0].name}: too little to hold a part out; give --eval-data, or --val-split 0")
-    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-    held = set(random.Random(seed).sample(groups, count))
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index, group in enumerate(rows.groups):
-        sides[group in held].append(index)
-    return rows.subset(sides[0]), replace(rows.subset(sides[1]), rows_empty=0, rows_bad=0)
+    entries = reading.entries(*start)
+    position, ahead = start, next(entries, None)
+    while ahead is not None:
+        taken: list[Entry] = []
+        size = 0
+        while ahead is not None and len(taken) < most and size < MOST_CHARACTERS:
+            position = Position(ahead.table, position.rows + 1 if ahead.table == position.table else 1)
+            taken.append(ahead)
+            size += sum(_size(value) for value in ahead.values)
+            ahead = next(entries, None)
+        rows = reading.collect(taken)
+        if ahead is not None and ahead.table in rows.last_numbers:
+            rows.last_numbers[ahead.table] = sys.maxsize
+        same = ahead is not None and reading.tables[ahead.table].source == reading.tables[taken[-1].table].source
+        yield replace(rows, part=True, more=ahead is not None, open=same), position
 
 
-def held_out(data: Data, seed: int) -> Rows:
-    """What a run evaluates on. Raises UsageError where it holds nothing out, InputError as `read` does."""
-    if any(map(is_stdin, (*data.train, *data.eval))):
-        raise UsageError("the run read standard input, which is gone; name something with --data")
-    _, rows = read(data, seed)
-    if rows is None:
-        raise UsageError("nothing was held out in this run; name something with --data")
-    return rows
-
-
-def read(data: Data, seed: int) -> tuple[Rows, Rows | None]:
-    """(rows to train on, rows to evaluate on), as the recipe's data section says.
-
-    Raises InputError for data that cannot be used, UsageError where only one side can be read from standard input.
-    """
-    if sum(map(is_stdin, (*data.train, *data.eval))) > 1:
-        raise UsageError("standard input can be read only once; save one of the two to a file")
-    train = load(data.train, data)
-    if data.eval:
-        held = load(data.eval, data, split="validation")
-        if held.kind != train.kind:
-            raise InputError(f"--eval-data holds {held.kind} rows, --data {train.kind} rows")
-        return train, held
-    return hold_out(train, data.val_split, seed) if data.val_split else (train, None)
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return sum(len(text if isinstance(text, str) else text["content"]) for text in value)

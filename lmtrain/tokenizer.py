@@ -47,6 +47,10 @@ def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedT
         pair=f"{frame.template} {frame.template.replace('$A', '$B')}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
+    return framed(tokenizer, frame)
+
+
+def framed(tokenizer: Tokenizer, frame: Frame) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens)
 
 

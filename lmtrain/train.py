@@ -1,11 +1,8 @@
 """A training run, from top to bottom."""
 
-import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import fields
-from itertools import groupby
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +12,69 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lmtrain import metrics
-from lmtrain.batching import account
+from lmtrain import chat, evaluate, metrics
+from lmtrain.accounts import data_document, show_ledgers
+from lmtrain.apart import choose_packing
 from lmtrain.checkpoint import step_of, to_resume
 from lmtrain.console import Console
-from lmtrain.encode import Examples, Limits
+from lmtrain.corpus import Corpus
+from lmtrain.encode import Limits
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
-from lmtrain.evaluate import Scores, figures_of, prepare
+from lmtrain.evaluate import Scores, figures_of
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, part, peak_memory, precision
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
 from lmtrain.progress import LiveProgress
 from lmtrain.report import PREDICTIONS, RunFolder, storage_error, write_lines
-from lmtrain.sources import Rows
+from lmtrain.streaming import Stream
 from lmtrain.trainer import ExactTrainer, Watch
 
 
-def train(
-    recipe: Any, train_rows: Rows, eval_rows: Rows | None, folder: RunFolder, console: Console
-) -> dict[str, Any]:
+def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Train as the recipe says and return the content of results.json.
 
     Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
     """
     started = time.monotonic()
     checkpoint, passed = to_resume(recipe.run.resume, folder)
-    _check_end(recipe, checkpoint, eval_rows is not None)
+    _check_end(recipe, checkpoint, bool(recipe.data.eval or recipe.data.val_split))
     config = load_config(recipe.model, recipe.objective)
-    arguments = _arguments(recipe, config.model_type, eval_rows is not None, checkpoint is not None)
+    evaluates = bool(recipe.data.eval or recipe.data.val_split)
+    arguments = _arguments(recipe, config.model_type, evaluates, checkpoint is not None)
     console.main_process = PartialState().is_main_process
     objective = OBJECTIVES[recipe.objective]
     set_seed(recipe.train.seed)
 
     with console.working("loading the tokenizer"):
-        tokenizer, told = load_tokenizer(recipe.model, train_rows, objective.frame)
+        tokenizer, told = load_tokenizer(
+            recipe.model, corpus.kind, lambda name: learn_tokenizer(name, corpus, objective.frame)
+        )
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     with console.working("loading the model"):
         network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
+    if corpus.kind == "messages":
+        network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
     limits = Limits(positions(network), {})
+    packing = choose_packing(network, recipe.data, corpus.kind, objective.shift == 1)
     with console.working("tokenising the data"):
-        examples = objective.encode(train_rows, tokenizer, recipe.data, limits, False)
-        held_out = objective.encode(eval_rows, tokenizer, recipe.data, limits, True) if eval_rows else None
+        prepared = prepare(corpus, objective, tokenizer, packing.data, limits)
+    examples, held_out = prepared.train, prepared.held_out
     collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
+    loss = replace(loss, apart=packing.apart)
     loss = objective.fit_to_train(network, examples, loss, collate, recipe.train.label_smoothing)
-    account(examples, collate, recipe.train.batch_size, "--data", recipe.train.seed)
-    if held_out:
-        account(held_out, collate, recipe.eval.batch_size, "--eval-data")
+    process = arguments.process_index, arguments.world_size
+    batches = feed(recipe, corpus, objective, tokenizer, packing, prepared, collate, limits, process)
     floats = precision(recipe.train.precision, config.model_type)
-    evaluation = held_out and prepare(
-        recipe, objective, held_out, eval_rows, tokenizer, collate, loss, limits, floats, console
+    evaluation = held_out and evaluate.prepare(
+        recipe, objective, held_out, tokenizer, collate, loss, limits, floats, console
     )
-    for line in [*train_rows.notes, *told, *notes, *_spoken(limits, recipe, loss, config, arguments)]:
+    for line in [*prepared.notes, *told, *notes, *_spoken(limits, recipe, loss, config, arguments)]:
         console.note(line)
-    console.ledger({name: e.ledger.document() for name, e in (("train", examples), ("eval", held_out)) if e})
+    for line in [*prepared.warnings, *packing.warnings]:
+        console.warn(line)
+    show_ledgers(recipe, prepared, batches, console)
 
     folder = _shared(folder)
     arguments.output_dir = str(folder.checkpoints)
@@ -82,22 +88,22 @@ def train(
 
     run = Watch(recipe, folder, evaluation, console)
     trainer = ExactTrainer(
-        model=network, args=arguments, train_dataset=examples, eval_dataset=held_out, data_collator=collate,
-        processing_class=tokenizer, callbacks=_callbacks(recipe, run, console),
-    ).prepare(loss, evaluation)  # fmt: skip
+        model=network, args=arguments, train_dataset=batches if isinstance(batches, Stream) else batches.examples,
+        eval_dataset=held_out, data_collator=collate, processing_class=tokenizer,
+        callbacks=_callbacks(recipe, run, console),
+    ).prepare(loss, evaluation, batches)  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     run.trainer = trainer
-    data = _data(examples, held_out, train_rows, eval_rows)
     try:
         with run.signals():
             _train(trainer, recipe, checkpoint, run)
         scores = run.final_scores()
     except LmtrainError:
         if console.main_process:
-            folder.finish(_results(recipe, trainer, run, None, data, started, "failed"))
+            folder.finish(_results(recipe, trainer, run, None, prepared, started, "failed"))
         raise
     status = "interrupted" if run.stopped_by else "completed"
-    results = _results(recipe, trainer, run, scores, data, started, status)
+    results = _results(recipe, trainer, run, scores, prepared, started, status)
     _save(trainer, network, tokenizer, folder, results)
     if scores and evaluation and console.main_process:
         for line in scores.notes:
@@ -163,7 +169,10 @@ RENAMED = {
 }
 """Our short names -> TrainingArguments' names."""
 
-NOT_ARGUMENTS = {"max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps"}
+NOT_ARGUMENTS = {
+    "max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps", "batch_tokens",
+    "group_by_length",
+}  # fmt: skip
 
 
 def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> TrainingArguments:
@@ -195,6 +204,7 @@ def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> 
         "per_device_eval_batch_size": recipe.eval.batch_size,
         "remove_unused_columns": False,
         "disable_tqdm": True,
+        "ignore_data_skip": recipe.data.streaming,  # a stream knows where it stands
         "use_cpu": not torch.accelerator.is_available(),
         checkpointing: section.gradient_checkpointing,
         **{name: precision(section.precision, model_type) == name for name in ("bf16", "fp16")},
@@ -241,37 +251,18 @@ def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments
     return lines
 
 
-# --- accounts --------------------------------------------------------------------------------------------------------
-
-
-def _shared_rows(train_rows: Rows, eval_rows: Rows | None) -> int:
-    """How many evaluation rows (of running text: passages) also are training rows, word for word."""
-    if eval_rows is None:
-        return 0
-    seen = set(_by_group(train_rows))
-    return sum(content in seen for content in _by_group(eval_rows))
-
-
-def _by_group(rows: Rows) -> Iterator[str]:
-    for _, group in groupby(zip(rows.groups, rows.values, strict=True), key=lambda pair: pair[0]):
-        yield json.dumps([value for _, value in group])
-
-
-def _data(examples: Examples, held_out: Examples | None, train_rows: Rows, eval_rows: Rows | None) -> dict[str, Any]:
-    data: dict[str, Any] = {"kind": train_rows.kind, "train": examples.ledger.document()}
-    if held_out is not None:
-        data |= {"eval": held_out.ledger.document(), "shared_rows": _shared_rows(train_rows, eval_rows)}
-    return data
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def _results(
-    recipe: Any, trainer: ExactTrainer, run: Watch, scores: Scores | None, data: dict[str, Any], started: float,
+    recipe: Any, trainer: ExactTrainer, run: Watch, scores: Scores | None, prepared: Prepared, started: float,
     status: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of results.json."""
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry and math.isfinite(entry["loss"])]
-    seen, trained = run.counted if status == "failed" else trainer.count()
+    seen, trained, places = run.counted if status == "failed" else trainer.count()
+    stream = trainer.batches if isinstance(trainer.batches, Stream) else None
     return {
         "objective": recipe.objective,
         "model": recipe.model.name,
@@ -280,15 +271,15 @@ def _results(
         "initial_metrics": run.initial,
         "train": {
             "steps": state.global_step,
-            "epochs": state.epoch or 0.0,
+            "epochs": stream.state.epoch if stream else state.epoch or 0.0,
             **({"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}),
             "tokens_seen": seen,
             "tokens_trained": trained,
-            "tokens_per_second": (seen - trainer.seen_before) / max(time.monotonic() - run.began, 1e-9),
+            "tokens_per_second": (seen - trainer.before[0]) / max(time.monotonic() - run.began, 1e-9),
             "seconds": time.monotonic() - started,
             "peak_memory_bytes": peak_memory(),
         },
-        "data": data,
+        "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(places, 1)),
         "gates": [],
         "environment": environment(trainer.args.world_size, recipe.train.seed),
     }

@@ -11,6 +11,7 @@ from lmtrain.errors import UsageError
 from lmtrain.metrics import TEXT_METRICS
 from lmtrain.recipe import (
     RECIPES,
+    TRAINING_ALONE,
     Document,
     Model,
     Recipe,
@@ -112,6 +113,7 @@ def _recipe_of_run(name: str) -> Document:
     document = read_yaml(path)
     data, evaluation, train = ({**(document.get(section) or {})} for section in ("data", "eval", "train"))
     evaluation.pop("predictions", None)
+    data = {key: value for key, value in data.items() if key not in TRAINING_ALONE or key == "val_split"}
     if "metric" in evaluation:
         evaluation["metric"] = [metric for metric in evaluation["metric"] if metric in TEXT_METRICS]
     return {

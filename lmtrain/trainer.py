@@ -10,50 +10,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
-from lmtrain.batching import Order
+from lmtrain.batching import Batches, Loader
 from lmtrain.collate import IGNORED
 from lmtrain.console import Console
-from lmtrain.encode import Key
 from lmtrain.errors import BrokenDown
 from lmtrain.evaluate import Evaluation, Scores
 from lmtrain.launch import is_launched
 from lmtrain.loss import TokenLoss
 from lmtrain.metrics import plain_name, trainer_name
 from lmtrain.report import METRICS, SAMPLES, RunFolder, write_whole
+from lmtrain.streaming import State, Stream
 
-COUNTS = "counts.json"
-"""In a checkpoint: [tokens seen, tokens trained] so far."""
+COUNTS, STREAM = "counts.json", "stream.json"
+"""In a checkpoint: tokens seen, tokens trained and places for tokens, padding included, so far; where the stream of training data stands."""
 
 
 class ExactTrainer(Trainer):
     """Trainer with an exact loss, an exact evaluation, and an order of rows that is a function of (seed, epoch)."""
 
-    def prepare(self, loss: TokenLoss, evaluation: Evaluation | None) -> "ExactTrainer":
-        self.token_loss, self.evaluation = loss, evaluation
+    def prepare(self, loss: TokenLoss, evaluation: Evaluation | None, batches: Batches | Stream) -> "ExactTrainer":
+        self.token_loss, self.evaluation, self.batches = loss, evaluation, batches
         # Trainer counts the labels of a whole step for models that say they divide by them: compute_loss does.
         self.model_accepts_loss_kwargs = True
-        self.tokens = torch.zeros(2, dtype=torch.int64, device=self.args.device)  # seen, trained; of this process
+        self.tokens = torch.zeros(3, dtype=torch.int64, device=self.args.device)  # of this process, see COUNTS
         self.finite = torch.ones((), dtype=torch.bool, device=self.args.device)
-        self.seen_before = self.trained_before = 0
+        self.before = (0, 0, 0)
         return self
 
-    def count(self) -> tuple[int, int]:
-        """(tokens seen, tokens trained) since the run began, over all processes and resumes; to be asked by all."""
-        seen, trained = (int(count) for count in self.accelerator.reduce(self.tokens))
-        return self.seen_before + seen, self.trained_before + trained
+    def count(self) -> tuple[int, int, int]:
+        """The COUNTS since the run began, over all processes and resumes; to be asked by all of them."""
+        seen, trained, places = (
+            b + int(n) for b, n in zip(self.before, self.accelerator.reduce(self.tokens), strict=True)
+        )
+        return seen, trained, places
 
     def recall(self, checkpoint: Path) -> None:
         """Go on counting from where `checkpoint` was saved."""
         path = checkpoint / COUNTS
         if path.exists():
-            self.seen_before, self.trained_before = json.loads(path.read_text())
+            self.before = tuple(json.loads(path.read_text()))
+        if isinstance(self.batches, Stream):
+            self.batches.state = State.from_json((checkpoint / STREAM).read_text(encoding="utf-8"))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Key]:
-        together = self.args.train_batch_size * self.args.world_size if self.args.world_size > 1 else 1
-        return Order(len(self.train_dataset), self.args.seed, together)  # type: ignore[arg-type]
+    def remember(self, checkpoint: Path, counts: tuple[int, int, int]) -> None:
+        """What `recall` wants to know."""
+        write_whole(checkpoint / COUNTS, json.dumps(counts))
+        if isinstance(self.batches, Stream):
+            write_whole(checkpoint / STREAM, self.batches.state.to_json())
+
+    def get_train_dataloader(self) -> Any:
+        """Whole batches, which know of processes and epochs themselves: accelerate has nothing to add to them."""
+        if isinstance(self.batches, Stream):
+            return self.batches
+        return Loader(
+            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers, persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and torch.accelerator.is_available(),
+        )  # fmt: skip
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -66,8 +82,9 @@ class ExactTrainer(Trainer):
 
     def _count(self, mask: torch.Tensor, labels: torch.Tensor) -> None:
         blank = (mask.sum(1) == 1) & ~labels.any(1)
-        decoded = labels.sum() if self.model.config.is_encoder_decoder else 0
-        self.tokens += torch.stack([mask.sum() - blank.sum() + decoded, labels.sum()])
+        decoded, more = (labels.sum(), labels.numel()) if self.model.config.is_encoder_decoder else (0, 0)
+        places = torch.full_like(blank.sum(), mask.numel() + more)
+        self.tokens += torch.stack([mask.sum() - blank.sum() + decoded, labels.sum(), places])
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual."""
@@ -95,7 +112,7 @@ class Watch(TrainerCallback):
         self.began = time.monotonic()
         self.evaluated_at = self.saved_at = -1
         self.stopped_by: int | None = None
-        self.counted = (0, 0)
+        self.counted = (0, 0, 0)
         self.initial: dict[str, float] = {}
         self.scores: dict[int, Scores] = {}  # of the best step and of the last that was evaluated
 
@@ -120,6 +137,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
+        self.epoch_of_stream = self.trainer.batches.state.epoch if isinstance(self.trainer.batches, Stream) else 0
         if state.global_step and (path := self.folder.path / METRICS).exists():
             first = json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}")
             if first.get("step") == 0 and "eval_loss" in first:
@@ -127,6 +145,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         stopped, over = self._asked_to_stop()
+        self._mind_the_epochs_of_a_stream(control)
         if stopped:
             control.should_training_stop, control.should_save = True, True
             control.should_evaluate = False
@@ -135,6 +154,14 @@ class Watch(TrainerCallback):
             control.should_evaluate = self.evaluation is not None
         if (control.should_save or control.should_evaluate) and not self.trainer.finite:
             self._break_down(state.global_step)
+
+    def _mind_the_epochs_of_a_stream(self, control: Any) -> None:
+        """Trainer takes a stream for one epoch without end."""
+        stream = self.trainer.batches
+        if isinstance(stream, Stream) and stream.state.epoch != self.epoch_of_stream:
+            self.epoch_of_stream = stream.state.epoch
+            control.should_evaluate |= self.evaluation is not None and self.recipe.eval.every == "epoch"
+            control.should_save |= self.recipe.train.save_every == "epoch"
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
@@ -147,7 +174,7 @@ class Watch(TrainerCallback):
         self.saved_at = state.global_step
         self.counted = self.trainer.count()
         if self.console.main_process:
-            write_whole(self.folder.checkpoints / f"checkpoint-{state.global_step}" / COUNTS, json.dumps(self.counted))
+            self.trainer.remember(self.folder.checkpoints / f"checkpoint-{state.global_step}", self.counted)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         figures = {plain_name(name): value for name, value in metrics.items()}

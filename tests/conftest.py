@@ -7,13 +7,19 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 for variable in [name for name in os.environ if name.startswith("LMTRAIN_")]:
     del os.environ[variable]
 
+import atexit
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 TINY = {
     "gpt2": "n_embd=32,n_layer=2,n_head=2,n_positions=128",

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmtrain import collate, encode, tokenizer
-from lmtrain.batching import Order, padding_fraction
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.packing import best_fit
 from lmtrain.recipe import RECIPES
-from lmtrain.sources import Rows, Table
+from lmtrain.sources import Rows
 
 WORDS = sentences(60)
 
@@ -28,9 +28,7 @@ def made(objective: str, kind: str = "bpe:300"):
 
 
 def rows_of(values: list, kind: str, running: bool = False) -> Rows:
-    table = Table("made up", lambda: iter(()))
-    places = [(0, number) for number in range(1, len(values) + 1)]
-    return Rows(kind, (table,), values, places, list(range(len(values))), {0: len(values)} if running else {})
+    return Rows.of(kind, values, running=running)
 
 
 def encoded(objective: str, values: list, kind: str, running: bool = False, positions: int | None = None, measure: bool = False,
@@ -52,48 +50,123 @@ def trained_tokens(examples, made_tokenizer, data, objective: str) -> Counter:
 
 
 texts = st.lists(st.text(alphabet="abc 가나🙂\n", min_size=1, max_size=40), min_size=1, max_size=8)
+POLICIES = ["split", "truncate", "drop"]
+
+
+def reference(ids: list[list[int]], ends: tuple[list, list], length: int, policy: str, blocks: bool) -> tuple:
+    """(rows as lists of texts' pieces, tokens read, truncated, dropped) of documents, in a few lines."""
+    documents = [[*ends[0], *own, *ends[1]] for own in ids]
+    kept = [own for own in documents if policy != "drop" or len(own) <= length]
+    used = [own[:length] if policy == "truncate" else own for own in kept]
+    streams = [[token for own in used for token in own]] if blocks else used
+    pieces = [stream[i : i + length] for stream in streams for i in range(0, len(stream), length)]
+    read, left = sum(map(len, documents)), sum(map(len, kept))
+    return pieces, read, left - sum(map(len, used)), read - left
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    texts,
+    st.integers(2, 24),
+    st.sampled_from(["none", "best-fit", "blocks"]),
+    st.sampled_from(POLICIES),
+    st.booleans(),
+)
+def test_every_token_of_a_text_is_trained_but_the_first_of_each_piece(
+    values: list[str], length: int, packing: str, policy: str, running: bool
+):
+    running, options = running and packing != "none", {"packing": packing != "none", "max_length": length}
+    policy = "split" if running else policy
+    options |= {"packing_strategy": packing} if packing != "none" else {}
+    try:
+        examples, own, data = encoded("clm", values, "text", running, made_with="byte", on_long=policy, **options)
+    except InputError as error:
+        assert "no row is left" in str(error)
+        examples = None
+    own, data = made("clm", "byte"), data if examples else None
+    documents = ["".join(values)] if running else values
+    ids = [own(document, add_special_tokens=False)["input_ids"] for document in documents]
+    ends = [own.bos_token_id], [own.eos_token_id]
+    pieces, read, truncated, dropped = reference(ids, ends, length, policy, packing == "blocks")
+    if examples is None:
+        assert not pieces
+        return
+    shared = examples.packed(length) if packing == "best-fit" else examples
+    assert trained_tokens(shared, own, data, "clm") == Counter(token for piece in pieces for token in piece[1:])
+    ledger = examples.ledger
+    assert ledger.balances()
+    assert (ledger.tokens_read, ledger.tokens_truncated, ledger.tokens_dropped) == (read, truncated, dropped)
+    assert sorted(examples[0, row]["input_ids"].tolist() for row in range(len(examples))) == sorted(pieces)
+    assert max(len(shared[0, row]["input_ids"]) for row in range(len(shared))) <= length
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts, st.integers(4, 24), st.sampled_from(["none", "best-fit", "blocks"]), st.sampled_from(POLICIES))
+def test_masked_rows_hold_every_token_between_their_frames(values: list[str], length: int, packing: str, policy: str):
+    """With a mask probability of almost one, every token that is not special is trained."""
+    options = {"packing": packing != "none", **({"packing_strategy": packing} if packing != "none" else {})}
+    own = made("mlm", "char")
+    ids = [own(value, add_special_tokens=False)["input_ids"] for value in values]
+    if packing == "blocks":  # [SEP] ends every document but the last, which the frame of its row ends
+        ids = [[*document, own.sep_token_id] for document in ids[:-1]] + ids[-1:]
+    pieces, read, truncated, dropped = reference(ids, ([], []), length - 2, policy, packing == "blocks")
+    try:
+        examples, _, data = encoded("mlm", values, "text", max_length=length, on_long=policy, made_with="char",
+                                    mask_probability=1 - 1e-12, **options)  # fmt: skip
+    except InputError as error:
+        assert "no row is left" in str(error)
+        assert not pieces
+        return
+    shared = examples.packed(length) if packing == "best-fit" else examples
+    special = set(own.all_special_ids)
+    wanted = Counter(token for piece in pieces for token in piece if token not in special)
+    assert trained_tokens(shared, own, data, "mlm") == wanted
+    framed = [[own.cls_token_id, *piece, own.sep_token_id] for piece in pieces]
+    assert sorted(examples[0, row]["input_ids"].tolist() for row in range(len(examples))) == sorted(framed)
+    ledger = examples.ledger
+    assert ledger.balances()
+    assert (ledger.tokens_read, ledger.tokens_truncated, ledger.tokens_dropped) == (read, truncated, dropped)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(texts, st.integers(2, 20), st.booleans(), st.booleans())
-def test_every_token_of_a_text_is_trained_but_the_first_of_each_row(
-    values: list[str], length: int, packing: bool, running: bool
+@given(texts, texts, st.integers(2, 20), st.integers(2, 20), st.sampled_from(["truncate", "drop"]))
+def test_targets_are_trained_up_to_their_limit_and_still_end(
+    sources: list[str], targets: list[str], source_length: int, target_length: int, policy: str
 ):
-    examples, made_tokenizer, data = encoded(
-        "clm", values, "text", running and packing, made_with="byte", max_length=length, packing=packing
-    )
-    documents = ["".join(values)] if running and packing else values
-    wanted = [[made_tokenizer.bos_token_id, *(b + 0 for b in made_tokenizer(d, add_special_tokens=False)["input_ids"]),
-               made_tokenizer.eos_token_id] for d in documents]  # fmt: skip
-    streams = [[token for document in wanted for token in document]] if packing else wanted
-    reference = Counter(
-        token for stream in streams for i in range(0, len(stream), length) for token in stream[i : i + length][1:]
-    )
-    assert trained_tokens(examples, made_tokenizer, data, "clm") == reference
-    assert examples.ledger.balances()
-    assert examples.ledger.tokens_used == sum(map(len, streams)) == int(examples.columns["input_ids"].lengths.sum())
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(texts, st.integers(4, 20), st.booleans(), st.sampled_from(["split", "truncate", "drop"]))
-def test_masked_rows_hold_every_token_and_the_ledger_balances(
-    values: list[str], length: int, packing: bool, on_long: str
-):
+    values = list(zip(sources, targets, strict=False))
+    own = made("seq2seq", "byte")
+    pairs = [(own(source)["input_ids"], own(target)["input_ids"]) for source, target in values]
+    fits = [len(source) <= source_length and len(target) <= target_length for source, target in pairs]
+    kept = [pair for pair, whole in zip(pairs, fits, strict=True) if whole or policy == "truncate"]
+    cut = [
+        target if len(target) <= target_length else [*target[: target_length - 1], target[-1]] for _, target in kept
+    ]
     try:
-        examples, made_tokenizer, _ = encoded("mlm", values, "text", max_length=length, packing=packing, on_long=on_long,
-                                              made_with="char")  # fmt: skip
+        examples, _, data = encoded("seq2seq", values, "pairs", made_with="byte", max_source_length=source_length,
+                                    max_target_length=target_length, on_long=policy)  # fmt: skip
     except InputError as error:
         assert "no row is left" in str(error)
+        assert not kept
         return
+    assert trained_tokens(examples, own, data, "seq2seq") == Counter(token for target in cut for token in target)
     ledger = examples.ledger
     assert ledger.balances()
-    special = set(made_tokenizer.all_special_ids) - {made_tokenizer.unk_token_id}
-    kept = [int(i) for row in range(len(examples)) for i in examples[0, row]["input_ids"] if int(i) not in special]
-    text = [len(made_tokenizer(value, add_special_tokens=False)["input_ids"]) for value in values]
-    separators = ledger.tokens_read - sum(text)
-    assert 0 <= separators <= len(values) - 1
-    assert len(kept) + ledger.tokens_truncated + ledger.tokens_dropped >= sum(text) - separators
-    assert max(len(examples[0, row]["input_ids"]) for row in range(len(examples))) <= length
+    assert ledger.tokens_read == sum(len(source) + len(target) for source, target in pairs)
+    assert ledger.rows_dropped == len(pairs) - len(kept)
+    assert ledger.rows_truncated == (fits.count(False) if policy == "truncate" else 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 16), min_size=1, max_size=60), st.integers(0, 8))
+def test_best_fit_keeps_texts_whole_and_fills_rows(lengths: list[int], more: int):
+    room = max(lengths) + more
+    rows = best_fit(np.array(lengths), room)
+    assert sorted(rows.values.tolist()) == list(range(len(lengths)))
+    filled = [sum(lengths[text] for text in rows[row]) for row in range(len(rows))]
+    assert max(filled) <= room
+    least = -(-sum(lengths) // room)
+    assert len(rows) <= 1.23 * least + 1  # the bound of best-fit decreasing is 11/9 of the best and 6/9
+    assert sum(fill <= room // 2 for fill in filled) <= 1, "two rows that are at most half full would fit into one"
 
 
 @pytest.mark.parametrize(("policy", "fates"), [("truncate", (2, 1, 0)), ("drop", (1, 0, 1)), ("split", (2, 0, 0))])
@@ -247,28 +320,20 @@ def test_masks_keep_their_shares_and_spare_special_tokens():
 
 
 def test_masks_are_a_function_of_seed_epoch_and_row():
-    examples, made_tokenizer, data = encoded("mlm", WORDS, "text", max_length=32)
+    examples, made_tokenizer, data = encoded("mlm", [" ".join(WORDS)], "text", max_length=32)
     collator = collate.masked(made_tokenizer, data, 1)
 
     def labels(epoch: int | None, row: int, others: int = 0) -> list[int]:
         batch = collator([examples[epoch, row], *(examples[epoch, i] for i in range(others))])
-        return batch["labels"][0][:32].tolist()
+        return [label for label in batch["labels"][0].tolist() if label != -100]
 
     assert labels(0, 3) == labels(0, 3, others=4)
     assert labels(0, 3) != labels(1, 3)
     assert labels(None, 3) == labels(None, 3, others=2)
-    assert collate.masked(made_tokenizer, data, 2)([examples[0, 3]])["labels"][0].tolist() != labels(0, 3)
-
-
-def test_the_order_is_new_in_every_epoch_and_blank_rows_fill_it_up():
-    order = Order(10, seed=1, multiple=4)
-    first = list(order)
-    order.set_epoch(1)
-    second = list(order)
-    assert sorted(row for _, row in first) == sorted(row for _, row in second) == [*range(10), 10, 10]
-    assert [row for _, row in first] != [row for _, row in second]
-    assert {epoch for epoch, _ in second} == {1}
-    assert list(Order(10, seed=1, multiple=4)) == first
+    assert (
+        collate.masked(made_tokenizer, data, 2).scored(examples[0, 3])[1].tolist()
+        != collator.scored(examples[0, 3])[1].tolist()
+    )
 
 
 def test_a_blank_row_trains_nothing_in_any_objective():
@@ -277,12 +342,6 @@ def test_a_blank_row_trains_nothing_in_any_objective():
         examples, made_tokenizer, data = encoded(objective, values, kind)
         collator = OBJECTIVES[objective].collate(made_tokenizer, data, 1)
         assert (collator([examples[0, len(examples)]])["labels"] == -100).all()
-
-
-def test_the_padding_fraction_counts_what_a_batch_is_filled_up_with():
-    lengths = np.array([1, 3, 2, 2])
-    assert padding_fraction([lengths], np.arange(4), 2) == pytest.approx(1 - 8 / 10)
-    assert padding_fraction([lengths], np.array([0, 2, 3, 1]), 4) == pytest.approx(1 - 8 / 12)
 
 
 def test_the_ledger_of_a_run_counts_empty_and_bad_rows(material: Path):

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lmtrain import sources
+from lmtrain import corpus, sources
+from lmtrain.cache import Cache
+from lmtrain.console import Console
 from lmtrain.errors import InputError, UsageError
 from lmtrain.recipe import ClmData, MlmData, PairData
 
@@ -105,7 +107,7 @@ def test_standard_input_is_text_or_json_lines(content: bytes, kind: str, monkeyp
 
 def test_standard_input_cannot_be_both_sides():
     with pytest.raises(UsageError, match="only once"):
-        sources.read(ClmData(train=["-"], eval=["-"]), 1)
+        corpus.Corpus(ClmData(train=["-"], eval=["-"]), 1, Cache(None, Console()))
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
@@ -193,7 +195,7 @@ def test_bad_and_empty_rows_are_counted_where_that_is_asked(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": 1}\n{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": "b"}\n')
     rows = load(path, on_bad="drop")
-    assert (rows.values, rows.rows_bad, rows.rows_empty) == (["a", "b"], 2, 1)
+    assert (rows.values, rows.ledgers[0].rows_bad, rows.ledgers[0].rows_empty) == (["a", "b"], 2, 1)
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfa\nb\n", "a\nb\n".encode("utf-16"), b"a\r\nb\r\n", b"a\rb"])
@@ -237,18 +239,18 @@ def test_a_monstrous_line_is_one_row_in_pieces_and_nothing_is_lost(tmp_path: Pat
 def test_holding_out_is_seeded_shuffled_and_loses_nothing(packing: bool, tmp_path: Path):
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(1000)))
     rows = load(tmp_path / "a.txt", packing=packing)
-    train, held = sources.hold_out(rows, 0.05, seed=1)
+    train, held = corpus.hold_out(rows, 0.05, seed=1)
     assert sorted(train.values + held.values) == sorted(rows.values)
     assert 0.03 <= len(held) / 1000 <= 0.08
-    assert held.values == sources.hold_out(rows, 0.05, seed=1)[1].values
-    assert held.values != sources.hold_out(rows, 0.05, seed=2)[1].values
+    assert held.values == corpus.hold_out(rows, 0.05, seed=1)[1].values
+    assert held.values != corpus.hold_out(rows, 0.05, seed=2)[1].values
     assert held.values[0] != "line 950 of the text"
 
 
 def test_one_row_cannot_be_held_out(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n")
     with pytest.raises(InputError, match="--val-split 0"):
-        sources.read(ClmData(train=[str(tmp_path / "a.txt")]), 1)
+        corpus.read(ClmData(train=[str(tmp_path / "a.txt")]), 1)
 
 
 def test_odd_files_are_refused_at_once(tmp_path: Path):

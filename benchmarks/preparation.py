@@ -1,0 +1,193 @@
+"""How long it takes from a text file to full rows of ids: lmtrain beside two `datasets.map` passes.
+
+    python benchmarks/preparation.py [--tokenizer FOLDER] [--megabytes 30] [--rounds 5] [FILE …]
+
+The baseline does what the public causal language modelling script does: load the file as lines, tokenise them in one
+map, concatenate and cut them in another, with the defaults of both. Every measurement is a process of its own with
+empty caches, the two in turns; the second start of lmtrain has its cache from the first. Without files the text is the
+documentation that comes with Python; without a tokenizer one is trained on it.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LENGTH = 1024
+
+
+def baseline(text: str, folder: str) -> dict[str, Any]:
+    import time
+    from itertools import chain
+
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loading = time.perf_counter()
+    raw = datasets.load_dataset("text", data_files=text, split="train", keep_linebreaks=True)
+    started = time.perf_counter()
+    tokenised = raw.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])
+
+    def group(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: list(chain(*column)) for name, column in rows.items()}
+        total = len(joined["input_ids"]) // LENGTH * LENGTH
+        cut = {name: [column[i : i + LENGTH] for i in range(0, total, LENGTH)] for name, column in joined.items()}
+        return {**cut, "labels": cut["input_ids"].copy()}
+
+    grouped = tokenised.map(group, batched=True)
+    seconds = time.perf_counter() - started
+    kept = sum(map(len, grouped["input_ids"]))
+    ids = [i for row in tokenised["input_ids"] for i in row]
+    return {"seconds": seconds, "with_loading": seconds + started - loading, **_told(ids), "kept": kept}
+
+
+def lmtrain(text: str, folder: str) -> dict[str, Any]:
+    import time
+
+    from lmtrain.cache import Cache
+    from lmtrain.console import Console
+    from lmtrain.corpus import Corpus
+    from lmtrain.encode import Limits
+    from lmtrain.model import load_tokenizer
+    from lmtrain.objectives import OBJECTIVES
+    from lmtrain.prepare import prepare
+    from lmtrain.recipe import RECIPES, Model
+
+    recipe = RECIPES["clm"](
+        model=Model(name=folder),
+        data={"train": text, "val_split": 0, "max_length": LENGTH, "packing_strategy": "blocks"},
+    )
+    tokenizer, _ = load_tokenizer(Model(name=folder))
+    started = time.perf_counter()
+    corpus = Corpus(recipe.data, 1, Cache.of(recipe.run, Console(quiet=True)))
+    corpus.check()
+    prepared = prepare(corpus, OBJECTIVES["clm"], tokenizer, recipe.data, Limits(LENGTH, {}))
+    seconds = time.perf_counter() - started
+    ids = prepared.train.columns["input_ids"].values[:-1]  # the end token, which the script does not add
+    return {"seconds": seconds, "with_loading": seconds, **_told(ids), "kept": len(ids)}
+
+
+def _told(ids: Any) -> dict[str, Any]:
+    import hashlib
+    import resource
+
+    import numpy as np
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the ids are looked at once more
+    ids = np.asarray(ids, np.int64)
+    return {"tokens": len(ids), "sha256": hashlib.sha256(ids.tobytes()).hexdigest(), "megabytes": peak}
+
+
+def measured(what: str, text: Path, folder: Path, caches: Path) -> dict[str, Any]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(caches / "hf"), "XDG_CACHE_HOME": str(caches)}
+    command = [sys.executable, __file__, "--one", what, "--tokenizer", str(folder), str(text)]
+    before, began = _busy(), os.times().elapsed
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    others = (_busy() - before) - json.loads(done.stdout)["cpu_seconds"]
+    return {**json.loads(done.stdout), "others": max(others, 0.0) / (os.times().elapsed - began)}
+
+
+def _busy() -> float:
+    """CPU seconds that this machine has worked."""
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def material(folder: Path, files: list[str], megabytes: float) -> Path:
+    """A text of that size: the files, or Python's documentation, over and over, its lines in another order each time."""
+    if files:
+        lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines(keepends=True)]
+    else:
+        from pydoc_data.topics import topics
+
+        lines = [line for name in sorted(topics) for line in topics[name].splitlines(keepends=True)]
+    target, drawn, size = folder / "text.txt", random.Random(0), 0
+    with target.open("w", encoding="utf-8") as stream:
+        while size < megabytes * 1e6:
+            for line in lines:
+                size += stream.write(line if line.endswith("\n") else line + "\n")
+            drawn.shuffle(lines)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--megabytes", type=float, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        result = {"baseline": baseline, "lmtrain": lmtrain}[given.one](given.files[0], given.tokenizer)
+        times = os.times()
+        print(json.dumps({**result, "cpu_seconds": times.user + times.system + times.children_user}))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        text = material(folder, given.files, given.megabytes)
+        tokenizer = _tokenizer(folder, text, given.tokenizer)
+        rounds = []
+        for number in range(given.rounds):
+            order = ["baseline", "lmtrain"] if number % 2 else ["lmtrain", "baseline"]
+            caches = {what: Path(tempfile.mkdtemp(dir=folder)) for what in order}
+            found = {what: measured(what, text, tokenizer, caches[what]) for what in order}
+            found["second"] = measured("lmtrain", text, tokenizer, caches["lmtrain"])
+            rounds.append(found)
+            print(
+                json.dumps({n: {k: v for k, v in f.items() if k != "sha256"} for n, f in found.items()}),
+                file=sys.stderr,
+            )
+        print(table(rounds, text.stat().st_size))
+
+
+def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
+    """The folder of a tokenizer that both sides can load."""
+    from lmtrain.model import load_tokenizer
+    from lmtrain.objectives import OBJECTIVES
+    from lmtrain.recipe import Model
+    from lmtrain.tokenizer import train
+
+    if name:
+        made, _ = load_tokenizer(Model(name=name))
+    else:
+        made = train("bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].frame)
+    made.save_pretrained(folder / "tokenizer")
+    return folder / "tokenizer"
+
+
+def table(rounds: list[dict[str, Any]], size: int) -> str:
+    def median(what: str, name: str) -> float:
+        return statistics.median(found[what][name] for found in rounds)
+
+    same = all(len({f["sha256"] for f in found.values()}) == 1 for found in rounds)
+    first, second, maps = median("lmtrain", "seconds"), median("second", "seconds"), median("baseline", "seconds")
+    rows = [
+        ("two map passes", maps, median("baseline", "megabytes"), ""),
+        (
+            "two map passes, and loading the file",
+            median("baseline", "with_loading"),
+            median("baseline", "megabytes"),
+            "",
+        ),
+        ("lmtrain, from the file", first, median("lmtrain", "megabytes"), f"{maps / first:.2f} × the two passes"),
+        ("lmtrain, second start", second, median("second", "megabytes"), f"{first / second:.0f} × the first"),
+    ]
+    lines = [f"{size / 1e6:.1f} MB, {rounds[0]['baseline']['tokens']:,} tokens, {len(rounds)} rounds, medians; "
+             f"tokens {'identical' if same else 'NOT IDENTICAL'}, of which the script keeps "
+             f"{rounds[0]['baseline']['kept']:,}; other processes took "
+             f"{max(f['others'] for found in rounds for f in found.values()):.2f} cores at most", "",
+             "| | seconds | peak MB | |", "|---|---|---|---|"]  # fmt: skip
+    return "\n".join(lines + [f"| {name} | {s:.2f} | {mb:.0f} | {note} |" for name, s, mb, note in rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Texts that share a row, kept apart: none attends to another, and the positions of each start anew.
+
+How a model is told so differs by architecture, and where it is told wrongly nothing fails, it only learns from the
+wrong texts. So every way is tried on a few made-up texts, and that one is taken which gives each text the logits that it
+has alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from lmtrain.collate import Batch
+from lmtrain.loss import TokenLoss, evaluating
+
+TOLERANCE = 2e-5
+"""Relative to the largest logit, in float32: rounding is ten times less, a text that sees another a hundred times more."""
+
+LENGTHS = ((5, 7, 3), (4, 6))
+"""Of the made-up texts that share two rows; one is longer where the model looks at a window of no more than WIDEST."""
+
+WIDEST = 512
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What to give a model for texts that share rows, in place of an attention mask of ones and zeros."""
+
+    masks: Callable[["Apart", torch.Tensor], Any]
+    """documents [rows, length] -> what the model takes as its attention mask."""
+    causal: bool
+    first_position: int
+    """The position of a text's first token: RoBERTa counts from the pad id on."""
+    takes_positions: bool
+    takes_cache: bool
+    additive: bool
+    """Whether its attention adds the mask (eager) rather than reads it as true and false (sdpa)."""
+    dtype: torch.dtype
+    window: int
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """The batch as the model wants it; `documents` [rows, length] are used up."""
+        documents = batch["documents"]
+        inputs: dict[str, Any] = {n: t for n, t in batch.items() if n not in ("documents", "attention_mask")}
+        masks = self.masks(self, documents)
+        if masks is not None:
+            inputs["attention_mask"] = masks
+        if self.takes_positions:
+            inputs["position_ids"] = positions(documents) + self.first_position
+        if self.takes_cache:
+            inputs["use_cache"] = False  # with a cache, the model would not look at the positions
+        return inputs
+
+    def mask(self, allowed: torch.Tensor) -> torch.Tensor:
+        """[rows, 1, length, length]"""
+        allowed = allowed[:, None]
+        if not self.additive:
+            return allowed
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(
+            ~allowed, torch.finfo(self.dtype).min
+        )
+
+
+def positions(documents: torch.Tensor) -> torch.Tensor:
+    """[rows, length]: the place of each token in its own text; padding counts as a text."""
+    at = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    new = torch.ones_like(documents, dtype=torch.bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return at - torch.where(new, at, 0).cummax(1).values
+
+
+def _by_positions(apart: Apart, documents: torch.Tensor) -> None:
+    """Nothing: where positions start anew, transformers makes the mask, in the cheapest form that its kernel takes."""
+
+
+def _same(apart: Apart, documents: torch.Tensor) -> torch.Tensor:
+    same = documents[:, :, None] == documents[:, None, :]
+    return same.tril() if apart.causal else same
+
+
+def _one_mask(apart: Apart, documents: torch.Tensor) -> torch.Tensor:
+    return apart.mask(_same(apart, documents))
+
+
+def _mask_by_layer(apart: Apart, documents: torch.Tensor) -> dict[str, torch.Tensor]:
+    """For models that alternate between attention to everything and to a window (ModernBERT)."""
+    same = _same(apart, documents)
+    at = torch.arange(documents.shape[1], device=documents.device)
+    near = (at[:, None] - at[None, :]).abs() <= apart.window
+    return {"full_attention": apart.mask(same), "sliding_attention": apart.mask(same & near)}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the training rows of a run share rows."""
+
+    data: Any
+    """The recipe's data section, with the packing that this model allows."""
+    apart: Apart | None
+    """How texts that share a row are kept apart; None where none do."""
+    warnings: list[str]
+
+
+def choose_packing(network: PreTrainedModel, data: Any, kind: str, causal: bool) -> Packing:
+    """What the recipe asks for, or blocks where the model cannot keep texts apart."""
+    if not data.shares or kind != "text":
+        return Packing(data, None, [])
+    if apart := keep_apart(network, causal):
+        return Packing(data, apart, [])
+    told = (f"{network.config.model_type} cannot keep texts that share a row apart: they are packed as blocks, where one "
+            "reads the one before; --no-packing keeps them apart")  # fmt: skip
+    return Packing(data.model_copy(update={"packing_strategy": "blocks"}), None, [told])
+
+
+WAYS = (_by_positions, _one_mask, _mask_by_layer)
+
+
+def keep_apart(network: PreTrainedModel, causal: bool) -> Apart | None:
+    """The way that keeps texts apart in this very model; None where none does."""
+    takes = signature(network.forward).parameters
+    embeddings = [module for name, module in network.named_modules()
+                  if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")]  # fmt: skip
+    paddings = [table.padding_idx for table in embeddings if table.padding_idx is not None]
+    config = network.config
+    for way in WAYS:
+        apart = Apart(
+            way, causal, paddings[0] + 1 if paddings else 0, "position_ids" in takes, "use_cache" in takes,
+            config._attn_implementation == "eager", network.dtype,
+            getattr(config, "sliding_window", None) or getattr(config, "local_attention", 0) // 2,
+        )  # fmt: skip
+        if _holds(network, apart):
+            return apart
+    return None
+
+
+@torch.no_grad()
+def _holds(network: PreTrainedModel, apart: Apart) -> bool:
+    beyond = (apart.window + 4,) if 0 < apart.window <= WIDEST else ()
+    rows = [(*row, *beyond) for row in LENGTHS]
+    longest = max(map(sum, rows))
+    vocabulary = network.get_input_embeddings().num_embeddings
+    random = np.random.default_rng(0)
+    ids = torch.from_numpy(random.integers(vocabulary // 2, vocabulary, size=(len(rows), longest)))
+    numbers = [np.repeat(np.arange(1, len(row) + 1), row) for row in rows]
+    documents = torch.tensor([[*row, *[0] * (longest - len(row))] for row in numbers])
+    batch = {"input_ids": ids, "attention_mask": documents.clamp(max=1), "documents": documents, "labels": ids}
+    batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
+    with evaluating(network):
+        try:
+            together, _ = TokenLoss(0, apart=apart).aligned(network, batch)
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError):
+            return False  # the model does not take this
+        for row, number in _texts(documents):
+            at = documents[row] == number
+            text = {name: batch[name][row][at][None] for name in ("input_ids", "labels")}
+            alone, _ = TokenLoss(0).aligned(network, text | {"attention_mask": torch.ones_like(text["labels"])})
+            gap = (together[row][at] - alone[0]).abs().max()
+            if not gap <= TOLERANCE * alone.abs().max():
+                return False
+    return True
+
+
+def _texts(documents: torch.Tensor) -> list[tuple[int, int]]:
+    """(row, number) of each text."""
+    return [(row, number) for row, numbers in enumerate(documents.tolist()) for number in sorted(set(numbers) - {0})]

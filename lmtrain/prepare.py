@@ -1,0 +1,162 @@
+"""Rows -> examples of both sides, from the cache where the same has been prepared before."""
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lmtrain.apart import Packing
+from lmtrain.batching import Batches, count_trained
+from lmtrain.cache import Kept
+from lmtrain.collate import Collate
+from lmtrain.corpus import Corpus
+from lmtrain.encode import Examples, Limits
+from lmtrain.errors import InputError
+from lmtrain.ledger import Ledger
+from lmtrain.objectives import Objective
+from lmtrain.packing import Ragged
+from lmtrain.sources import Rows
+from lmtrain.streaming import Stream
+from lmtrain.tokenizer import Frame, framed, train
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains and evaluates on, and what there is to say about it."""
+
+    train: Examples
+    held_out: Examples | None
+    notes: list[str]
+    warnings: list[str]
+    shared_rows: int
+    duplicate_rows: int
+
+
+def learn_tokenizer(specification: str, corpus: Corpus, frame: Frame) -> PreTrainedTokenizerFast:
+    """The tokenizer that is trained on the training rows, by the first process for all. Raises InputError."""
+
+    def make() -> Kept:
+        made = train(specification, corpus.sides.train.texts(), frame)
+        return {}, {"tokenizer": made.backend_tokenizer.to_str()}
+
+    state = PartialState()
+    key = corpus.key and corpus.cache.key("tokenizer", corpus.key, specification, asdict(frame))
+    made = [corpus.cache.remember(key, make)[1]["tokenizer"] if state.is_main_process else None]
+    text = broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
+    return framed(Tokenizer.from_str(text), frame)
+
+
+def prepare(
+    corpus: Corpus, objective: Objective, tokenizer: PreTrainedTokenizerBase, train_data: Any, limits: Limits
+) -> Prepared:
+    """Both sides as examples. `train_data` is the data section for training, where it is packed in another way.
+
+    Enters in `limits` what they come to. Raises InputError, naming the flag, where not one token would be predicted.
+    """
+    data, seed = corpus.data, corpus.seed
+
+    def make() -> Kept:
+        sides = corpus.sides
+        rows = objective.encode(sides.train, tokenizer, train_data, limits, False)
+        held = objective.encode(sides.held_out, tokenizer, data, limits, True) if sides.held_out else None
+        collate = objective.collate(tokenizer, data, seed)
+        count_trained(rows, collate, 0)
+        if held:
+            count_trained(held, collate, None)
+        prepared = Prepared(rows, held, sides.train.notes, sides.warnings(data.on_leak), sides.shared_rows,
+                            sides.duplicate_rows)  # fmt: skip
+        return _kept(prepared, limits)
+
+    key = None
+    if (told := identity(tokenizer)) and corpus.key:
+        key = corpus.cache.key(
+            corpus.key, told, str(objective.auto_model.__name__), limits.positions, train_data.model_dump()
+        )
+    arrays, document = corpus.cache.remember(key, make)
+    prepared = _restored(arrays, document)
+    limits.resolved.update(document["limits"])
+    for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):
+        if examples and not examples.ledger.tokens_trained:
+            raise InputError(f"{flag}: not one token of it would be predicted: the texts are too short, "
+                             "or --mask-probability is too low")  # fmt: skip
+    return prepared
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A hash of all that decides how a tokenizer cuts a text; None for a slow one, which does not tell."""
+    if not tokenizer.is_fast:
+        return None
+    told = (
+        type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
+        tokenizer.special_tokens_map, getattr(tokenizer, "src_lang", None), getattr(tokenizer, "tgt_lang", None),
+    )  # fmt: skip
+    return sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+
+def feed(
+    recipe: Any, corpus: Corpus, objective: Objective, tokenizer: PreTrainedTokenizerBase, packing: Packing,
+    prepared: Prepared, collate: Collate, limits: Limits, process: tuple[int, int],
+) -> Batches | Stream:  # fmt: skip
+    """The training data in batches, all at hand or read while training; `process` is (number, of how many)."""
+    section = recipe.train
+
+    def shared(examples: Examples) -> Examples:
+        return examples.packed(limits.resolved["max_length"]) if packing.apart else examples
+
+    def encode(rows: Rows) -> Examples:
+        return shared(objective.encode(rows, tokenizer, packing.data, limits, False))
+
+    if recipe.data.streaming:
+        return Stream(
+            corpus.reading, encode, collate, section.seed, section.batch_size, recipe.data.shuffle_buffer, process
+        )
+    return Batches(
+        shared(prepared.train), section.seed, section.batch_size, section.batch_tokens, section.group_by_length,
+        tuple(recipe.data.weights), process,
+    )  # fmt: skip
+
+
+# --- examples <-> arrays and a document ------------------------------------------------------------------------------
+
+
+def _kept(prepared: Prepared, limits: Limits) -> Kept:
+    arrays: dict[str, np.ndarray] = {}
+    document: dict[str, Any] = {"limits": limits.resolved, "sides": {}} | {
+        name: getattr(prepared, name) for name in ("notes", "warnings", "shared_rows", "duplicate_rows")
+    }
+    for side, examples in (("train", prepared.train), ("held_out", prepared.held_out)):
+        if examples is None:
+            continue
+        for name, column in examples.columns.items():
+            arrays |= {f"{side}-{name}-values": column.values, f"{side}-{name}-offsets": column.offsets}
+        if examples.sources is not None:
+            arrays[f"{side}-sources"] = examples.sources
+        document["sides"][side] = {
+            "kind": examples.kind, "columns": list(examples.columns), "fingerprint": examples.fingerprint,
+            "ledgers": [asdict(ledger) for ledger in examples.ledgers], "texts": examples.texts,
+        }  # fmt: skip
+    return arrays, document
+
+
+def _restored(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Prepared:
+    def examples(side: str) -> Examples | None:
+        told = document["sides"].get(side)
+        if told is None:
+            return None
+        columns = {
+            name: Ragged(arrays[f"{side}-{name}-values"], arrays[f"{side}-{name}-offsets"]) for name in told["columns"]
+        }
+        ledgers = tuple(Ledger(**ledger) for ledger in told["ledgers"])
+        texts = told["texts"] and [tuple(text) for text in told["texts"]]
+        return Examples(told["kind"], columns, ledgers, told["fingerprint"], arrays.get(f"{side}-sources"), texts)
+
+    train = examples("train")
+    assert train is not None
+    told = {name: document[name] for name in ("notes", "warnings", "shared_rows", "duplicate_rows")}
+    return Prepared(train, examples("held_out"), **told)

@@ -1,0 +1,101 @@
+"""Which rows share a batch: every row once an epoch, little padding, as many batches in every epoch."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtrain.batching import Batches, Order, evenly, longest_first, padding_fraction
+from lmtrain.encode import Examples
+from lmtrain.ledger import Ledger
+from lmtrain.packing import Ragged
+
+
+def pairs(sources: list[int], targets: list[int], of: list[int] | None = None) -> Examples:
+    columns = {"input_ids": Ragged.of([[1] * n for n in sources]), "labels": Ragged.of([[1] * n for n in targets])}
+    return Examples("pairs", columns, (Ledger(),), sources=None if of is None else np.array(of))
+
+
+def rows_of(batches: Batches, epoch: int) -> list[list[int]]:
+    batches.set_epoch(epoch)
+    return [[row for _, row in batch] for batch in batches]
+
+
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths, st.sampled_from([{"size": 4}, {"size": 4, "alike": True}, {"size": 4, "tokens": 120}]), st.integers(1, 3)
+)
+def test_every_row_comes_once_an_epoch_whatever_the_batches(sizes: list, options: dict, processes: int):
+    examples = pairs(*map(list, zip(*sizes, strict=True)))
+    shares = [Batches(examples, 1, process=(number, processes), **options) for number in range(processes)]
+    for epoch in range(3):
+        own = [rows_of(share, epoch) for share in shares]
+        assert len({len(batches) for batches in own} | {len(shares[0])}) == 1, "processes and epochs keep step"
+        rows = Counter(row for batches in own for batch in batches for row in batch)
+        blank = rows.pop(len(sizes), 0)
+        assert rows == Counter(range(len(sizes)))
+        assert blank < processes
+
+
+def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed():
+    examples = pairs([5] * 50, [5] * 50)
+    for options in ({}, {"alike": True}, {"tokens": 40}):
+        batches = Batches(examples, 1, 4, **options)
+        assert rows_of(batches, 0) != rows_of(batches, 1)
+        assert rows_of(batches, 0) == rows_of(Batches(examples, 1, 4, **options), 0)
+        assert rows_of(batches, 0) != rows_of(Batches(examples, 2, 4, **options), 0)
+
+
+def test_batches_of_like_length_have_little_padding_and_about_the_tokens():
+    random = np.random.default_rng(0)
+    sources = random.integers(5, 40, 6000)
+    examples = pairs(sources.tolist(), np.maximum(sources + random.integers(-3, 4, 6000), 1).tolist())
+    by_chance, alike, by_tokens = (
+        Batches(examples, 1, 32, **options) for options in ({}, {"alike": True}, {"tokens": 1500})
+    )
+    assert by_chance.padding_fraction() > 0.35
+    assert alike.padding_fraction() < 0.1
+    assert by_tokens.padding_fraction() < 0.05
+    columns = examples.lengths_by_column()
+    padded = [sum(int(column[batch].max()) for column in columns) * len(batch) for batch in by_tokens.of(0)]
+    assert np.quantile(padded, 0.95) < 1500 * 1.1
+    assert np.mean(padded) > 1500 * 0.9
+
+
+def test_a_row_longer_than_the_tokens_is_a_batch_of_its_own():
+    batches = Batches(pairs([500, 3, 3, 3], [1, 1, 1, 1]), 1, 8, tokens=16)
+    assert [0] in rows_of(batches, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.data())
+def test_rows_are_cut_evenly_into_any_number_of_batches(column: list[int], data: st.DataObject):
+    count = data.draw(st.integers(1, len(column)))
+    batches = evenly([np.array(sorted(column, reverse=True))], np.arange(len(column)), count)
+    assert len(batches) == count
+    assert all(map(len, batches))
+    assert np.concatenate(batches).tolist() == list(range(len(column)))
+
+
+def test_weights_share_out_an_epoch_and_no_row_comes_again_before_all_have_come():
+    of = np.array([0] * 90 + [1] * 10)
+    order = Order(of, 1, (1.0, 1.0))
+    assert order.shares() == {0: 50, 1: 50}
+    epochs = [order.of(epoch) for epoch in range(4)]
+    for rows in epochs:
+        assert np.bincount(of[rows]).tolist() == [50, 50]
+    first = Counter(np.concatenate(epochs).tolist())
+    assert {first[row] for row in range(90)} <= {2, 3}, "200 draws from 90 rows"
+    assert {first[row] for row in range(90, 100)} == {20}
+
+
+def test_evaluation_takes_more_rows_at_once_where_they_are_short():
+    lengths = np.array([10, 2, 2, 2, 2, 2, 9, 1])
+    batches = longest_first(lengths, 2)
+    assert [batch.tolist() for batch in batches] == [[0, 6], [1, 2, 3, 4, 5, 7]]
+    assert padding_fraction([lengths], batches) == pytest.approx(1 - 30 / 32)

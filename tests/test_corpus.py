@@ -1,0 +1,122 @@
+"""Both sides of a run's data: what is held out, what stands in both, what is shared out by weight."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import lmtrain, scratch, sentences, trained
+
+from lmtrain.cache import Cache
+from lmtrain.console import Console
+from lmtrain.corpus import Corpus
+from lmtrain.errors import InputError
+from lmtrain.recipe import ClmData, PairData
+
+
+def write(name: str, texts: list[str]) -> str:
+    Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return name
+
+
+def corpus(section: type = ClmData, seed: int = 1, **data: Any) -> Corpus:
+    return Corpus(section(**data), seed, Cache(Path("cache"), Console(quiet=True)))
+
+
+def test_shared_and_repeated_rows_are_counted():
+    train, held = write("t.jsonl", ["a", "b", "b", "c", "가"]), write("e.jsonl", ["b", "x", "가"])
+    sides = corpus(train=[train], eval=[held]).sides
+    assert (sides.shared_rows, sides.duplicate_rows) == (2, 1)
+    assert "2 evaluation rows also are training rows" in sides.warnings("warn")[0]
+    assert corpus(train=[train], eval=[write("o.jsonl", ["x"])]).sides.warnings("warn") == []
+
+
+def test_leaked_rows_are_left_out_of_training_and_counted_as_dropped():
+    train, held = write("t.jsonl", ["a", "b", "b", "c"]), write("e.jsonl", ["b", "x"])
+    sides = corpus(train=[train], eval=[held], on_leak="drop").sides
+    assert sides.train.values == ["a", "c"]
+    assert sides.train.ledgers[0].rows_dropped == 2
+    assert sides.held_out.values == ["b", "x"]
+
+
+def test_a_leak_can_be_an_error_that_names_the_row():
+    train, held = write("t.jsonl", ["a", "b", "c"]), write("e.jsonl", ["x", "b", "c"])
+    with pytest.raises(InputError, match=r"e.jsonl, line 2: also is in the training data, as are 1 more"):
+        assert corpus(train=[train], eval=[held], on_leak="error").sides
+
+
+def test_pairs_leak_as_pairs():
+    for name, target in (("t.jsonl", "b"), ("e.jsonl", "c")):
+        Path(name).write_text(json.dumps({"source": "a", "target": target}) + "\n")
+    assert corpus(PairData, train=["t.jsonl"], eval=["e.jsonl"]).sides.shared_rows == 0
+    assert corpus(PairData, train=["t.jsonl"], eval=["t.jsonl"]).sides.shared_rows == 1
+
+
+@pytest.mark.parametrize("changed", ["content", "order", "seed", "option", "limit", "name"])
+def test_the_key_follows_the_content_and_not_the_name(changed: str):
+    before = corpus(train=[write("a.jsonl", ["a", "b"]), write("b.jsonl", ["c"])]).key
+    files, seed, options = ["a.jsonl", "b.jsonl"], 1, {}
+    if changed == "content":
+        write("a.jsonl", ["a", "x"])
+    elif changed == "order":
+        files.reverse()
+    elif changed == "seed":
+        seed = 2
+    elif changed == "option":
+        options = {"on_bad": "drop"}
+    elif changed == "limit":
+        files[0] += "#1"
+    else:
+        Path("a.jsonl").rename("other.jsonl")
+        files[0] = "other.jsonl"
+    assert (corpus(train=files, seed=seed, **options).key == before) == (changed == "name")
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch):
+    name = write("a.jsonl", ["a", "b", "c"])
+    import lmtrain.corpus
+
+    read = lmtrain.corpus.read
+
+    def appended(*arguments: Any) -> Any:
+        rows = read(*arguments)
+        with Path(name).open("a") as stream:
+            stream.write('{"text": "d"}\n')
+        return rows
+
+    monkeypatch.setattr("lmtrain.corpus.read", appended)
+    with pytest.raises(InputError, match=r"a\.jsonl: was written to while it was read"):
+        assert corpus(train=[name]).sides
+
+
+def test_sources_have_a_ledger_each_and_weights_share_out_the_epoch():
+    write("big.jsonl", sentences(60))
+    write("small.jsonl", [f"a {n} b" for n in range(10)] + [""])
+    results = trained("clm", *scratch("gpt2"), "-d", "big.jsonl", "-d", "small.jsonl", "--data-weights", "1,1", "--no-packing",
+                      "--val-split", 0, "--max-steps", 2, "-o", "run")  # fmt: skip
+    big, small = results["data"]["train_sources"]
+    assert (big["source"], big["rows_read"], big["rows_used"], big["share"]) == ("big.jsonl", 60, 60, 0.5)
+    assert (small["source"], small["rows_read"], small["rows_used"], small["rows_empty"]) == ("small.jsonl", 11, 10, 1)
+    whole = results["data"]["train"]
+    for name in ("rows_read", "rows_used", "rows_empty", "tokens_read", "tokens_used", "tokens_trained"):
+        assert whole[name] == big[name] + small[name], name
+
+
+@pytest.mark.parametrize("strategy", ["best-fit", "blocks"])
+def test_packed_rows_hold_one_source(strategy: str):
+    write("a.jsonl", ["a" * n for n in range(1, 20)])
+    write("b.jsonl", ["b" * n for n in range(1, 20)])
+    results = trained("clm", *scratch("gpt2")[:-1], "byte", "-d", "a.jsonl", "-d", "b.jsonl", "--data-weights", "3,1",
+                      "--packing-strategy", strategy, "--val-split", 0, "--max-steps", 3, "-L", 32, "-o", "run")  # fmt: skip
+    shares = [source["share"] for source in results["data"]["train_sources"]]
+    assert shares[0] == pytest.approx(0.75, abs=0.04)
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [("1", "1 numbers for 2 --data"), ("1,0", "must be above 0"), ("1,x", "write it as 3,1")]
+)
+def test_weights_that_do_not_fit_are_refused(weights: str, message: str):
+    outcome = lmtrain("clm", *scratch("gpt2"), "-d", "a.txt", "-d", "b.txt", "--data-weights", weights)
+    assert outcome.code == 2
+    assert message in outcome.err.replace("\n", " ")
