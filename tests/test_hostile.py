@@ -256,7 +256,7 @@ def test_a_file_without_permission_is_refused_with_its_name(name: str, tmp_path:
 def test_pairs_without_a_target_are_counted(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n{"source": "c", "target": " "}\n')
     rows = load(tmp_path / "a.jsonl", data=PairData)
-    assert (len(rows.values), rows.rows_empty) == (1, 1)
+    assert (len(rows.values), rows.ledgers[0].rows_empty) == (1, 1)
 
 
 @pytest.mark.parametrize(
