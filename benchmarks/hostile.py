@@ -453,6 +453,7 @@ STORED = [
     refused(GZ + "truncated.jsonl.gz", "gzip cut in the middle", "damaged"),
     refused(GZ + "not_gzip.jsonl.gz", "plain text named .gz", "not what its name says"),
     loads(GZ + "bomb_100MB.txt.gz", "100 kB that expand to 100 MB", "less than 1 GB", megabytes=1000, codes=(0, 3)),
+    loads(GZ + "bomb_100MB.txt.gz", "… --streaming", "less than 1 GB", "--streaming", megabytes=1000),
     loads("parquet/good.parquet", "1000 rows, 10 row groups", "1000 rows", counts={"rows_used": 1000}),
     refused("parquet/truncated.parquet", "no footer", "damaged"),
     refused("parquet/magic_only.parquet", "8 bytes", "damaged"),
@@ -555,6 +556,11 @@ MADE = [
           make=one_long_line("one_50MB_line.txt")),
     loads("one_50MB_line.jsonl", "one JSON row of 50 MB", "less than 2 GB", counts={"rows_used": 1},
           make=one_long_line("one_50MB_line.jsonl", b'{"text": "', b'"}\n')),
+    refused("10M_empty_lines.txt", "… --streaming", "no usable text", flags=["--streaming"], make=many_empty_lines,
+            seconds=30),
+    loads("one_50MB_line.txt", "… --streaming", "less than 2 GB", "--streaming", make=one_long_line("one_50MB_line.txt")),
+    loads("one_50MB_line.jsonl", "… --streaming", "less than 2 GB", "--streaming",
+          make=one_long_line("one_50MB_line.jsonl", b'{"text": "', b'"}\n')),
 ]  # fmt: skip
 
 ROWS = [*STORED, *MADE]
@@ -576,7 +582,7 @@ def start(command: Sequence[str], place: Path, file: Path | None = None, row: Ro
     before = WITHOUT_PRIVILEGE if row and row.unprivileged and os.geteuid() == 0 else []
     limit = row.open_files if row else None
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LMTRAIN_")} | {
-        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": str(Path.cwd())}  # fmt: skip
+        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": str(Path.cwd()), "XDG_CACHE_HOME": str(place / "cache")}  # fmt: skip
     with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
         began = time.monotonic()
         process = subprocess.Popen(
