@@ -55,7 +55,7 @@ def lmtrain(text: str, folder: str) -> dict[str, Any]:
     from lmtrain.cache import Cache
     from lmtrain.console import Console
     from lmtrain.corpus import Corpus
-    from lmtrain.encode import Limits
+    from lmtrain.dataset import Limits
     from lmtrain.model import load_tokenizer
     from lmtrain.objectives import OBJECTIVES
     from lmtrain.prepare import prepare

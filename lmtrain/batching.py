@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from lmtrain.collate import IGNORED, Collate
-from lmtrain.encode import Examples, Key
+from lmtrain.dataset import Examples, Key
 from lmtrain.packing import Ragged
 
 POOL = 100

@@ -22,8 +22,8 @@ UNUSED_DAYS = 30
 """An entry that nobody has used for so long is removed when another is written."""
 
 MADE_BY = (
-    "cache", "chat", "collate", "columns", "corpus", "encode", "examples", "ledger", "packing", "prepare", "readers",
-    "sources", "tables", "tokenizer",
+    "cache", "chance", "chat", "collate", "columns", "corpus", "dataset", "encode", "examples", "ledger", "packing", "prepare", "readers",
+    "sources", "tables", "tokenizer", "turns",
 )  # fmt: skip
 """The modules whose every change makes all entries out of date."""
 

@@ -9,13 +9,10 @@ trained.
 """
 
 import json
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,13 +20,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import InputError
-
-Messages = list[dict[str, str]]
-
-Span = tuple[int, int]
-"""From which character to which."""
-
-Render = Callable[..., str]
+from lmtrain.turns import Messages, Span, added_tokens, answers, ending, render_chat
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -42,11 +33,6 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 """For base models that have none: every turn begins with its role, the assistant's end with the end token."""
-
-MARKED = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-
-MARKS_HELP = "use one with {% generation %} marks"
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -61,22 +47,22 @@ def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What to say about how answers end under the tokenizer's chat template. Raises InputError if they never could."""
-    ending = _ending(tokenizer, tokenizer.get_chat_template())
-    if ending is None:
+    how = ending(tokenizer, tokenizer.get_chat_template())
+    if how is None:
         return []
-    if not ending.marker:
+    if not how.marker:
         return [f"the chat template ends no answer: {_end_token(tokenizer)} is put behind the last one of every chat"]
-    if ending.unmarked:
-        return [f"the chat template's generation marks leave out {ending.unmarked!r}, which ends an answer: "
+    if how.unmarked:
+        return [f"the chat template's generation marks leave out {how.unmarked!r}, which ends an answer: "
                 "it is trained all the same"]  # fmt: skip
     return []
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's end token, and the one that the template's end marker is, if one is."""
-    ending = _ending(tokenizer, tokenizer.get_chat_template())
-    marker = ending.marker or ending.unmarked if ending else ""
-    known = {text: index for index, text in _added(tokenizer, len(tokenizer)).items()}
+    how = ending(tokenizer, tokenizer.get_chat_template())
+    marker = how.marker or how.unmarked if how else ""
+    known = {text: index for index, text in added_tokens(tokenizer, len(tokenizer)).items()}
     return [index for index in dict.fromkeys((tokenizer.eos_token_id, known.get(marker))) if index is not None]
 
 
@@ -88,7 +74,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -
     if not tokenizer.is_fast:
         raise InputError(f"{where}: a chat needs a tokenizer that knows where in a text its tokens lie; this one has no "
                          "fast form")  # fmt: skip
-    text, spans, ended = _answers(tokenizer, messages, where)
+    text, spans, ended = answers(tokenizer, messages, where)
     if not ended:
         text = text[: spans[-1][1]]
     ids, mask = _tokenised(tokenizer, text, spans)
@@ -100,13 +86,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -
 
 def prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> list[int]:
     """The ids that stand before the next answer, with earlier answers tokenised as in training. Raises InputError."""
-    text = _render(tokenizer, tokenizer.get_chat_template(), where, messages, add_generation_prompt=True)
+    text = render_chat(tokenizer, tokenizer.get_chat_template(), where, messages, add_generation_prompt=True)
     spans: list[Span] = []
     earlier = [message.get("content") for message in messages if message.get("role") == "assistant"]
     # Where answers cannot be told apart nothing was trained on them, and nothing has to agree.
     if tokenizer.is_fast and earlier and all(isinstance(content, str) for content in earlier):
         with suppress(InputError):
-            trained, spans, _ = _answers(tokenizer, messages, where)
+            trained, spans, _ = answers(tokenizer, messages, where)
             spans = [span for span in spans if text.startswith(trained[: span[0]])]
     return (
         _tokenised(tokenizer, text, spans)[0]
@@ -115,239 +101,11 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -
     )
 
 
-# --- where the answers are in the text -------------------------------------------------------------------------------
-
-
-def _answers(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[str, list[Span], bool]:
-    """(the chat as text, the part of it that each answer is, whether the template ends the last one)."""
-    template = tokenizer.get_chat_template()
-    added = _added(tokenizer, len(tokenizer)).values()
-    render = partial(_render, tokenizer, template, where)
-    text = render(messages)
-    if not _is_marked(template):
-        return text, *_by_signs(render, messages, text, where, added)
-    spans = _by_marks(render, template, messages, text, where)
-    ending = _ending(tokenizer, template)
-    if ending is None:
-        return text, spans, True
-    fitted = [(start, ending.fit(text, end, added)) for start, end in spans]
-    return text, fitted, bool(ending.marker or not fitted)
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, template: str, where: str, messages: Messages, **options: Any) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
-    except Exception as error:  # a template is a program of somebody's; whatever it raises, the row is at fault
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where}: the chat template refuses it: {reason}") from None
-
-
-def _signs(text: str) -> Iterator[str]:
-    """Characters (of a private use area) that are not in the text."""
-    present = set(text)
-    return (sign for sign in map(chr, range(0xF0000, 0xFFFFE)) if sign not in present)
-
-
-@lru_cache
-def _is_marked(template: str) -> bool:
-    return MARKED.search(COMMENT.sub("", template)) is not None
-
-
-@lru_cache
-def _with_signs(template: str, begin: str, end: str) -> str:
-    """The template writing a sign at either end of what it marks.
-
-    The tags that are added take over the white space control of the mark, on the side that is turned away from it.
-    """
-
-    def signed(mark: re.Match[str]) -> str:
-        left, closes, right = mark.groups(default="")
-        if closes:
-            return f"{{%{left} set lmtrain = 0 %}}{{{{ '{end}' }}}}{{% endgeneration {right}%}}"
-        return f"{{%{left} generation %}}{{{{ '{begin}' }}}}{{% set lmtrain = 0 {right}%}}"
-
-    return MARKED.sub(signed, template)
-
-
-def _by_marks(render: Render, template: str, messages: Messages, text: str, where: str) -> list[Span]:
-    """What stands between the template's marks, wherever in it they are: transformers' own offsets miss in macros."""
-    begin, end = islice(_signs(text), 2)
-    spans, at, start = [], 0, 0
-    signed = render(messages, chat_template=_with_signs(template, begin, end))
-    for piece in re.split(f"([{begin}{end}])", signed):
-        if piece == begin:
-            start = at
-        elif piece == end:
-            spans.append((start, at))
-        else:
-            at += len(piece)
-    if signed.replace(begin, "").replace(end, "") != text:
-        raise InputError(f"{where}: the chat template works on what is between its generation marks, so the "
-                         "assistant's part is unknown")  # fmt: skip
-    return spans
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What a template puts behind an answer."""
-
-    marker: str
-    unmarked: str = ""
-    """What of it the marks leave out."""
-    beyond: str = ""
-    """White space behind it that the marks take in."""
-
-    def fit(self, text: str, end: int, added: Iterable[str]) -> int:
-        """Where an answer ends whose marks end at `end`."""
-        if self.unmarked:
-            return end + (_shared(self.unmarked, text[end:], added) or 0)
-        if self.beyond and text[:end].endswith(self.marker + self.beyond):
-            return end - len(self.beyond)
-        return end
-
-
-@lru_cache(maxsize=4)
-def _ending(tokenizer: PreTrainedTokenizerBase, template: str) -> Ending | None:
-    """Found out by rendering a tiny chat; None where the template takes none."""
-    sign = next(_signs(template))
-    tiny = [{"role": "user", "content": "a"}, {"role": "assistant", "content": sign}]
-    render = partial(_render, tokenizer, template, "")
-    for messages in (tiny, [{"role": "system", "content": "a"}, *tiny]):
-        try:
-            text = render(messages)
-            spans = _by_marks(render, template, messages, text, "") if _is_marked(template) else []
-        except InputError:
-            continue
-        at = text.find(sign) + 1
-        end = next((end for start, end in spans if start < at <= end), None)
-        if not at:
-            return None
-        if end is None:
-            return Ending(text[at:].rstrip())
-        inside = text[at:end]
-        if marker := inside.rstrip():
-            return Ending(marker, beyond=inside[len(marker) :])
-        return Ending(text[at:].rstrip(), unmarked=text[end:].rstrip())
-    return None
-
-
 def _end_token(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.eos_token_id is None:
         raise InputError("the chat template ends no answer and the tokenizer has no end token, so a model could never "
                          "stop; use a chat template with an end marker")  # fmt: skip
     return tokenizer.eos_token
-
-
-def _by_signs(
-    render: Render, messages: Messages, text: str, where: str, added: Iterable[str]
-) -> tuple[list[Span], bool]:
-    """For templates that do not mark the assistant's part: a sign in place of each answer shows where it is put.
-
-    What stands between the answers is the same in the text itself, whatever the template makes of the answers.
-    """
-    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        return [], True
-    sign_of = dict(zip(answers, _signs(text), strict=False))
-    signed = [{**m, "content": sign_of[i]} if i in sign_of else m for i, m in enumerate(messages)]
-    frame = render(signed)
-    places = [frame.find(sign) for sign in sign_of.values()]
-    if any(frame.count(sign) != 1 for sign in sign_of.values()) or places != sorted(places):
-        raise InputError(f"{where}: the chat template does not render every answer once and in order, so the "
-                         f"assistant's part is unknown; {MARKS_HELP}")  # fmt: skip
-    last = answers[-1]
-    tail = (frame if last == len(messages) - 1 else render(signed[: last + 1])).partition(sign_of[last])[2].rstrip()
-    starts, ends = [], []
-    for index, place in zip(answers, places, strict=True):
-        start = _header_end(render, signed[:index], frame, ends[-1] if ends else 0, place)
-        length = _shared(tail, frame[place + 1 :], added)
-        if length is None or (tail and not length):
-            own = render(signed[: index + 1]).partition(sign_of[index])[2].rstrip()
-            length = _shared(own, frame[place + 1 :], added)
-        if start is None or length is None:
-            raise InputError(f"{where}: the chat template renders a turn otherwise once others follow, so where the "
-                             f"assistant's part {'begins' if start is None else 'ends'} is unknown; {MARKS_HELP}")  # fmt: skip
-        starts.append(start)
-        ends.append(place + 1 + length)
-    spans = _aligned(
-        [messages[i]["content"] for i in answers], frame, text, list(zip(starts, places, ends, strict=True))
-    )
-    if spans is None:
-        raise InputError(f"{where}: the chat template rewrites an answer so that it cannot be told from what is around "
-                         f"it; {MARKS_HELP}")  # fmt: skip
-    return spans, bool(tail)
-
-
-def _header_end(render: Render, before: Messages, frame: str, least: int, place: int) -> int | None:
-    """Where the header ends of the turn whose answer is at `place`: as far as the generation prompt goes."""
-    if not before:  # nobody can ask for it
-        return place
-    asked = render(before, add_generation_prompt=True)
-    if frame.startswith(asked) and len(asked) <= place:
-        return len(asked)
-    if asked.startswith(frame[:place]):  # it opens something that this answer does without, as a <think>
-        return place
-    told = render(before)
-    header = asked[len(told) :] if asked.startswith(told) else ""
-    at = frame.rfind(header, least, place) if header.strip() else -1
-    return None if at < 0 else at + len(header)
-
-
-def _shared(ending: str, following: str, added: Iterable[str]) -> int | None:
-    """How much of an ending stands at the beginning of `following`; None where its parts cannot be told apart."""
-    pairs = zip(ending, following, strict=False)
-    shared = ending[: next((i for i, (a, b) in enumerate(pairs) if a != b), len(following))]
-    if len(shared) == len(ending) or not shared.strip():
-        return len(shared) if shared == ending else 0
-    whole = [at + len(token) for token in added if (at := shared.rfind(token)) >= 0]
-    return max(whole, default=None)
-
-
-def _aligned(answers: list[str], frame: str, text: str, parts: list[tuple[int, int, int]]) -> list[Span] | None:
-    """The parts (start, sign, end) of the frame as spans of the text; None where that can be done in no or two ways."""
-    bounds = [0, *(bound for start, _, end in parts for bound in (start, end)), len(frame)]
-    fixed = [frame[bounds[i] : bounds[i + 1]] for i in range(0, len(bounds), 2)]
-    closings = [frame[sign + 1 : end].lstrip() for _, sign, end in parts]
-    for change in (str, str.strip):
-        wrote = [frame[start:sign] + change(answer) + frame[sign + 1 : end]
-                 for answer, (start, sign, end) in zip(answers, parts, strict=True)]  # fmt: skip
-        if "".join(piece for pair in zip(fixed, [*wrote, ""], strict=True) for piece in pair) == text:
-            spans, at = [], 0
-            for between, answer in zip(fixed, wrote, strict=False):
-                at += len(between)
-                spans.append((at, at + len(answer)))
-                at += len(answer)
-            return spans
-    first, last = len(fixed[0]), len(text) - len(fixed[-1])
-    if not (text.startswith(fixed[0]) and text.endswith(fixed[-1]) and first <= last):
-        return None
-    early, late = (way(text[first:last], closings, fixed[1:-1]) for way in (_earliest, _latest))
-    return [(first + start, first + end) for start, end in early] if early and early == late else None
-
-
-def _earliest(text: str, closings: list[str], between: list[str]) -> list[Span] | None:
-    """Each answer as short as it can be, from the first on."""
-    spans, start = [], 0
-    for closing, follows in zip(closings[:-1], between, strict=True):
-        at = text.find(closing + follows, start)
-        if at < 0:
-            return None
-        spans.append((start, at + len(closing)))
-        start = at + len(closing + follows)
-    return [*spans, (start, len(text))] if text[start:].endswith(closings[-1]) else None
-
-
-def _latest(text: str, closings: list[str], between: list[str]) -> list[Span] | None:
-    """Each answer as short as it can be, from the last on."""
-    spans: list[Span] = []
-    end, limit = len(text), len(text) - len(closings[-1])
-    for closing, follows in reversed(list(zip(closings[:-1], between, strict=True))):
-        at = text.rfind(closing + follows, 0, limit)
-        if at < 0:
-            return None
-        spans.append((at + len(closing + follows), end))
-        end, limit = at + len(closing), at
-    return [*spans, (0, end)][::-1]
 
 
 # --- text -> ids -----------------------------------------------------------------------------------------------------
@@ -359,7 +117,7 @@ Cut = Callable[[str], tuple[list[int], list[Span]]]
 def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]) -> tuple[list[int], np.ndarray]:
     """(ids of the text, whether each is of a span), parted at the beginning of a span where a token would reach over."""
     cut = partial(_cut, tokenizer)
-    added = _added(tokenizer, len(tokenizer))
+    added = added_tokens(tokenizer, len(tokenizer))
     ids, offsets = cut(text)
 
     def stands(index: int) -> bool:
@@ -392,12 +150,6 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span])
     for begin, (_, end) in zip(begins, spans, strict=True):
         mask[begin:] |= first[begin:] < end
     return ids, mask
-
-
-@lru_cache(maxsize=4)
-def _added(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[int, str]:
-    """The added tokens by id. They are sorted at every request, and there may be thousands."""
-    return {index: token.strip() for token, index in tokenizer.added_tokens_encoder.items() if token.strip()}
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:

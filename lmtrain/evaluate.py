@@ -14,7 +14,7 @@ from lmtrain import __version__, generate, metrics, resampling, text_metrics
 from lmtrain.batching import longest_first
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.console import Console
-from lmtrain.encode import Examples, Limits
+from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, evaluating
 from lmtrain.objectives import Objective

@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingA
 from lmtrain.batching import Batches
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.console import Console, figure
-from lmtrain.encode import Examples, Limits
+from lmtrain.dataset import Examples, Limits
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import environment
 from lmtrain.model import load_network

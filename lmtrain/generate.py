@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.collate import pad_id, padded
-from lmtrain.encode import Examples
+from lmtrain.dataset import Examples
 from lmtrain.loss import decoder_inputs
 from lmtrain.tokenizer import framing
 

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from lmtrain import answers, collate, encode, roles, samples
+from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, has_own_loss, is_head_last, reads_padding
 from lmtrain.tokenizer import Frame
@@ -47,11 +48,11 @@ class Objective:
     def fit(
         self,
         network: PreTrainedModel,
-        examples: encode.Examples,
+        examples: Examples,
         tokenizer: PreTrainedTokenizerBase,
         data: Any,
         seed: int,
-        limits: encode.Limits,
+        limits: Limits,
     ) -> tuple[collate.Collate, TokenLoss]:
         """The collator and the loss that score this very model, after asking it two questions on a few rows."""
         collator = self.collate(tokenizer, data, seed)
@@ -62,7 +63,7 @@ class Objective:
         return collator, TokenLoss(self.shift, head_last=head_last)
 
     def fit_to_train(
-        self, network: PreTrainedModel, examples: encode.Examples, loss: TokenLoss, collator: collate.Collate,
+        self, network: PreTrainedModel, examples: Examples, loss: TokenLoss, collator: collate.Collate,
         label_smoothing: float,
     ) -> TokenLoss:  # fmt: skip
         """The loss that trains it, after asking whether the model has one of its own.

@@ -16,7 +16,7 @@ from lmtrain.batching import Batches, count_trained
 from lmtrain.cache import Kept
 from lmtrain.collate import Collate
 from lmtrain.corpus import Corpus
-from lmtrain.encode import Examples, Limits
+from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import InputError
 from lmtrain.ledger import Ledger
 from lmtrain.machine import give_back_memory

@@ -17,7 +17,7 @@ from lmtrain.batching import Batches
 from lmtrain.collate import Batch, Collate, Row
 from lmtrain.console import Console, ledger_table, to_json
 from lmtrain.corpus import Corpus
-from lmtrain.encode import Examples, Limits
+from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import InputError, visible
 from lmtrain.model import LOADING, check_vocabulary, load_config, load_tokenizer, positions, shaped
 from lmtrain.objectives import OBJECTIVES

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.collate import IGNORED, Collate
-from lmtrain.encode import Examples
+from lmtrain.dataset import Examples
 from lmtrain.generate import COMPLETION_TOKENS, Settings, decode, outputs, transform
 
 PROMPT_TOKENS = 24

@@ -15,7 +15,7 @@ from transformers import set_seed
 from lmtrain import resampling
 from lmtrain.batching import count_trained, longest_first, padding_fraction
 from lmtrain.console import Console
-from lmtrain.encode import Limits
+from lmtrain.dataset import Limits
 from lmtrain.errors import InputError
 from lmtrain.evaluate import Evaluation, Scores, figures_of, likelihood_metrics, prepare
 from lmtrain.machine import environment, give_back_memory, part, peak_memory, precision

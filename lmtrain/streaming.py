@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 
 from lmtrain.batching import count_trained
 from lmtrain.collate import Batch, Collate
-from lmtrain.encode import Examples
+from lmtrain.dataset import Examples
 from lmtrain.errors import InputError
 from lmtrain.ledger import COUNTS, Ledger, chained, total
 from lmtrain.sources import Position, Reading, Rows, chunks

@@ -19,7 +19,7 @@ from lmtrain.apart import choose_packing
 from lmtrain.checkpoint import step_of, to_resume
 from lmtrain.console import Console
 from lmtrain.corpus import Corpus
-from lmtrain.encode import Limits
+from lmtrain.dataset import Limits
 from lmtrain.errors import InputError, Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Scores, figures_of
 from lmtrain.loss import TokenLoss

@@ -9,8 +9,9 @@ import torch
 from conftest import lmtrain, scratch, sentences, trained
 from transformers import AutoConfig, set_seed
 
-from lmtrain import encode, tokenizer
+from lmtrain import tokenizer
 from lmtrain.apart import choose_packing, keep_apart, positions
+from lmtrain.dataset import Limits
 from lmtrain.exactness import FAMILIES
 from lmtrain.loss import TokenLoss
 from lmtrain.model import load_network
@@ -44,7 +45,7 @@ def made(family: str, attn: str | None = None):
     with torch.no_grad():  # weights as large as those of a trained model: what leaks in would else hardly show
         for parameter in network.parameters():
             parameter.mul_(3 if parameter.dim() > 1 else 1)
-    examples = objective.encode(Rows.of("text", TEXTS), made_tokenizer, data, encode.Limits(None, {}), False)
+    examples = objective.encode(Rows.of("text", TEXTS), made_tokenizer, data, Limits(None, {}), False)
     return network.eval(), examples.packed(LENGTH), objective.collate(made_tokenizer, data, 1), objective.shift
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.batching import Batches, Order, evenly, longest_first, padding_fraction
-from lmtrain.encode import Examples
+from lmtrain.dataset import Examples
 from lmtrain.ledger import Ledger
 from lmtrain.packing import Ragged
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmtrain import collate, encode, tokenizer
+from lmtrain.dataset import Limits
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.packing import best_fit
@@ -40,7 +41,7 @@ def encoded(objective: str, values: list, kind: str, running: bool = False, posi
 
         ensure_template(made_tokenizer)
     rows = rows_of(values, kind, running)
-    limits = encode.Limits(positions, {})
+    limits = Limits(positions, {})
     return OBJECTIVES[objective].encode(rows, made_tokenizer, data, limits, measure), made_tokenizer, data
 
 
@@ -238,10 +239,10 @@ def test_a_cut_target_still_ends():
 def test_lengths_of_pairs_come_from_the_data_and_stop_at_the_positions():
     values = [("a" * n, "b" * n) for n in range(1, 101)]
     data = RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"])
-    limits = encode.Limits(64, {})
+    limits = Limits(64, {})
     encode.pairs(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
     assert limits.resolved == {"max_source_length": 64, "max_target_length": 64}
-    limits = encode.Limits(None, {})
+    limits = Limits(None, {})
     encode.pairs(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
     assert limits.resolved == {"max_source_length": 101, "max_target_length": 101}  # with the end token
 

@@ -10,11 +10,12 @@ from conftest import lmtrain
 from ruamel.yaml import YAML
 
 from lmtrain import metrics
+from lmtrain.ledger import Ledger
 from lmtrain.recipe import RECIPES, Request, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CI, METRICS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md"))
+CI, METRICS, DATA = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md", "data.md"))
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [
@@ -35,17 +36,23 @@ def test_every_training_command_is_understood(line: str):
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("page", [README, CI, METRICS], ids=["README", "ci", "metrics"])
+@pytest.mark.parametrize("page", [README, CI, METRICS, DATA], ids=["README", "ci", "metrics", "data"])
 def test_every_flag_that_is_named_exists(page: str):
     commands = ("clm", "mlm", "seq2seq", "eval", "generate")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
-    shown += lmtrain("tokenizer", "train", "--help").out
+    shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
     declared = {leaf for section in (*RECIPES.values(), Request) for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
         "--" + name.replace("_", "-") for leaf in declared for name in (leaf.flag, *leaf.aliases)
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) - {"--nproc-per-node", "--paired-bs"}
     assert named <= known, named - known
+
+
+def test_every_count_of_the_ledger_is_explained():
+    assert [
+        name for name in vars(Ledger()) if f"`{name}`" not in DATA and name not in ("rows_used", "tokens_used")
+    ] == []
 
 
 def test_every_figure_is_defined():

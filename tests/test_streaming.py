@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lmtrain import encode, tokenizer
 from lmtrain.batching import count_trained
 from lmtrain.collate import Causal
+from lmtrain.dataset import Limits
 from lmtrain.ledger import total
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.recipe import ClmData
@@ -38,7 +39,7 @@ def stream_of(
     data = ClmData(train=files, max_length=24, **options)
 
     def encoded(rows):
-        examples = encode.causal(rows, OWN, data, encode.Limits(None, {}), False)
+        examples = encode.causal(rows, OWN, data, Limits(None, {}), False)
         return examples.packed(24) if data.shares else examples
 
     return Stream(Reading(open_tables(files, data), data), encoded, Causal(0, None), 1, 3, chunk, process), data
@@ -68,7 +69,7 @@ def test_an_epoch_is_the_rows_and_the_ledger_of_the_same_data_in_memory(files: l
         if state.epoch:
             break
         taken.append(content)
-    memory = encode.causal(load(files, data), OWN, data, encode.Limits(None, {}), False)
+    memory = encode.causal(load(files, data), OWN, data, Limits(None, {}), False)
     count_trained(memory, stream.collate, 0)
     assert total(*stream.ledgers()) == memory.ledger
     assert memory.ledger.balances()
