@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from zipfile import is_zipfile
 
 from lmtrain.architectures import cut_off
 from lmtrain.errors import InputError
@@ -48,6 +49,9 @@ def _damage(path: Path) -> str | None:
     for name in NEEDED:
         if not (path / name).is_file() or not (path / name).stat().st_size:
             return f"{name} is missing or empty"
+    for file in (*path.glob("*.pt"), *path.glob("rng_state*.pth")):
+        if not is_zipfile(file):  # as torch writes it; one that was cut off, or a bare pickle, is none
+            return f"{file.name} is damaged"
     try:
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except ValueError:

@@ -81,9 +81,9 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
             console.error(str(error))
             raise typer.Exit(error.exit_code) from None
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno not in (errno.ENAMETOOLONG, errno.EACCES):
                 raise
-            console.error(f"{visible(str(error.filename), 40)}: no file has so long a name")
+            console.error(f"{visible(str(error.filename), 80)}: {error.strerror}")
             raise typer.Exit(3) from None
         except KeyboardInterrupt:
             console.error("interrupted")

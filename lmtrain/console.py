@@ -32,7 +32,7 @@ def _finite(value: Any) -> Any:
 
 
 def _safe(text: str) -> str:
-    """A model's text without what would steer the terminal, or Rich."""
+    """A text of anybody's without what would steer the terminal, or Rich."""
     return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
 
 
@@ -73,17 +73,17 @@ class Console:
 
     def note(self, text: str) -> None:
         if self.main_process and not self.quiet:
-            self.err.print(escape(text))
+            self.err.print(_safe(text))
 
     def warn(self, text: str) -> None:
         """Said even with --quiet."""
         if self.main_process:
-            self.err.print(f"[yellow]warning:[/] {escape(text)}")
+            self.err.print(f"[yellow]warning:[/] {_safe(text)}")
 
     def error(self, text: str) -> None:
         if self.main_process:
-            for line in text.splitlines():
-                self.err.print(f"[bold red]lmtrain:[/] {escape(line)}")
+            for line in text.split("\n"):
+                self.err.print(f"[bold red]lmtrain:[/] {_safe(line)}")
 
     def answer(self, answer: dict[str, Any], streamed: bool) -> None:
         """What a model made of a prompt: one JSON line, or a text; `streamed` is on the screen already."""

@@ -235,7 +235,7 @@ def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
     reading = Reading(open_tables(specifications, data, split), data)
     rows = reading.collect(reading.entries())
     if not any(value.strip() if isinstance(value, str) else value for value in rows.values):
-        raise InputError(f"{_named(specifications)}: no usable text ({_unused(rows.ledgers)} rows)")
+        raise InputError(f"{_named(specifications)}: no usable text{_unused(rows.ledgers)}")
     return replace(rows, groups=_passages(rows), notes=[*rows.notes, *_several(rows)])
 
 
@@ -245,8 +245,9 @@ def _named(specifications: list[str]) -> str:
 
 def _unused(ledgers: Iterable[Ledger]) -> str:
     ledgers = list(ledgers)
-    bad = sum(ledger.rows_bad for ledger in ledgers)
-    return f"{sum(ledger.rows_empty for ledger in ledgers)} empty" + (f", {bad} bad" if bad else "")
+    counts = {fate: sum(vars(ledger)[f"rows_{fate}"] for ledger in ledgers) for fate in ("empty", "bad")}
+    told = ", ".join(f"{count:,} {fate}" for fate, count in counts.items() if count)
+    return f" ({told} rows)" if told else ""
 
 
 def _several(rows: Rows) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -100,8 +101,9 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> d
             _train(trainer, recipe, checkpoint, run)
         scores = run.final_scores()
     except LmtrainError:
-        if console.main_process:
-            folder.finish(_results(recipe, trainer, run, None, prepared, started, "failed"))
+        with suppress(OSError):  # a disk that is full has been told of already
+            if console.main_process:
+                folder.finish(_results(recipe, trainer, run, None, prepared, started, "failed"))
         raise
     status = "interrupted" if run.stopped_by else "completed"
     results = _results(recipe, trainer, run, scores, prepared, started, status)

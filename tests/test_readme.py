@@ -43,7 +43,10 @@ def test_every_flag_that_is_named_exists(page: str):
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
     declared = {leaf for section in (*RECIPES.values(), Request) for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
-        "--" + name.replace("_", "-") for leaf in declared for name in (leaf.flag, *leaf.aliases)
+        no + name.replace("_", "-")
+        for leaf in declared
+        for name in (leaf.flag, *leaf.aliases)
+        for no in ("--", "--no-")
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) - {"--nproc-per-node", "--paired-bs"}
     assert named <= known, named - known
