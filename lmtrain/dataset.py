@@ -103,6 +103,13 @@ class Examples:
         rows = [part[row] for part in parts for row in best_fit(lengths[part], room)]
         return replace(self, shared=Ragged.of(rows, np.int64))
 
+    def head(self, rows: int) -> "Examples":
+        """The first rows of the columns, in memory of their own, to look at."""
+        rows = min(rows, self.count)
+        first = {name: column.first(rows) for name, column in self.columns.items()}
+        columns = {name: Ragged(column.values.copy(), column.offsets.copy()) for name, column in first.items()}
+        return replace(self, columns=columns, sources=None if self.sources is None else self.sources[:rows])
+
     def source_of_texts(self) -> np.ndarray:
         """[rows of the columns] the source of each."""
         return np.zeros(self.count, np.int64) if self.sources is None else self.sources

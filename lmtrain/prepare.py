@@ -26,6 +26,9 @@ from lmtrain.sources import Rows
 from lmtrain.streaming import Stream
 from lmtrain.tokenizer import Frame, framed, train
 
+LOOKED_AT = 1000
+"""Rows of a stream's first chunk that are kept, for what is asked of the model before training."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -65,6 +68,7 @@ def prepare(
     def make() -> Kept:
         sides = corpus.sides
         rows = objective.encode(sides.train, tokenizer, train_data, limits, False)
+        rows = rows.head(LOOKED_AT) if data.streaming else rows
         held = objective.encode(sides.held_out, tokenizer, data, limits, True) if sides.held_out else None
         collate = objective.collate(tokenizer, data, seed)
         count_trained(rows, collate, 0)

@@ -11,18 +11,18 @@ import torch
 from conftest import lmtrain, scratch, sentences, trained
 from safetensors.torch import load_file
 
-from lmtrain import encode, tokenizer
+from lmtrain import tokenizer
 from lmtrain.batching import count_trained
 from lmtrain.collate import Causal
 from lmtrain.dataset import Limits
 from lmtrain.ledger import total
 from lmtrain.objectives import OBJECTIVES
-from lmtrain.recipe import ClmData
+from lmtrain.recipe import RECIPES
 from lmtrain.sources import Reading, load
 from lmtrain.streaming import State, Stream
 from lmtrain.tables import open_tables
 
-OWN = tokenizer.train("byte", [], OBJECTIVES["clm"].frame)
+OWN = {name: tokenizer.train("byte", [], OBJECTIVES[name].frame) for name in ("clm", "mlm")}
 
 
 def write(lines: int = 100) -> None:
@@ -34,12 +34,12 @@ def write(lines: int = 100) -> None:
 
 
 def stream_of(
-    files: list[str], chunk: int, process: tuple[int, int] = (0, 1), **options: Any
-) -> tuple[Stream, ClmData]:
-    data = ClmData(train=files, max_length=24, **options)
+    files: list[str], chunk: int, process: tuple[int, int] = (0, 1), objective: str = "clm", **options: Any
+) -> tuple[Stream, Any]:
+    data = RECIPES[objective].model_fields["data"].annotation(train=files, max_length=24, **options)
 
     def encoded(rows):
-        examples = encode.causal(rows, OWN, data, Limits(None, {}), False)
+        examples = OBJECTIVES[objective].encode(rows, OWN[objective], data, Limits(None, {}), False)
         return examples.packed(24) if data.shares else examples
 
     return Stream(Reading(open_tables(files, data), data), encoded, Causal(0, None), 1, 3, chunk, process), data
@@ -60,16 +60,18 @@ OPTIONS = [{"packing": False}, {"packing_strategy": "best-fit"}, {"packing_strat
 
 @pytest.mark.parametrize("files", [["a.jsonl", "b.jsonl"], ["c.txt"], ["c.txt", "c.txt"]])
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_an_epoch_is_the_rows_and_the_ledger_of_the_same_data_in_memory(files: list[str], options: dict, chunk: int):
+@pytest.mark.parametrize(("objective", "chunk"), [("clm", 1), ("clm", 7), ("clm", 1000), ("mlm", 1), ("mlm", 7)])
+def test_an_epoch_is_the_rows_and_the_ledger_of_the_same_data_in_memory(
+    files: list[str], options: dict, objective: str, chunk: int
+):
     write()
-    stream, data = stream_of(files, chunk, **options)
+    stream, data = stream_of(files, chunk, objective=objective, **options)
     taken = []
     for content, state in stream._rows():
         if state.epoch:
             break
         taken.append(content)
-    memory = encode.causal(load(files, data), OWN, data, Limits(None, {}), False)
+    memory = OBJECTIVES[objective].encode(load(files, data), OWN[objective], data, Limits(None, {}), False)
     count_trained(memory, stream.collate, 0)
     assert total(*stream.ledgers()) == memory.ledger
     assert memory.ledger.balances()
