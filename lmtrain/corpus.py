@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lmtrain.cache import Cache
-from lmtrain.errors import InputError, UsageError
+from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.ledger import Ledger
 from lmtrain.recipe import Data
 from lmtrain.sources import Position, Reading, Rows, chunks, load
@@ -76,10 +76,11 @@ class Corpus:
         return Reading(open_tables(self.data.train, self.data), self.data)
 
     def _first_chunk(self) -> Rows:
+        """The first one that holds more than white space."""
         for rows, _ in chunks(self.reading, Position(), self.data.shuffle_buffer):
-            if rows.values:
+            if any(value.strip() if isinstance(value, str) else value for value in rows.values):
                 return rows
-        raise InputError(f"{', '.join(self.data.train)}: no usable text")
+        raise InputError(f"{', '.join(visible(name, 200) for name in self.data.train)}: no usable text")
 
     @cached_property
     def key(self) -> str | None:

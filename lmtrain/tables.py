@@ -83,6 +83,12 @@ def open_tables(specifications: list[str], data: Data, split: str = "train") -> 
 
 
 def _resolve(specification: str, data: Data, split: str) -> list[Table]:
+    try:
+        specification.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{visible(specification, 200)}: the name is no UTF-8, and could not be written down; rename it"
+        ) from None
     numbered = None if Path(specification).exists() else _NUMBERED.fullmatch(specification)
     path, limit = (numbered[1], int(numbered[2])) if numbered else (specification, None)
     tables = list(_tables(path, data, split))
