@@ -53,9 +53,9 @@ class Corpus:
             return _of_one_kind(Sides(self._first_chunk(), held, 0, 0))
         return checked(*read(self.data, self.seed), self.data.on_leak)
 
-    def forget(self) -> None:
-        """Let go of the rows; whoever asks for them again has them read again."""
-        self.__dict__.pop("sides", None)
+    def forget(self) -> bool:
+        """Let go of the rows, if they have been read; whoever asks for them again has them read again."""
+        return self.__dict__.pop("sides", None) is not None
 
     def check(self) -> None:
         """Read the rows if nobody has read them before, to be told what is wrong with them. Raises InputError."""

@@ -70,12 +70,19 @@ def _causal_text(
     for parts, document in _documents(rows, tokenizer, sized):
         start = [] if texts.continues(document) else before
         end = after if rows.ends(document[-1]) else []
-        texts.begin(document)
-        for tokens, bytes_of in chain([(start, [0] * len(start))], parts, [(end, [0] * len(end))]):
-            texts.ids.extend(tokens)
-            sizes.extend(bytes_of)
+        texts.begin(document, start)
+        if sized:
+            sizes.extend([0] * len(start))
+            for tokens, bytes_of in parts:
+                texts.ids.extend(tokens)
+                sizes.extend(bytes_of)
+            sizes.extend([0] * len(end))
+        else:
+            texts.ids.extend(chain.from_iterable(parts))
+        texts.ids.extend(end)
         kept = texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, length, rows, at, data))
-        sizes.close(kept)
+        if sized:
+            sizes.close(kept)
     columns = {"input_ids": texts.ids.done(), **({"num_bytes": sizes.done()} if sized else {})}
     if stride:
         windows = {name: column.windows(length, stride) for name, column in columns.items()}
@@ -100,10 +107,12 @@ class _Texts:
         """Whether a document began in the part of the stream before."""
         return self.rows.continues and document.start == 0
 
-    def begin(self, document: range) -> None:
+    def begin(self, document: range, start: Sequence[int] = ()) -> None:
+        """Begin a document with its first ids, which is the first thing new in it."""
         carried = self.rows.carried if self.continues(document) else ()
         self.ids.extend(carried)
         self.before = len(carried)
+        self.ids.extend(start)
 
     def end(self, document: range, fit: Callable[[int], int]) -> int:
         """End a document of so many new tokens, of which `fit` says how many are kept."""
@@ -155,17 +164,12 @@ def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def _documents(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, measure: bool
-) -> Iterator[tuple[Iterator[tuple[Sequence[int], Sequence[int]]], range]]:
-    """((ids, bytes of each) of each of its rows, to be taken at once, rows) of each document.
+def _documents(rows: Rows, tokenizer: PreTrainedTokenizerBase, measure: bool) -> Iterator[tuple[Iterator[Any], range]]:
+    """(the ids of each of its rows, with `measure` (ids, bytes of each), to be taken at once; the rows) of each document.
 
     Every row is tokenised on its own, and handed on before the next is: a document may be larger than memory likes.
     """
-    if measure:
-        encoded = ids_and_bytes(tokenizer, rows.values)
-    else:
-        encoded = ((ids, ()) for ids in ids_of(tokenizer, rows.values))
+    encoded = (ids_and_bytes if measure else ids_of)(tokenizer, rows.values)
     for document in rows.documents():
         yield islice(encoded, len(document)), document
 
@@ -267,8 +271,8 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
     for parts, document in _documents(rows, tokenizer, measure=False):
         followed = rows.more or document[-1] + 1 < len(rows.values)
         texts.begin(document)
-        for tokens, _ in chain(parts, [(separator if followed and rows.ends(document[-1]) else (), ())]):
-            texts.ids.extend(tokens)
+        texts.ids.extend(chain.from_iterable(parts))
+        texts.ids.extend(separator if followed and rows.ends(document[-1]) else ())
         texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, room, rows, at, data))
     return _in_pieces({"input_ids": texts.ids.done()}, room, ledgers, rows, texts, data.blocks, (before, after))
 

@@ -84,8 +84,8 @@ def prepare(
             corpus.key, told, str(objective.auto_model.__name__), limits.positions, train_data.model_dump()
         )
     arrays, document = corpus.cache.remember(key, make, corpus.unchanged)
-    corpus.forget()
-    give_back_memory()
+    if corpus.forget():
+        give_back_memory()
     prepared = _restored(arrays, document)
     limits.resolved.update(document["limits"])
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):

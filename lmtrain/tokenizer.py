@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lmtrain.architectures import TRAINED
 from lmtrain.errors import InputError
 
-AT_ONCE, CHARACTERS_AT_ONCE = 512, 1_000_000
+AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
 """Texts that are tokenised together: enough for all cores, few enough that their encodings are no weight in memory."""
 
 
