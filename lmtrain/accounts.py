@@ -40,8 +40,8 @@ def data_document(recipe: Any, prepared: Prepared, batches: Batches | Stream, pa
         rows = longest_first(held_out.lengths, recipe.eval.batch_size)
         padding = padding_fraction(held_out.lengths_by_column(), rows)
         data["eval"] = {**held_out.ledger.document(), "padding_fraction": padding}
-        data["shared_rows"] = prepared.shared_rows
-    if not isinstance(batches, Stream):
+    if not isinstance(batches, Stream):  # whose rows nobody has compared
+        data |= {"shared_rows": prepared.shared_rows} if held_out else {}
         data["duplicate_rows"] = prepared.duplicate_rows
     return data
 

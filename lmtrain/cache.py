@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,6 @@ Kept = tuple[Arrays, dict[str, Any]]
 UNUSED_DAYS = 30
 """An entry that nobody has used for so long is removed when another is written."""
 
-MADE_BY = (
-    "cache", "chance", "chat", "collate", "columns", "corpus", "dataset", "encode", "examples", "ledger", "packing", "prepare", "readers",
-    "sources", "tables", "tokenizer", "turns",
-)  # fmt: skip
-"""The modules whose every change makes all entries out of date."""
-
 
 class Cache:
     """A folder of entries. An entry is whole or not there, and of several runs that want it at once one makes it."""
@@ -37,8 +32,11 @@ class Cache:
     @classmethod
     def of(cls, run: Any, console: Console) -> "Cache":
         """The cache that a recipe's run section asks for; with --no-cache one that keeps nothing."""
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        return cls(Path(run.cache_dir or base / "lmtrain") if run.cache else None, console)
+        if not run.cache:
+            return cls(None, console)
+        base = os.environ.get("XDG_CACHE_HOME")
+        home = Path(base) if base else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 - it takes having no home
+        return cls(Path(run.cache_dir) if run.cache_dir else home / "lmtrain", console)
 
     def key(self, *parts: Any) -> str:
         """The hash of what an entry is a function of; the code that makes it is a part of that."""
@@ -97,8 +95,9 @@ class Cache:
 
 
 def _code() -> bytes:
-    here = Path(__file__).parent
-    return b"".join((here / f"{name}.py").read_bytes() for name in MADE_BY)
+    modules = sorted(Path(__file__).parent.glob("*.py"))
+    libraries = " ".join(f"{name} {version(name)}" for name in ("tokenizers", "transformers", "pyarrow"))
+    return b"".join(module.read_bytes() for module in modules) + libraries.encode()
 
 
 def _load(place: Path) -> Kept | None:
@@ -107,7 +106,7 @@ def _load(place: Path) -> Kept | None:
         found = json.loads(document.read_text(encoding="utf-8"))
         arrays = {name: _mapped(place / f"{name}.npy") for name in found["arrays"]}
         os.utime(document)  # used today
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return arrays, found
 

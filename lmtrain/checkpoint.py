@@ -12,8 +12,10 @@ from lmtrain.report import RunFolder
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
-def to_resume(resume: str | None, folder: RunFolder) -> tuple[Path | None, list[str]]:
+def to_resume(resume: str | None, folder: RunFolder, also: tuple[str, ...] = ()) -> tuple[Path | None, list[str]]:
     """(the checkpoint that `--resume` means, what to say about others); None where there is nothing to go on from.
+
+    `also` names files that this run needs in it.
 
     `auto` passes over a checkpoint that a cut save left damaged. Raises InputError for a named one that is not whole.
     """
@@ -21,13 +23,13 @@ def to_resume(resume: str | None, folder: RunFolder) -> tuple[Path | None, list[
         return None, []
     if resume != "auto":
         path = Path(resume)
-        if damage := _damage(path):
+        if damage := _damage(path, also):
             raise InputError(f"{path}: not a whole checkpoint: {damage}; --resume auto takes the newest whole one")
         return path, []
     found = sorted(folder.checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
     passed = []
     for path in found:
-        if damage := _damage(path):
+        if damage := _damage(path, also):
             passed.append(f"passing over {path.name}: {damage}")
         else:
             return path, passed
@@ -40,13 +42,13 @@ def step_of(path: Path) -> int:
     return int(number[1]) if number else -1
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, also: tuple[str, ...]) -> str | None:
     """What is wrong with a checkpoint, as far as its files show it; None for a whole one."""
     if not any(path.glob("*.safetensors")):
         return "model.safetensors is missing"
     if not any(path.glob("rng_state*.pth")):
         return "rng_state.pth is missing"
-    for name in NEEDED:
+    for name in (*NEEDED, *also):
         if not (path / name).is_file() or not (path / name).stat().st_size:
             return f"{name} is missing or empty"
     for file in (*path.glob("*.pt"), *path.glob("rng_state*.pth")):

@@ -275,7 +275,7 @@ def _preview(recipe: Any, batches: int, explain: bool, full: bool, console: Cons
     from lmtrain.cache import Cache
     from lmtrain.corpus import Corpus
 
-    _environment(recipe.run.offline)
+    _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = launch.is_first()
     architectures.check_model(recipe.objective, recipe.model, weights=False)
     corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))

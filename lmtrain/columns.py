@@ -4,6 +4,7 @@ Four kinds of rows: `text` (one string), `prompt` (prompt, completion), `message
 target). Columns are named by flags or found by name; what is found is said aloud, never assumed in silence.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,10 @@ def _chat(value: Any, path: str) -> list[dict[str, str]] | None:
         if role not in ROLES:
             raise BadRow(f"column '{path}', message {number}: unknown role {visible(repr(role))}; "
                          f"there are {', '.join(ROLES)}")  # fmt: skip
+        try:
+            json.dumps(message, ensure_ascii=False).encode()
+        except (TypeError, ValueError):
+            raise BadRow(f"column '{path}', message {number}: holds what is neither text, number nor list") from None
         messages.append({**message, "content": _string(message.get("content"), f"{path}[{number}].content")})
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise BadRow(f"column '{path}': no assistant turn, so nothing would be trained")

@@ -93,7 +93,7 @@ class Corpus:
             for table in tables:
                 digest.update(f"\n{side} {table.source} {table.limit} {table.is_text} {table.version}".encode())
                 for file in table.files:
-                    digest.update(_content(file) + file.suffix.encode())
+                    digest.update(_content(file) + "".join(file.suffixes).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def unchanged(self) -> bool:
@@ -151,9 +151,10 @@ def held_out(data: Data, seed: int) -> Rows:
     """What a run evaluates on. Raises UsageError where it holds nothing out, InputError as `read` does."""
     if any(map(is_stdin, (*data.train, *data.eval))):
         raise UsageError("the run read standard input, which is gone; name something with --data")
-    rows = load(data.eval, data, "validation") if data.eval else read(data, seed)[1]
-    if rows is None:
+    if not (data.eval or data.val_split):
         raise UsageError("nothing was held out in this run; name something with --data")
+    rows = load(data.eval, data, "validation") if data.eval else read(data, seed)[1]
+    assert rows is not None
     return rows
 
 

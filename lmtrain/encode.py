@@ -97,7 +97,7 @@ class _Texts:
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase):
         self.rows, self.origins = rows, array("q")
         self.ids = Growing("H" if len(tokenizer) <= 1 << 16 else "i")
-        self.before = 0  # ids of the document in the making that were carried over
+        self.before, self.last = 0, -1  # ids of the document in the making that were carried over; where it starts
         if len(rows.carried) and not rows.continues:
             self.ids.extend(rows.carried)
             self.ids.close(len(rows.carried))
@@ -107,11 +107,15 @@ class _Texts:
         """Whether a document began in the part of the stream before."""
         return self.rows.continues and document.start == 0
 
+    def unfinished(self) -> bool:
+        """Whether there are ids of the last document, which goes on."""
+        return self.last == self.origins[-1]
+
     def begin(self, document: range, start: Sequence[int] = ()) -> None:
         """Begin a document with its first ids, which is the first thing new in it."""
         carried = self.rows.carried if self.continues(document) else ()
         self.ids.extend(carried)
-        self.before = len(carried)
+        self.before, self.last = len(carried), document.start
         self.ids.extend(start)
 
     def end(self, document: range, fit: Callable[[int], int]) -> int:
@@ -140,7 +144,7 @@ def _in_pieces(
     origins = np.repeat(origins, ids.pieces(length))
     cut = {name: column.split(length) for name, column in columns.items()}
     rest = None
-    if len(origins) and (rows.open if blocks else rows.goes_on()):
+    if len(origins) and (rows.open if blocks else rows.goes_on() and texts.unfinished()):
         rest = cut["input_ids"][len(origins) - 1].copy()
         origins = origins[:-1]
         cut = {name: column.first(len(origins)) for name, column in cut.items()}
@@ -178,7 +182,7 @@ def _fit(ledgers: tuple[Ledger, ...], tokens: int, length: int, rows: Rows, docu
     """How many of a document's tokens are kept, as --on-long says; entered in the ledger."""
     policy = data.on_long or "split"
     ledger = ledgers[rows.source(document.start)]
-    if rows.table_of[document.start] in rows.last_numbers and policy != "split":
+    if rows.table_of[document.start] in rows.last and policy != "split":
         raise UsageError(
             f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)"
         )
@@ -283,6 +287,9 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
 def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
     """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
     set_languages(tokenizer, data.source_lang, data.target_lang)
+    if not rows.values:  # a part of a stream in which nothing could be used
+        empty = Ragged.of([])
+        return _finish({"input_ids": empty, "labels": empty}, _start(rows), rows, [])
     sources = source_ids(tokenizer, [source for source, *_ in rows.values], data.source_prefix)
     targets = tokenizer(text_target=[target for _, target, *_ in rows.values], verbose=False)["input_ids"]
     end = tokenizer.eos_token_id

@@ -1,7 +1,7 @@
 """Rows -> examples of both sides, from the cache where the same has been prepared before."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -17,11 +17,13 @@ from lmtrain.cache import Kept
 from lmtrain.collate import Collate
 from lmtrain.corpus import Corpus
 from lmtrain.dataset import Examples, Limits
+from lmtrain.encode import set_languages
 from lmtrain.errors import InputError
 from lmtrain.ledger import Ledger
 from lmtrain.machine import give_back_memory
 from lmtrain.objectives import Objective
 from lmtrain.packing import Ragged
+from lmtrain.recipe import Direction
 from lmtrain.sources import Rows
 from lmtrain.streaming import Stream
 from lmtrain.tokenizer import Frame, framed, train
@@ -64,10 +66,14 @@ def prepare(
     Enters in `limits` what they come to. Raises InputError, naming the flag, where not one token would be predicted.
     """
     data, seed = corpus.data, corpus.seed
+    if isinstance(data, Direction):
+        set_languages(tokenizer, data.source_lang, data.target_lang)  # also where nothing has to be encoded
 
     def make() -> Kept:
         sides = corpus.sides
-        rows = objective.encode(sides.train, tokenizer, train_data, limits, False)
+        # Of a stream the first chunk is looked at as if it were all.
+        seen = replace(sides.train, part=False, more=False, open=False)
+        rows = objective.encode(seen, tokenizer, train_data, limits, False)
         rows = rows.head(LOOKED_AT) if data.streaming else rows
         held = objective.encode(sides.held_out, tokenizer, data, limits, True) if sides.held_out else None
         collate = objective.collate(tokenizer, data, seed)
@@ -89,7 +95,8 @@ def prepare(
     prepared = _restored(arrays, document)
     limits.resolved.update(document["limits"])
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):
-        if examples and not examples.ledger.tokens_trained:
+        looked_at = flag == "--data" and data.streaming
+        if examples and not looked_at and not examples.ledger.tokens_trained:
             raise InputError(f"{flag}: not one token of it would be predicted: the texts are too short, "
                              "or --mask-probability is too low")  # fmt: skip
     return prepared

@@ -175,7 +175,9 @@ class Data(Section):
         if self.weights and min(self.weights) <= 0:
             raise ValueError("--data-weights: every weight must be above 0; leave out the --data that you do not want")
         if self.streaming and self.val_split:
-            raise ValueError("--val-split: a stream cannot be split; give --eval-data, or nothing is evaluated")
+            raise ValueError(
+                "--val-split: a stream cannot be split; give --eval-data, or --val-split 0 and nothing is evaluated"
+            )
         if self.streaming and self.weights:
             raise ValueError(
                 "--data-weights: a stream is read in order; mix the files beforehand, or drop --streaming"
@@ -454,8 +456,8 @@ class Recipe(Section):
         train, data = self.train, self.data  # type: ignore[attr-defined]
         if train.batch_tokens and train.group_by_length:
             raise ValueError("--batch-tokens puts rows of like length together anyway; drop --group-by-length")
-        if data.streaming and train.max_steps is None:
-            raise ValueError("--streaming: needs --max-steps, because nobody knows how long a stream is")
+        if data.streaming and not train.max_steps:
+            raise ValueError("--streaming: needs --max-steps above 0, because nobody knows how long a stream is")
         if data.streaming and (train.batch_tokens or train.group_by_length):
             raise ValueError("--streaming: batches of like length need all rows at hand; drop --batch-tokens and "
                              "--group-by-length")  # fmt: skip

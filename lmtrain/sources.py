@@ -18,7 +18,7 @@ LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
 """Characters: a longer line of running text, or a longer row, is tokenised in pieces, cut before white space."""
 
 MOST_CHARACTERS = 16_000_000
-"""Of a chunk of a stream; a longer row is a chunk of its own."""
+"""Of a chunk of a stream, but for its last row."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Rows:
     """What is left of the data once its usable values are picked out.
 
     `values[i]` is a string (text), two strings (prompt), two or more (pairs: source, references) or a list of messages;
-    it stands in table `table_of[i]` at line or row `numbers[i]`. Rows of one `groups[i]` stay together when a part is
-    held out. A table in `last_numbers` is running text: its values follow one another as one document, up to that number.
+    it stands in table `table_of[i]` at line or row `numbers[i]`, and was the `serials[i]`-th value that was read. Rows of one
+    `groups[i]` stay together when a part is held out. A table in `last` is running text: its values follow one another as
+    one document, up to that serial.
     `ledgers`, one a source, count what was not usable. Of rows that are a `part` of a stream, `more` may follow, if `open`
     of the same source; and they begin with what is left over (`carried`, ids) of the part before, which is the start of
     their first document if that `continues`.
@@ -38,8 +39,9 @@ class Rows:
     values: list[Any]
     table_of: "array[int]"
     numbers: "array[int]"
+    serials: "array[int]"
     groups: "array[int]"
-    last_numbers: dict[int, int]
+    last: dict[int, int]
     ledgers: tuple[Ledger, ...]
     notes: list[str] = field(default_factory=list)
     part: bool = False
@@ -54,7 +56,7 @@ class Rows:
         numbers = array("q", range(1, len(values) + 1))
         tables = (Table(name, lambda: iter(())),)
         last = {0: len(values)} if running else {}
-        return cls(kind, tables, values, array("l", [0] * len(values)), numbers, numbers, last, (Ledger(),))
+        return cls(kind, tables, values, array("l", [0] * len(values)), numbers, numbers, numbers, last, (Ledger(),))
 
     def __len__(self) -> int:
         """Rows with something in them; the pieces of one long line are one row."""
@@ -87,8 +89,8 @@ class Rows:
 
     def ends(self, index: int) -> bool:
         """Whether a document really ends with this row, rather than before a stretch that was held out."""
-        number = self.numbers[index]
-        return number == self.last_numbers.get(self.table_of[index], number)
+        serial = self.serials[index]
+        return serial == self.last.get(self.table_of[index], serial)
 
     def count(self, document: range) -> int:
         """Rows in a document; the pieces of one long line are one row."""
@@ -112,10 +114,10 @@ class Rows:
         return self.open and bool(self.values) and not self.ends(len(self.values) - 1)
 
     def _continues(self, index: int) -> bool:
-        if self.table_of[index] != self.table_of[index - 1]:
+        if self.table_of[index] != self.table_of[index - 1] or self.serials[index] - self.serials[index - 1] > 1:
             return False
-        lines = 1 if self.table_of[index] in self.last_numbers else 0  # the pieces of a long row have one number
-        return self.numbers[index] - self.numbers[index - 1] <= lines
+        # The pieces of a long row have one number.
+        return self.table_of[index] in self.last or self.numbers[index] == self.numbers[index - 1]
 
     def subset(self, indices: list[int]) -> "Rows":
         """Some of the rows; the ledgers, of what was not usable, go along."""
@@ -124,6 +126,7 @@ class Rows:
             values=[self.values[i] for i in indices],
             table_of=array("l", [self.table_of[i] for i in indices]),
             numbers=array("q", [self.numbers[i] for i in indices]),
+            serials=array("q", [self.serials[i] for i in indices]),
             groups=array("q", [self.groups[i] for i in indices]),
         )
 
@@ -223,8 +226,9 @@ class Reading:
                 table_of.append(index)
                 numbers.append(number)
             if running[index]:
-                last[index] = number
-        return Rows(self.kind, self.tables, values, table_of, numbers, array("q"), last, ledgers, self.notes)
+                last[index] = len(values)
+        serials = array("q", range(1, len(values) + 1))
+        return Rows(self.kind, self.tables, values, table_of, numbers, serials, array("q"), last, ledgers, self.notes)
 
 
 def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
@@ -282,19 +286,18 @@ def _pieces(line: str) -> Iterator[str]:
 
 def _passages(rows: Rows) -> "array[int]":
     """Every row a group; but running text, which would be torn to single lines, some hundred passages."""
-    if not rows.last_numbers:
-        return array("q", range(len(rows.values)))
-    running = sum(len(v) for v, table in zip(rows.values, rows.table_of, strict=True) if table in rows.last_numbers)
+    running = sum(len(v) for v, table in zip(rows.values, rows.table_of, strict=True) if table in rows.last)
     enough = min(max(running // 100, 1), 4000)
     groups = array("q")
     group = size = 0
     before = None
-    for value, table in zip(rows.values, rows.table_of, strict=True):
-        if before is not None and (table not in rows.last_numbers or table != before or size >= enough):
+    for value, place in zip(rows.values, zip(rows.table_of, rows.numbers, strict=True), strict=True):
+        runs = before is not None and place[0] == before[0] and place[0] in rows.last and size < enough
+        if before is not None and not runs and (place != before or place[0] in rows.last):
             group, size = group + 1, 0
         groups.append(group)
         size += len(value)
-        before = table
+        before = place
     return groups
 
 
@@ -325,8 +328,8 @@ def chunks(reading: Reading, start: Position, most: int) -> Iterator[tuple[Rows,
             size += sum(map(_size, values))
             ahead = next(entries, None)
         rows = reading.collect(taken)
-        if ahead is not None and ahead[0] in rows.last_numbers:
-            rows.last_numbers[ahead[0]] = sys.maxsize
+        if ahead is not None and ahead[0] in rows.last:
+            rows.last[ahead[0]] = sys.maxsize
         same = ahead is not None and reading.tables[ahead[0]].source == reading.tables[position.table].source
         yield replace(rows, part=True, more=ahead is not None, open=same), position
 

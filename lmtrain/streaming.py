@@ -20,6 +20,9 @@ from lmtrain.errors import InputError
 from lmtrain.ledger import COUNTS, Ledger, chained, total
 from lmtrain.sources import Position, Reading, Rows, chunks
 
+STREAM = "stream.json"
+"""In a checkpoint: where the stream of training data stands."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -35,6 +38,8 @@ class State:
     ledgers: tuple[dict[str, Any], ...] = ()
     """Of what was read of the first epoch before this chunk."""
     fingerprint: str = ""
+    chunk: int = 0
+    """Rows that are read at a time."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -65,6 +70,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         self._begun: tuple[tuple[Ledger, ...], str] | None = None
+        self.state = replace(self.state, chunk=self.chunk)
 
     def __iter__(self) -> Iterator[Batch]:
         rows = self._rows()
@@ -89,7 +95,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
                 for taken in range(before.taken, len(order)):
                     rest = replace(before, taken=taken + 1)
                     yield chunk[before.epoch, int(order[taken])], rest if taken + 1 < len(order) else after
-            state = replace(State(epoch=state.epoch + 1), ledgers=after.ledgers, fingerprint=after.fingerprint)
+            state = State(state.epoch + 1, ledgers=after.ledgers, fingerprint=after.fingerprint, chunk=self.chunk)
 
     def _chunks(self, state: State) -> Iterator[tuple[Examples, State, State]]:
         """(examples, the state before them, the state after them) of each chunk of the rest of an epoch."""
@@ -99,7 +105,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             examples = replace(examples, first=state.texts)
             after = State(
                 state.epoch, position, () if examples.rest is None else tuple(examples.rest.tolist()), rows.goes_on(),
-                state.texts + examples.count, 0, *self._counted(state, rows, examples),
+                state.texts + examples.count, 0, *self._counted(state, rows, examples), self.chunk,
             )  # fmt: skip
             empty = empty and not examples.count
             yield examples, state, after

@@ -172,8 +172,9 @@ def _folder(folder: Path, data: Data, split: str) -> list[Table]:
 
 def _is_inside(file: Path, folder: Path) -> bool:
     """Whether a link leads into the folder, or (the hub's cache of datasets) to the blobs beside its snapshot."""
-    target = file.resolve()
-    return target.is_relative_to(folder.resolve()) or target.is_relative_to(folder.resolve().parent.parent / "blobs")
+    target, whole = file.resolve(), folder.resolve()
+    blobs = [parent.parent / "blobs" for parent in (whole, *whole.parents) if parent.name == "snapshots"]
+    return any(target.is_relative_to(place) for place in (whole, *blobs))
 
 
 def _file(path: Path, data: Data) -> Table:

@@ -30,7 +30,7 @@ from lmtrain.objectives import OBJECTIVES
 from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
 from lmtrain.progress import LiveProgress
 from lmtrain.report import PREDICTIONS, RunFolder, storage_error, write_lines
-from lmtrain.streaming import Stream
+from lmtrain.streaming import STREAM, Stream
 from lmtrain.trainer import ExactTrainer, Watch
 
 
@@ -40,7 +40,7 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> d
     Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
     """
     started = time.monotonic()
-    checkpoint, passed = to_resume(recipe.run.resume, folder)
+    checkpoint, passed = to_resume(recipe.run.resume, folder, (STREAM,) if recipe.data.streaming else ())
     _check_end(recipe, checkpoint, bool(recipe.data.eval or recipe.data.val_split))
     config = load_config(recipe.model, recipe.objective)
     evaluates = bool(recipe.data.eval or recipe.data.val_split)

@@ -43,7 +43,10 @@ def to_score(given: Document, objective: str | None) -> tuple[Recipe, list[str] 
     for section, field in ((section, field) for section, fields in given.items() for field in fields):
         if not any((leaf.section, leaf.name) == (section, field) for leaf in leaves(recipe_class)):
             raise UsageError(f"--{_flag(section, field)}: not an option of {objective}, which {name} is for")
-    typed = merge(from_environment(recipe_class), given)
+    environment = from_environment(recipe_class)
+    for name in TRAINING_ALONE & set(environment.get("data", {})):
+        del environment["data"][name]
+    typed = merge(environment, given)
     data = typed.get("data", {}).get("eval") or typed.get("data", {}).get("train")
     if not data and not own:
         raise UsageError("--data is missing: what should the model be scored on?")

@@ -15,16 +15,16 @@ from transformers import Trainer, TrainerCallback
 from lmtrain.batching import Batches, Loader
 from lmtrain.collate import IGNORED
 from lmtrain.console import Console
-from lmtrain.errors import BrokenDown
+from lmtrain.errors import BrokenDown, UsageError
 from lmtrain.evaluate import Evaluation, Scores
 from lmtrain.launch import is_launched
 from lmtrain.loss import TokenLoss
 from lmtrain.metrics import plain_name, trainer_name
 from lmtrain.report import METRICS, SAMPLES, RunFolder, write_whole
-from lmtrain.streaming import State, Stream
+from lmtrain.streaming import STREAM, State, Stream
 
-COUNTS, STREAM = "counts.json", "stream.json"
-"""In a checkpoint: tokens seen, tokens trained and places for tokens, padding included, so far; where the stream of training data stands."""
+COUNTS = "counts.json"
+"""In a checkpoint: tokens seen, tokens trained and places for tokens, padding included, so far."""
 
 
 class ExactTrainer(Trainer):
@@ -52,13 +52,23 @@ class ExactTrainer(Trainer):
         if path.exists():
             self.before = tuple(json.loads(path.read_text()))
         if isinstance(self.batches, Stream):
-            self.batches.state = State.from_json((checkpoint / STREAM).read_text(encoding="utf-8"))
+            state = State.from_json((checkpoint / STREAM).read_text(encoding="utf-8"))
+            if state.chunk != self.batches.chunk:
+                raise UsageError(f"--shuffle-buffer {self.batches.chunk}: the run that goes on here read {state.chunk} rows at "
+                                 "a time, and would lose its place; keep that")  # fmt: skip
+            self.batches.state = state
 
     def remember(self, checkpoint: Path, counts: tuple[int, int, int]) -> None:
         """What `recall` wants to know."""
         write_whole(checkpoint / COUNTS, json.dumps(counts))
-        if isinstance(self.batches, Stream):
-            write_whole(checkpoint / STREAM, self.batches.state.to_json())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # First of all, so that no checkpoint that looks whole is without it.
+        if isinstance(self.batches, Stream) and self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / STREAM, self.batches.state.to_json())
+        super()._save_checkpoint(model, trial)
 
     def get_train_dataloader(self) -> Any:
         """Whole batches, which know of processes and epochs themselves: accelerate has nothing to add to them."""

@@ -143,3 +143,14 @@ def test_other_options_another_tokenizer_and_other_content_are_other_entries(mon
     assert times("--seed", 2) == 1
     write(sentences(41))
     assert times() == 1
+
+
+def test_a_second_start_of_a_translation_aims_at_the_same_language(material: Path, monkeypatch: pytest.MonkeyPatch):
+    """What knows the languages is the tokenizer, and it has to be told also where nothing is tokenised any more."""
+    told: list[tuple[Any, Any]] = []
+    monkeypatch.setattr("lmtrain.prepare.set_languages", lambda tokenizer, *pair: told.append(pair))
+    run = ["seq2seq", *RUNS["seq2seq"], "--data", material / "pairs.jsonl", "--max-steps", 0, "--cache-dir", "cache",
+           "--source-lang", "ko", "--target-lang", "en"]  # fmt: skip
+    for name in ("first", "second"):
+        trained(*run, "-o", name)
+    assert told == [("ko", "en"), ("ko", "en")]

@@ -127,3 +127,29 @@ def test_weights_that_do_not_fit_are_refused(weights: str, message: str):
     outcome = lmtrain("clm", *scratch("gpt2"), "-d", "a.txt", "-d", "b.txt", "--data-weights", weights)
     assert outcome.code == 2
     assert message in outcome.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["long.jsonl", "long.txt"])
+def test_the_pieces_of_a_long_row_stay_together_and_a_hole_in_a_long_line_is_one(name: str):
+    text = " ".join(f"word{n}" for n in range(150_000))
+    if name.endswith("txt"):
+        Path(name).write_text(text)
+    else:
+        write(name, [text, "another", "third"])
+    sides = corpus(train=[name], val_split=0.3).sides
+    for rows in (sides.train, sides.held_out):
+        for document in rows.documents():
+            assert "".join(rows.values[index] for index in document) in (text, "another", "third") or (
+                name.endswith("txt") and "".join(rows.values[index] for index in document) in text
+            )
+    if name.endswith("txt"):
+        ends = [rows.ends(document[-1]) for rows in (sides.train, sides.held_out) for document in rows.documents()]
+        assert ends.count(True) == 1, "the text ends once"
+
+
+def test_a_chat_that_json_cannot_hold_is_a_bad_row():
+    Path("chat.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "\\ud800"}]}\n'
+    )
+    with pytest.raises(InputError, match="line 1, column 'messages', message 2"):
+        assert corpus(train=["chat.jsonl"], val_split=0).sides

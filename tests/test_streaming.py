@@ -176,3 +176,28 @@ def test_a_mistake_further_on_is_said_when_it_is_read(material: Path):
                       "--max-steps", 500, "-o", "run", "--no-packing", "--save-every", 5)  # fmt: skip
     assert outcome.code == 3
     assert "late.jsonl, line 61, column 'text': is int 7, not text" in outcome.err.replace("\n", "")
+
+
+def test_a_first_chunk_that_does_not_fill_a_row_and_a_chunk_without_a_row_are_no_mistakes(material: Path):
+    for strategy in ("best-fit", "blocks"):
+        results = trained("clm", *bytewise("gpt2"), "--data", material / "prose.txt", "--streaming", "--shuffle-buffer", 2, "-L",
+                          128, "-b", 2, "--max-steps", 2, "--packing-strategy", strategy, "-o", strategy)  # fmt: skip
+        assert results["train"]["steps"] == 2
+        assert "shared_rows" not in results["data"]
+    lines = (material / "pairs.jsonl").read_text() + '{"source": "a", "target": ""}\n' * 3
+    Path("tail.jsonl").write_text(lines)
+    results = trained("seq2seq", *bytewise("t5"), "--data", "tail.jsonl", "--streaming", "--shuffle-buffer", 30, "-b", 30,
+                      "--max-steps", 5, "-o", "pairs")  # fmt: skip
+    assert results["data"]["train"]["rows_empty"] == 3
+
+
+def test_another_shuffle_buffer_or_a_checkpoint_of_no_stream_does_not_lose_its_place(material: Path):
+    run = ["clm", *bytewise("gpt2"), "--data", material / "text.jsonl", "-b", 2, "--val-split", 0, "--no-packing"]
+    stream = [*run, "--streaming", "--shuffle-buffer", 13]
+    trained(*stream, "--max-steps", 2, "-o", "run")
+    outcome = lmtrain(*run, "--streaming", "--shuffle-buffer", 14, "--max-steps", 4, "-o", "run", "--resume", "auto")
+    assert outcome.code == 2
+    assert "read 13 rows at a time" in outcome.err.replace("\n", " ")
+    trained(*run, "--max-steps", 2, "-o", "plain")
+    outcome = lmtrain(*stream, "--max-steps", 4, "-o", "plain", "--resume", "auto")
+    assert "stream.json is missing" in outcome.err
