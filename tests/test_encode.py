@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ def made(objective: str, kind: str = "bpe:300"):
     return tokenizer.train(kind, WORDS, OBJECTIVES[objective].frame)
 
 
+made_once = cache(made)
+
+
 def rows_of(values: list, kind: str, running: bool = False) -> Rows:
     return Rows.of(kind, values, running=running)
 
@@ -35,7 +39,7 @@ def rows_of(values: list, kind: str, running: bool = False) -> Rows:
 def encoded(objective: str, values: list, kind: str, running: bool = False, positions: int | None = None, measure: bool = False,
             made_with: str = "bpe:300", **options: object):  # fmt: skip
     data = RECIPES[objective].model_fields["data"].annotation(train=["x"], **options)
-    made_tokenizer = made(objective, made_with)
+    made_tokenizer = (made if kind == "messages" else made_once)(objective, made_with)
     if kind == "messages":
         from lmtrain.chat import ensure_template
 
@@ -65,7 +69,7 @@ def reference(ids: list[list[int]], ends: tuple[list, list], length: int, policy
     return pieces, read, left - sum(map(len, used)), read - left
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     texts,
     st.integers(2, 24),
@@ -80,11 +84,11 @@ def test_every_token_of_a_text_is_trained_but_the_first_of_each_piece(
     policy = "split" if running else policy
     options |= {"packing_strategy": packing} if packing != "none" else {}
     try:
-        examples, own, data = encoded("clm", values, "text", running, made_with="byte", on_long=policy, **options)
+        examples, _, data = encoded("clm", values, "text", running, made_with="byte", on_long=policy, **options)
     except InputError as error:
         assert "no row is left" in str(error)
         examples = None
-    own, data = made("clm", "byte"), data if examples else None
+    own = made_once("clm", "byte")
     documents = ["".join(values)] if running else values
     ids = [own(document, add_special_tokens=False)["input_ids"] for document in documents]
     ends = [own.bos_token_id], [own.eos_token_id]
@@ -101,12 +105,12 @@ def test_every_token_of_a_text_is_trained_but_the_first_of_each_piece(
     assert max(len(shared[0, row]["input_ids"]) for row in range(len(shared))) <= length
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts, st.integers(4, 24), st.sampled_from(["none", "best-fit", "blocks"]), st.sampled_from(POLICIES))
 def test_masked_rows_hold_every_token_between_their_frames(values: list[str], length: int, packing: str, policy: str):
     """With a mask probability of almost one, every token that is not special is trained."""
     options = {"packing": packing != "none", **({"packing_strategy": packing} if packing != "none" else {})}
-    own = made("mlm", "char")
+    own = made_once("mlm", "char")
     ids = [own(value, add_special_tokens=False)["input_ids"] for value in values]
     if packing == "blocks":  # [SEP] ends every document but the last, which the frame of its row ends
         ids = [[*document, own.sep_token_id] for document in ids[:-1]] + ids[-1:]
@@ -135,7 +139,7 @@ def test_targets_are_trained_up_to_their_limit_and_still_end(
     sources: list[str], targets: list[str], source_length: int, target_length: int, policy: str
 ):
     values = list(zip(sources, targets, strict=False))
-    own = made("seq2seq", "byte")
+    own = made_once("seq2seq", "byte")
     pairs = [(own(source)["input_ids"], own(target)["input_ids"]) for source, target in values]
     fits = [len(source) <= source_length and len(target) <= target_length for source, target in pairs]
     kept = [pair for pair, whole in zip(pairs, fits, strict=True) if whole or policy == "truncate"]
