@@ -98,7 +98,8 @@ class Batches(Sampler[list[Key]]):
         if not (self.tokens or self.alike):
             return _cut(order, self.size)
         pools = _cut(order, POOL * self._rows_of_batch())
-        batches = [batch for pool in pools for batch in self._of_pool(pool, len(pools))]
+        whole = sum(int(column.sum()) for column in self.lengths)
+        batches = [batch for pool in pools for batch in self._of_pool(pool, whole)]
         shuffled = np.random.default_rng((self.order.seed, epoch, 1)).permutation(len(batches))
         return Ragged.of((batches[number] for number in shuffled), np.int64)
 
@@ -106,13 +107,13 @@ class Batches(Sampler[list[Key]]):
         """Of a batch of `tokens`, how many rows it has on average."""
         return max(int(self.tokens / sum(column.mean() for column in self.lengths)), 1) if self.tokens else self.size
 
-    def _of_pool(self, pool: np.ndarray, pools: int) -> Iterable[np.ndarray]:
-        """The pool's rows sorted by length, in as many batches as every pool of its size has."""
+    def _of_pool(self, pool: np.ndarray, whole: int) -> Iterable[np.ndarray]:
+        """The pool's rows sorted by length, in as many batches as every pool of its size has; `whole`: tokens of all rows."""
         longest_first = pool[np.lexsort([-column[pool] for column in reversed(self.lengths)])]
         if not self.tokens:
             return _cut(longest_first, self.size)
-        whole = sum(int(column.sum()) for column in self.lengths) * len(pool) / len(self.lengths[0])
-        count = min(max(round(whole / self.tokens), 1), len(pool))
+        share = whole * len(pool) / len(self.lengths[0])
+        count = min(max(round(share / self.tokens), 1), len(pool))
         return evenly([column[longest_first] for column in self.lengths], longest_first, count)
 
 

@@ -78,7 +78,7 @@ class Corpus:
     def _first_chunk(self) -> Rows:
         """The first one that holds more than white space."""
         for rows, _ in chunks(self.reading, Position(), self.data.shuffle_buffer):
-            if any(value.strip() if isinstance(value, str) else value for value in rows.values):
+            if rows.has_text():
                 return rows
         raise InputError(f"{', '.join(visible(name, 200) for name in self.data.train)}: no usable text")
 

@@ -41,7 +41,8 @@ def _finish(
         raise InputError(f"{rows.place(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
                          "to train)")  # fmt: skip
     sources = _sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
-    return Examples(rows.kind, columns, ledgers, chained("", rows.contents()), sources, **more)
+    fingerprint = "" if rows.part else chained("", rows.contents())  # a stream goes on with the one of the part before
+    return Examples(rows.kind, columns, ledgers, fingerprint, sources, **more)
 
 
 # --- causal ----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,10 @@ class Rows:
             else:
                 yield from (message["content"] for message in value)
 
+    def has_text(self) -> bool:
+        """Whether there is more than the blank lines of running text."""
+        return any(value.strip() if isinstance(value, str) else value for value in self.values)
+
     def documents(self) -> Iterator[range]:
         """The rows of each document: one row, or an unbroken stretch of running text."""
         start = 0
@@ -238,7 +242,7 @@ def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
     """
     reading = Reading(open_tables(specifications, data, split), data)
     rows = reading.collect(reading.entries())
-    if not any(value.strip() if isinstance(value, str) else value for value in rows.values):
+    if not rows.has_text():
         raise InputError(f"{_named(specifications)}: no usable text{_unused(rows.ledgers)}")
     return replace(rows, groups=_passages(rows), notes=[*rows.notes, *_several(rows)])
 

@@ -41,9 +41,9 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> d
     """
     started = time.monotonic()
     checkpoint, passed = to_resume(recipe.run.resume, folder, (STREAM,) if recipe.data.streaming else ())
-    _check_end(recipe, checkpoint, bool(recipe.data.eval or recipe.data.val_split))
-    config = load_config(recipe.model, recipe.objective)
     evaluates = bool(recipe.data.eval or recipe.data.val_split)
+    _check_end(recipe, checkpoint, evaluates)
+    config = load_config(recipe.model, recipe.objective)
     arguments = _arguments(recipe, config.model_type, evaluates, checkpoint is not None)
     console.main_process = PartialState().is_main_process
     objective = OBJECTIVES[recipe.objective]
