@@ -89,6 +89,13 @@ class Batches(Sampler[list[Key]]):
             rows = batches[number].tolist() if number < len(batches) else [len(self.order.sources)]
             yield [(epoch, row) for row in rows]
 
+    def largest(self) -> list[Key]:
+        """The batch that is padded to the most tokens in the first epoch."""
+        batches = self.of(0)
+        longest = [np.maximum.reduceat(column[batches.values], batches.offsets[:-1]) for column in self.lengths]
+        number = int((sum(longest) * batches.lengths).argmax())  # type: ignore[attr-defined]
+        return [(0, row) for row in batches[number].tolist()]
+
     def padding_fraction(self) -> float:
         """In the first epoch."""
         return padding_fraction(self.lengths, self.of(0))

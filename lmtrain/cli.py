@@ -5,13 +5,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lmtrain import __version__, gates, recipes
+from lmtrain import __version__, gates, interrupt, recipes
 from lmtrain.console import Console, figure
 from lmtrain.errors import LmtrainError, StorageError, UsageError, visible
 from lmtrain.flags import canonical, typed, with_flags
@@ -76,7 +77,8 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
 
         console = Console(main_process=is_first())
         try:
-            command(*arguments, **options)
+            with interrupt.listening():
+                command(*arguments, **options)
         except LmtrainError as error:
             console.error(str(error))
             raise typer.Exit(error.exit_code) from None
@@ -85,9 +87,6 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             console.error(f"{visible(str(error.filename), 80)}: {error.strerror}")
             raise typer.Exit(3) from None
-        except KeyboardInterrupt:
-            console.error("interrupted")
-            raise typer.Exit(130) from None
         except (MemoryError, RuntimeError) as error:
             # torch's own is no MemoryError, and torch may not have been imported.
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
@@ -139,39 +138,48 @@ def _resolve(recipe_class: type[Recipe], config: str | None, assignments: list[s
 
 def _train(recipe: Any, console: Console) -> None:
     """Check what can be checked in milliseconds, read the data, and only then import what takes seconds."""
-    from lmtrain import architectures, launch, report
+    from lmtrain import architectures, checkpoint, drift, launch, lock, report
     from lmtrain.cache import Cache
     from lmtrain.corpus import Corpus
 
     _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = launch.is_first()
     baseline = _check_gates(recipe)
-    folder = report.RunFolder(Path(recipe.run.output_dir or "."))
+    if recipe.run.resume and recipe.train.max_steps == 0:
+        raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     architectures.check_model(recipe.objective, recipe.model)
-    if launch.is_first():
-        folder = report.choose_folder(recipe.run, recipe, recipe.model.name)
-        report.check_writable(folder)
-        changed = report.changed_settings(folder, recipe) if recipe.run.resume else []
-        if changed:
-            console.warn(f"going on with other settings than before: {', '.join(changed)}")
-        elif recipe.run.resume == "auto" and (results := report.finished(folder)):
-            console.note("the run is completed already; these are its results")
+    folder = report.RunFolder(Path(recipe.run.output_dir or "."))
+    continued = checkpoint.Continued()
+    with ExitStack() as stack:
+        if launch.is_first():
+            folder = report.place(recipe.run, recipe.objective, recipe.model.name)
+            report.check_writable(folder)
+            if not launch.wanted(recipe.run):
+                stack.enter_context(lock.held(folder.path))
+                checkpoint.clear(folder.checkpoints)
+            report.check_free(folder, recipe.run)
+            continued = checkpoint.to_resume(recipe.run.resume, folder.checkpoints)
+            for line in drift.check_settings(continued.identity, recipe):
+                console.warn(line)
+            done = report.finished(folder) if recipe.run.resume == "auto" else None
+            if done and not report.ends_otherwise(folder, recipe):
+                console.note("the run is completed already; these are its results")
+                _conclude(recipe, done, baseline, console, folder)
+                return
+        corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
+        with console.working("reading the data"):
+            corpus.check()
+        if launch.wanted(recipe.run):
+            del corpus  # read to be checked; every process reads for itself
+            raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
+
+        with console.working("loading torch and transformers"):
+            from lmtrain import machine, train
+
+        machine.quiet_libraries()
+        results = train.train(recipe, corpus, folder, continued, console)
+        if console.main_process:
             _conclude(recipe, results, baseline, console, folder)
-            return
-    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
-    with console.working("reading the data"):
-        corpus.check()
-    if launch.wanted(recipe.run):
-        del corpus  # read to be checked; every process reads for itself
-        raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
-
-    with console.working("loading torch and transformers"):
-        from lmtrain import machine, train
-
-    machine.quiet_libraries()
-    results = train.train(recipe, corpus, folder, console)
-    if console.main_process:
-        _conclude(recipe, results, baseline, console, folder)
 
 
 def _check_gates(recipe: Any) -> Document | None:

@@ -30,6 +30,10 @@ IGNORED = -100
 
 
 class Collate(Protocol):
+    @property
+    def fixed(self) -> bool:
+        """Whether every batch is padded to the same length."""
+
     def __call__(self, rows: list[Row]) -> Batch: ...
 
     def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +83,10 @@ class Causal:
     pad: int
     length: int | None
 
+    @property
+    def fixed(self) -> bool:
+        return self.length is not None
+
     def __call__(self, rows: list[Row]) -> Batch:
         return _batch(rows, [self.scored(row) for row in rows], self.pad, self.length, self.length)
 
@@ -107,6 +115,10 @@ class Masked:
     probability: float
     to_mask: float
     to_replace: float
+
+    @property
+    def fixed(self) -> bool:
+        return self.length is not None
 
     def __call__(self, rows: list[Row]) -> Batch:
         scored = [self.scored(row) if "labels" not in row else (row["input_ids"], row["labels"]) for row in rows]
@@ -146,6 +158,10 @@ class Pairs:
     pad: int
     source_length: int | None
     target_length: int | None
+
+    @property
+    def fixed(self) -> bool:
+        return self.source_length is not None or self.target_length is not None
 
     def __call__(self, rows: list[Row]) -> Batch:
         return _batch(rows, [self.scored(row) for row in rows], self.pad, self.source_length, self.target_length)

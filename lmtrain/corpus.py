@@ -100,6 +100,10 @@ class Corpus:
         """Whether no file has been written to since its content was hashed: else rows of now are not those of the key."""
         return self._stamps() == self._at_key
 
+    def size_of_files(self) -> list[int]:
+        """Bytes of the files of both sides: of a stream all that can be known of its content beforehand."""
+        return [size for size, _ in self._stamps().values()]
+
     @cached_property
     def _tables(self) -> tuple[tuple[Table, ...], tuple[Table, ...]] | None:
         """Those of both sides; None where one has no identity: standard input, a hub dataset."""

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import __version__, generate, metrics, resampling, text_metrics
+from lmtrain import __version__, generate, interrupt, metrics, resampling, text_metrics
 from lmtrain.batching import longest_first
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.console import Console
@@ -20,6 +20,7 @@ from lmtrain.loss import TokenLoss, evaluating
 from lmtrain.objectives import Objective
 from lmtrain.packing import Ragged
 from lmtrain.resampling import Metric
+from lmtrain.retreat import is_out_of_memory, make_room
 from lmtrain.samples import Sample
 from lmtrain.text_metrics import Judge
 
@@ -102,16 +103,7 @@ class Evaluation:
         truths = self.examples.columns.get("labels", self.examples.columns["input_ids"])
         guesses = Ragged(np.zeros(len(truths.values), np.int32), truths.offsets)
         for numbers in self.console.track(batches, "scoring"):
-            contents = [self.examples[None, row] for row in numbers]
-            batch = self.collate(contents)
-            scores = self.loss.score(network, {name: tensor.to(accelerator.device) for name, tensor in batch.items()})
-            taken = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
-            sums[numbers, :4] = torch.stack([column.cpu().double() for column in taken], dim=1)
-            sums[numbers, 4] = [
-                self._scored_bytes(content, row) for content, row in zip(contents, batch["labels"], strict=True)
-            ]
-            for number, best in zip(numbers, scores.guesses, strict=True):
-                guesses[number][: len(best)] = best
+            self._score(network, numbers, accelerator.device, sums, guesses)
         if accelerator.num_processes > 1:
             for numbers, theirs, values in gather_object([(own, sums[own], [guesses[row] for row in own])]):
                 sums[numbers] = theirs
@@ -119,6 +111,42 @@ class Evaluation:
                     guesses[number][:] = best
         names = ("nll", "tokens", "correct", "correct_top5", "bytes")
         return {n: column for n, column in zip(names, sums.T, strict=True) if n != "bytes" or column.any()}, guesses
+
+    def _score(self, network: Any, numbers: list[int], device: Any, sums: np.ndarray, guesses: Ragged) -> None:
+        """Enter what these rows come to; out of memory, in two halves. Raises Stopped."""
+        interrupt.check()
+        contents = [self.examples[None, row] for row in numbers]
+        batch = self.collate(contents)
+        scores = None
+        try:
+            scores = self.loss.score(network, {name: tensor.to(device) for name, tensor in batch.items()})
+        except (RuntimeError, MemoryError) as error:
+            if len(numbers) == 1 or not is_out_of_memory(error):
+                raise
+        if scores is None:
+            make_room()
+            half = len(numbers) // 2
+            for part in (numbers[:half], numbers[half:]):
+                self._score(network, part, device, sums, guesses)
+            return
+        taken = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
+        sums[numbers, :4] = torch.stack([column.cpu().double() for column in taken], dim=1)
+        sums[numbers, 4] = [
+            self._scored_bytes(content, row) for content, row in zip(contents, batch["labels"], strict=True)
+        ]
+        for number, best in zip(numbers, scores.guesses, strict=True):
+            guesses[number][: len(best)] = best
+
+    def try_out(self, network: Any, accelerator: Accelerator) -> None:
+        """The largest batch scored, and where there is a judge a batch of texts generated, to see that it works."""
+        with evaluating(network), torch.no_grad(), accelerator.autocast():
+            rows = longest_first(self.examples.lengths, self.asked.batch_size)[0].tolist()
+            truths = self.examples.columns.get("labels", self.examples.columns["input_ids"])
+            guesses = Ragged(np.zeros(len(truths.values), np.int32), truths.offsets)
+            self._score(network, rows, accelerator.device, np.zeros((len(self.examples), 5)), guesses)
+            if self.judge:
+                some = self._longest_first()[: generate.ROWS_AT_ONCE]
+                list(generate.transform(network, self.tokenizer, self.examples, some, self.settings))
 
     def _own_batches(self, accelerator: Accelerator) -> list[list[int]]:
         """This process's share."""
@@ -149,6 +177,7 @@ class Evaluation:
         ordinary = np.flatnonzero(~np.isin(ids, self.tokenizer.all_special_ids))
         total = 0.0
         for start in range(0, len(ordinary), self.asked.batch_size):
+            interrupt.check()
             at = ordinary[start : start + self.asked.batch_size]
             shown = np.tile(ids.astype(np.int64), (len(at), 1))
             labels = np.full_like(shown, IGNORED)

@@ -210,6 +210,8 @@ def _six_steps(family: str, folder: str, checkpoint: str | None) -> dict[str, to
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
+    if checkpoint:
+        trainer.recall(Path(checkpoint))
     trainer.train(resume_from_checkpoint=checkpoint)
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 

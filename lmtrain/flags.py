@@ -63,7 +63,7 @@ def _parameters(leaf: Leaf, trains: bool) -> list[Parameter]:
         return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option])
 
     metavar, annotation = _type_of(leaf)
-    if annotation is bool and leaf.default:
+    if annotation is bool and leaf.default is not False:
         # What is on by default is shown as the flag that turns it off; the other spelling is accepted.
         off = parameter([f"--no-{spelling[2:]}"], bool, metavar, hidden, shortcut="off")
         return [parameter([spelling], bool, metavar, hidden=True), off]

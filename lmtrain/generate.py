@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from lmtrain import interrupt
 from lmtrain.collate import pad_id, padded
 from lmtrain.dataset import Examples
 from lmtrain.loss import decoder_inputs
+from lmtrain.retreat import is_out_of_memory
 from lmtrain.tokenizer import framing
 
 COMPLETION_TOKENS = 40
@@ -43,6 +45,14 @@ class Output:
     text: str
     capped: bool
     score: float | None = None
+
+
+class Interruptible(StoppingCriteria):
+    """Ends nothing by itself; a signal is heard at every token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        interrupt.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
@@ -82,10 +92,11 @@ def outputs(
         generated = network.generate(
             input_ids=padded(sources, pad).to(network.device),
             attention_mask=padded([np.ones(len(ids)) for ids in sources], 0).to(network.device),
-            pad_token_id=pad, use_cache=True, return_dict_in_generate=True, **arguments,
+            pad_token_id=pad, use_cache=True, return_dict_in_generate=True,
+            stopping_criteria=StoppingCriteriaList([Interruptible()]), **arguments,
         )  # fmt: skip
-    except torch.OutOfMemoryError:
-        if len(sources) == 1:
+    except (RuntimeError, MemoryError) as error:
+        if len(sources) == 1 or not is_out_of_memory(error):
             raise
     if generated is None:
         half = len(sources) // 2

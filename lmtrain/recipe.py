@@ -97,6 +97,9 @@ def _duration(value: Any) -> Any:
 
 
 Strings = Annotated[list[str], BeforeValidator(_as_list)]
+SKIPS = 10
+"""Updates that `--on-nonfinite skip` leaves out at most."""
+
 Every = Annotated[int, Field(gt=0)] | Literal["epoch"]
 Length = Annotated[int, Field(ge=2, le=10_000_000)]
 
@@ -330,8 +333,16 @@ class Train(Section):
     """Steps between two checkpoints, or 'epoch'."""
     keep: int = option(2, aliases=("save_total_limit",), ge=1, hidden=True)
     """Checkpoints to keep, the best one among them."""
+    on_nonfinite: str = option("stop", pattern=r"^(stop|skip([ :=]\d+)?)$", hidden=True)
+    """A loss or gradient that is no finite number: stop before the update, or 'skip N': leave out up to N updates."""
     report_to: Strings = option(["none"], hidden=True)
     """Trackers: tensorboard, wandb, trackio, … or none. Repeatable."""
+
+    @property
+    def skips(self) -> int:
+        """Updates that may be left out because their loss or gradient is not finite."""
+        number = self.on_nonfinite.removeprefix("skip").strip(" :=")
+        return 0 if self.on_nonfinite == "stop" else int(number or SKIPS)
 
 
 class Eval(Section):
@@ -430,6 +441,10 @@ class Run(Section):
     """Go on from a checkpoint: auto (the newest in --output-dir) or a path."""
     overwrite: bool = option(False)
     """Replace the run that is in --output-dir."""
+    allow_drift: Strings = option([], hidden=True)
+    """With --resume: go on though this has changed, e.g. train.learning_rate. Repeatable."""
+    preflight: bool | None = option(None, hidden=True)
+    """Before training try the largest batch, evaluation, generation, saving and loading. Default: from 1,000 steps on."""
     num_processes: int | None = option(None, ge=1)
     """Start this many processes, one per GPU (or on the CPU)."""
     accelerate_config: str | None = option(None, hidden=True)
@@ -449,7 +464,7 @@ class Recipe(Section):
     """What is learned: clm, mlm or seq2seq."""
 
     # Where the run comes from and goes to is no part of what is done, so a saved recipe can be run again.
-    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "cache_dir"}
+    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir"}
 
     @model_validator(mode="after")
     def _batches_are_possible(self) -> Self:
@@ -814,6 +829,8 @@ OURS = {
     "bf16_full_eval": "--precision",
     "fp16_full_eval": "--precision",
     "resume_from_checkpoint": "--resume",
+    "ignore_data_skip": "the promise that a resumed run is exact",
+    "enable_jit_checkpoint": "the promise that a signal leaves a checkpoint",
 }
 """Fields of TrainingArguments that lmtrain sets itself, and what decides them."""
 

@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmtrain.checkpoint import sync
 from lmtrain.console import figure, to_json
 from lmtrain.errors import StorageError, UsageError
+from lmtrain.lock import LOCK
 from lmtrain.recipe import Recipe, Run, read_yaml, to_yaml
 
 RECIPE, RESULTS, METRICS, SAMPLES = "recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl"
@@ -77,6 +80,26 @@ class RunFolder:
                 lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
                 write_whole(path, "".join(line + "\n" for line in lines))
 
+    @contextmanager
+    def aside(self) -> Iterator[Path]:
+        """A folder for the model's files, each of which takes its place whole when the block ends."""
+        folder = self.path / ".model"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir()
+            yield folder
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            for file in files:
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            for file in files:
+                place = self.path / file.relative_to(folder)
+                place.parent.mkdir(exist_ok=True)
+                file.replace(place)
+            sync(self.path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def finish(self, results: dict[str, Any]) -> None:
         write_whole(self.path / RESULTS, to_json(results, indent=2) + "\n")
         write_whole(self.path / "README.md", card(results, self.command()))
@@ -92,8 +115,14 @@ def _step(line: str) -> int:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is whole or not there."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
@@ -105,19 +134,23 @@ def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
         aside.replace(path)
     except OSError as error:
         raise storage_error(path, error) from None
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    remedy = "free some space or choose" if error.errno == errno.ENOSPC else "choose"
+    remedy = "free some space or choose" if error.errno in FULL else "choose"
     return StorageError(f"{path}: {error.strerror or error}; {remedy} another --output-dir")
 
 
-def choose_folder(run: Run, recipe: Recipe, model: str) -> RunFolder:
-    """Where this run goes. Raises UsageError for a folder that holds a run and neither --resume nor --overwrite."""
+def place(run: Run, objective: str, model: str) -> RunFolder:
+    """Where this run goes. Raises UsageError for what cannot be a run folder, or has nothing to go on from."""
     if run.resume and run.overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it; give one of the two")
-    if run.resume and recipe.train.max_steps == 0:
-        raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     if run.resume and run.resume != "auto":
         checkpoint = Path(run.resume)
         if not (checkpoint / "trainer_state.json").is_file():
@@ -128,25 +161,46 @@ def choose_folder(run: Run, recipe: Recipe, model: str) -> RunFolder:
         raise UsageError("--resume auto looks in --output-dir; say which run to go on with")
     if run.output_dir is None:
         name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "model"
-        path = Path("runs") / f"{recipe.objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = Path("runs") / f"{objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         return RunFolder(path if not path.exists() else path.with_name(f"{path.name}-{os.getpid()}"))
     path = Path(run.output_dir)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output-dir {path}: a file; name a folder")
-    used = path.is_dir() and any(path.iterdir())
+    return RunFolder(path)
+
+
+def check_free(folder: RunFolder, run: Run) -> None:
+    """Raise UsageError for a folder that holds a run and neither --resume nor --overwrite, or anything but a run."""
+    path = folder.path
+    used = path.is_dir() and any(inside.name != LOCK for inside in path.iterdir())
     if used and not (run.overwrite or run.resume):
         raise UsageError(f"--output-dir {path} is not empty; go on with --resume auto, replace with --overwrite, "
                          "or name another folder")  # fmt: skip
     if used and not (path / RECIPE).exists():
         raise UsageError(f"--output-dir {path}: not a run of lmtrain, so nothing in it will be touched; name another")
-    return RunFolder(path)
+
+
+def check_room(folder: RunFolder, checkpoint: int, keep: int) -> None:
+    """Raise StorageError where the disk has no room for what is kept: checkpoints of about so many bytes, and the model."""
+    there = _existing(folder.path)
+    written = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
+    needed, free = (keep + 2) * checkpoint, shutil.disk_usage(there).free + written
+    if free < needed:
+        raise StorageError(f"{there}: {free / 1e6:,.0f} MB are free, and {keep + 2} checkpoints of {checkpoint / 1e6:,.0f} "
+                           "MB (those of --keep, the one being written, the model) need more; free some space, lower "
+                           "--keep or choose another --output-dir")  # fmt: skip
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the one that it will be made in."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def check_writable(folder: RunFolder) -> None:
     """Raise StorageError before hours of work where the folder, or the one it will be made in, cannot be written."""
-    there = folder.path
-    while not there.exists():
-        there = there.parent
+    there = _existing(folder.path)
     if not os.access(there, os.W_OK | os.X_OK):
         raise StorageError(f"{there}: no permission to write there; choose another --output-dir")
 
@@ -165,18 +219,14 @@ def finished(folder: RunFolder) -> dict[str, Any] | None:
     return results if results.get("status") == "completed" else None
 
 
-def changed_settings(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """The settings in which `recipe` differs from the run that it goes on with."""
-    if not (folder.path / RECIPE).exists():
-        return []
-    before, now = read_yaml(folder.path / RECIPE), recipe.saved({})
-    return [
-        f"{section}.{name}"
-        for section in ("model", "data", "train")
-        for name in sorted({*before.get(section, {}), *now[section]})
-        if before.get(section, {}).get(name) != now[section].get(name)
-        if name not in RESOLVED or name in now[section]
-    ]
+ENDS = ("epochs", "max_steps", "max_time")
+"""Settings of training that say when it ends."""
+
+
+def ends_otherwise(folder: RunFolder, recipe: Any) -> bool:
+    """Whether `recipe` is to end at another step than the run in the folder."""
+    before, now = read_yaml(folder.path / RECIPE).get("train", {}), recipe.saved({})["train"]
+    return any(before.get(name) != now.get(name) for name in ENDS)
 
 
 def summary(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,50 +1,56 @@
 """A training run, from top to bottom."""
 
+import json
 import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lmtrain import chat, evaluate, metrics
+from lmtrain import chat, drift, evaluate, metrics
 from lmtrain.accounts import data_document, show_ledgers
 from lmtrain.apart import choose_packing
-from lmtrain.checkpoint import step_of, to_resume
+from lmtrain.checkpoint import Continued, step_of
 from lmtrain.console import Console
 from lmtrain.corpus import Corpus
 from lmtrain.dataset import Limits
-from lmtrain.errors import InputError, Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
+from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Scores, figures_of
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, part, peak_memory, precision
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
 from lmtrain.objectives import OBJECTIVES
-from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
+from lmtrain.preflight import is_wanted, preflight
+from lmtrain.prepare import Prepared, feed, identity, learn_tokenizer, prepare
 from lmtrain.progress import LiveProgress
-from lmtrain.report import PREDICTIONS, RunFolder, storage_error, write_lines
-from lmtrain.streaming import STREAM, Stream
-from lmtrain.trainer import ExactTrainer, Watch
+from lmtrain.report import PREDICTIONS, RunFolder, check_room, storage_error, write_lines
+from lmtrain.retreat import is_out_of_memory
+from lmtrain.streaming import Stream
+from lmtrain.trainer import ExactTrainer, Finished
+from lmtrain.watch import Watch
 
 
-def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Train as the recipe says and return the content of results.json.
+def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console) -> dict[str, Any]:
+    """Train as the recipe says, from the checkpoint that it is `continued` from on, and return the content of results.json.
 
-    Raises an LmtrainError for whatever the user can put right; the run folder appears only once training can start.
+    Raises an LmtrainError for whatever the user can put right; the run folder is written to only once training can start.
     """
     started = time.monotonic()
-    checkpoint, passed = to_resume(recipe.run.resume, folder, (STREAM,) if recipe.data.streaming else ())
+    folder, continued = _shared(folder, continued)
     evaluates = bool(recipe.data.eval or recipe.data.val_split)
-    _check_end(recipe, checkpoint, evaluates)
+    _check_end(recipe, continued.checkpoint, evaluates)
     config = load_config(recipe.model, recipe.objective)
-    arguments = _arguments(recipe, config.model_type, evaluates, checkpoint is not None)
+    arguments = _arguments(recipe, config.model_type, evaluates, continued.checkpoint is not None)
     console.main_process = PartialState().is_main_process
     objective = OBJECTIVES[recipe.objective]
     set_seed(recipe.train.seed)
@@ -72,20 +78,17 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> d
     evaluation = held_out and evaluate.prepare(
         recipe, objective, held_out, tokenizer, collate, loss, limits, floats, console
     )
+    facts = _facts(recipe, corpus, tokenizer, network, prepared, limits, arguments, floats)
+    changed = drift.check_facts(continued.identity, facts, recipe.run.allow_drift)
     for line in [*prepared.notes, *told, *notes, *_spoken(limits, recipe, loss, config, arguments)]:
         console.note(line)
-    for line in [*prepared.warnings, *packing.warnings]:
+    for line in [*prepared.warnings, *packing.warnings, *changed, *drift.versions(continued.identity, environment())]:
         console.warn(line)
     show_ledgers(recipe, prepared, batches, console)
 
-    folder = _shared(folder)
     arguments.output_dir = str(folder.checkpoints)
     if PartialState().is_main_process:
-        folder.create(recipe, recipe.run.overwrite, limits.resolved)
-        if recipe.run.resume:
-            folder.rewind(step_of(checkpoint) if checkpoint else -1)
-            for line in [*passed, *([f"going on from {checkpoint}"] if checkpoint else [])]:
-                console.note(line)
+        _enter(folder, recipe, continued, limits, network, console)
     PartialState().wait_for_everyone()
 
     run = Watch(recipe, folder, evaluation, console)
@@ -93,68 +96,129 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, console: Console) -> d
         model=network, args=arguments, train_dataset=batches if isinstance(batches, Stream) else batches.examples,
         eval_dataset=held_out, data_collator=collate, processing_class=tokenizer,
         callbacks=_callbacks(recipe, run, console),
-    ).prepare(loss, evaluation, batches)  # fmt: skip
+    ).prepare(
+        loss, evaluation, batches, drift.identity(recipe, facts, environment()), recipe.train.keep, console.warn
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     run.trainer = trainer
-    try:
-        with run.signals():
-            _train(trainer, recipe, checkpoint, run)
-        scores = run.final_scores()
-    except LmtrainError:
-        with suppress(OSError):  # a disk that is full has been told of already
-            if console.main_process:
-                folder.finish(_results(recipe, trainer, run, None, prepared, started, "failed"))
-        raise
-    status = "interrupted" if run.stopped_by else "completed"
-    results = _results(recipe, trainer, run, scores, prepared, started, status)
-    _save(trainer, network, tokenizer, folder, results)
-    if scores and evaluation and console.main_process:
-        for line in scores.notes:
-            console.warn(line)
-        write_lines(Path(recipe.eval.predictions or folder.path / PREDICTIONS), evaluation.records(scores))
+    results = _carry_out(recipe, trainer, run, prepared, continued.checkpoint, started)
     part()
     if run.stopped_by:
-        raise Interrupted(f"interrupted at step {trainer.state.global_step}, a checkpoint is saved; go on with\n"
-                          f"  {folder.command('--resume auto')} -o {folder.path}", run.stopped_by)  # fmt: skip
+        raise Interrupted(_to_go_on(trainer, folder), run.stopped_by)
     return results
 
 
-def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None, run: Watch) -> None:
-    """Run the Trainer, and say in one sentence what memory and disk have to say."""
+def _enter(
+    folder: RunFolder, recipe: Any, continued: Continued, limits: Limits, network: Any, console: Console
+) -> None:
+    """Make the run folder, or go back in it to where the run goes on from."""
+    check_room(folder, _checkpoint_bytes(network), recipe.train.keep)
+    folder.create(recipe, recipe.run.overwrite, limits.resolved)
+    if recipe.run.resume:
+        folder.rewind(step_of(continued.checkpoint) if continued.checkpoint else -1)
+        for line in continued.notes:
+            console.note(line)
+
+
+def _carry_out(
+    recipe: Any, trainer: ExactTrainer, run: Watch, prepared: Prepared, checkpoint: Path | None, started: float
+) -> dict[str, Any]:
+    """Train, evaluate, save the model; whatever becomes of it is written down. The content of results.json."""
+    folder = run.folder
+
+    def unfinished(status: str) -> dict[str, Any]:
+        results = _results(recipe, trainer, run, None, prepared, started, status)
+        with suppress(OSError):  # a disk that is full has been told of already
+            if run.console.main_process:
+                folder.finish(results)
+        return results
+
+    try:
+        with _spoken_of(folder), run.stoppable():
+            if is_wanted(recipe):
+                preflight(trainer, run.evaluation, prepared.train, folder.checkpoints, run.console)
+            _train(trainer, recipe, checkpoint)
+            scores = run.final_scores()
+            results = _results(recipe, trainer, run, scores, prepared, started, "completed")
+            _save(trainer, run, scores, results)
+    except LmtrainError:
+        unfinished("failed")
+        raise
+    return unfinished("interrupted") if run.stopped_by else results
+
+
+def _to_go_on(trainer: ExactTrainer, folder: RunFolder) -> str:
+    step = trainer.state.global_step
+    saved = "a checkpoint is saved" if step else "before the first step"
+    return f"interrupted at step {step}, {saved}; go on with\n  {folder.command('--resume auto')} -o {folder.path}"
+
+
+def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None) -> None:
     if recipe.train.max_steps == 0:
         return
     if checkpoint:
         trainer.recall(checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError:
-        size = recipe.train.batch_size
-        raise OutOfMemory(f"out of memory with {size} rows at once; the same loss with less memory: "
-                          f"--batch-size {max(size // 2, 1)} --grad-accum {recipe.train.grad_accum * 2}, "
-                          "--gradient-checkpointing, or a shorter --max-length") from None  # fmt: skip
-    except OSError as error:
-        raise storage_error(run.folder.path, error) from None
-    except RuntimeError as error:
-        # safetensors and torch report a full disk as an error of their own.
-        if any(sign in str(error) for sign in ("No space left", "I/O error", "inline_container", "StreamWriter")):
-            raise StorageError(f"{run.folder.path}: a file could not be written to its end; free some space or choose "
-                               "another --output-dir. Checkpoints from before are whole: --resume auto") from None  # fmt: skip
-        raise
-    except UnpicklingError:
-        raise InputError(f"{checkpoint}: holds objects that could run code when they are read, which no checkpoint of "
-                         "lmtrain does; remove it, and --resume auto goes on from the one before") from None  # fmt: skip
+        with suppress(Finished):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, LiveProgress):
                 callback.stop()
 
 
+@contextmanager
+def _spoken_of(folder: RunFolder) -> Iterator[None]:
+    """Say in one sentence what memory and disk have to say."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(folder.path, error) from None
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                "out of memory; use a smaller --eval-batch-size, fewer beams or a shorter --max-length"
+            ) from None
+        # safetensors and torch report a full disk as an error of their own.
+        if any(sign in str(error) for sign in NOT_WRITTEN):
+            raise StorageError(f"{folder.path}: a file could not be written to its end; free some space or choose another "
+                               "--output-dir. Checkpoints from before are whole: --resume auto") from None  # fmt: skip
+        raise
+
+
+NOT_WRITTEN = ("No space left", "File too large", "Disk quota exceeded", "Read-only file system", "I/O error")
+
+
 def _check_end(recipe: Any, checkpoint: Path | None, evaluates: bool) -> None:
-    """Raise UsageError for a run that would never stop by what it is told to stop by, or has stopped already."""
+    """Raise UsageError for a run that would never stop by what it is told to stop by, or has gone beyond it already."""
     if recipe.eval.early_stop and not evaluates:
         raise UsageError("--early-stop needs evaluation data: --eval-data or --val-split")
-    if checkpoint and recipe.train.max_steps and step_of(checkpoint) >= recipe.train.max_steps:
-        raise UsageError(f"{checkpoint} is at --max-steps {recipe.train.max_steps} already; ask for more steps")
+    if checkpoint and recipe.train.max_steps and step_of(checkpoint) > recipe.train.max_steps:
+        raise UsageError(f"{checkpoint} is beyond --max-steps {recipe.train.max_steps}; ask for more steps")
+
+
+def _facts(
+    recipe: Any, corpus: Corpus, tokenizer: Any, network: Any, prepared: Prepared, limits: Limits,
+    arguments: TrainingArguments, floats: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What settings come to, to be compared when the run goes on (drift.py)."""
+    shapes = [(name, list(p.shape), p.requires_grad) for name, p in sorted(network.named_parameters())]
+    held = prepared.held_out
+    return {
+        "model.shape": sha256(json.dumps(shapes).encode()).hexdigest(),
+        "model.tokenizer": identity(tokenizer) or sha256(json.dumps(tokenizer.get_vocab()).encode()).hexdigest(),
+        "data.train": corpus.size_of_files() if recipe.data.streaming else prepared.train.fingerprint,
+        "data.eval": held.fingerprint if held else None,
+        **{f"data.{name}": value for name, value in limits.resolved.items()},
+        "train.learning_rate": arguments.learning_rate,
+        "train.precision": floats,
+        "run.num_processes": arguments.world_size,
+    }
+
+
+def _checkpoint_bytes(network: Any) -> int:
+    """About: weights, and two numbers of the optimiser for each that is trained."""
+    return sum(p.numel() * (p.element_size() + (8 if p.requires_grad else 0)) for p in network.parameters())
 
 
 def _callbacks(recipe: Any, run: Watch, console: Console) -> list[TrainerCallback]:
@@ -171,14 +235,13 @@ RENAMED = {
     "grad_accum": "gradient_accumulation_steps",
     "lr_scheduler": "lr_scheduler_type",
     "log_every": "logging_steps",
-    "keep": "save_total_limit",
     "compile": "torch_compile",
 }
 """Our short names -> TrainingArguments' names."""
 
 NOT_ARGUMENTS = {
     "max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps", "batch_tokens",
-    "group_by_length",
+    "group_by_length", "on_nonfinite", "keep",
 }  # fmt: skip
 
 
@@ -268,7 +331,7 @@ def _results(
     """The content of results.json."""
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry and math.isfinite(entry["loss"])]
-    seen, trained, places = run.counted if status == "failed" else trainer.count()
+    seen, trained, places = trainer.counted if status == "failed" else trainer.count()
     stream = trainer.batches if isinstance(trainer.batches, Stream) else None
     return {
         "objective": recipe.objective,
@@ -292,26 +355,30 @@ def _results(
     }
 
 
-def _shared(folder: RunFolder) -> RunFolder:
-    """The first process's folder: the name may hold the time."""
-    paths = [str(folder.path)]
+def _shared(folder: RunFolder, continued: Continued) -> tuple[RunFolder, Continued]:
+    """Those of the first process: a folder's name may hold the time, a checkpoint is looked for once."""
+    found = [folder, continued]
     if PartialState().num_processes > 1:
-        broadcast_object_list(paths)
-    return RunFolder(Path(paths[0]))
+        broadcast_object_list(found)
+    return found[0], found[1]
 
 
-def _save(trainer: ExactTrainer, network: Any, tokenizer: Any, folder: RunFolder, results: dict[str, Any]) -> None:
+def _save(trainer: ExactTrainer, run: Watch, scores: Scores | None, results: dict[str, Any]) -> None:
     """The model beside its results, to be loaded by any tool that loads transformers models."""
     # Only a sharded model has to be gathered; any other is saved as it is, bare of wrappers and of the compiler.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if not trainer.is_world_process_zero():
         return
-    try:
-        if "use_cache" in network.config.to_dict():
-            network.config.use_cache = True  # Trainer turns it off; whoever generates wants it
-        network.save_pretrained(folder.path, state_dict=state_dict)
-        tokenizer.save_pretrained(folder.path)
-        folder.finish(results)
-    except OSError as error:
-        raise storage_error(folder.path, error) from None
+    network, folder = trainer.model, run.folder
+    if "use_cache" in network.config.to_dict():
+        network.config.use_cache = True  # Trainer turns it off; whoever generates wants it
+    with folder.aside() as aside:
+        network.save_pretrained(aside, state_dict=state_dict)
+        trainer.processing_class.save_pretrained(aside)
+    if scores and run.evaluation:
+        for line in scores.notes:
+            run.console.warn(line)
+        predictions = Path(run.recipe.eval.predictions or folder.path / PREDICTIONS)
+        write_lines(predictions, run.evaluation.records(scores))
+    folder.finish(results)

@@ -1,74 +1,85 @@
-"""Trainer with our loss, our evaluation and our order of rows, and the watch that decides when to do what."""
+"""Trainer with our loss, our evaluation, our order of rows and our checkpoints."""
 
-import json
-import math
-import os
-import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerControl
+from transformers.trainer_callback import ExportableState
 
+from lmtrain import checkpoint, interrupt, retreat, state
 from lmtrain.batching import Batches, Loader
-from lmtrain.collate import IGNORED
-from lmtrain.console import Console
-from lmtrain.errors import BrokenDown, UsageError
-from lmtrain.evaluate import Evaluation, Scores
-from lmtrain.launch import is_launched
+from lmtrain.collate import IGNORED, Batch
+from lmtrain.errors import OutOfMemory, UsageError
+from lmtrain.evaluate import Evaluation
 from lmtrain.loss import TokenLoss
-from lmtrain.metrics import plain_name, trainer_name
-from lmtrain.report import METRICS, SAMPLES, RunFolder, write_whole
-from lmtrain.streaming import STREAM, State, Stream
+from lmtrain.metrics import trainer_name
+from lmtrain.streaming import State, Stream
 
-COUNTS = "counts.json"
-"""In a checkpoint: tokens seen, tokens trained and places for tokens, padding included, so far."""
+
+class Finished(Exception):  # not an error: nothing is wrong
+    """A run goes on from the checkpoint of its last step."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What there is of a run beside its weights and optimiser."""
+
+    random: dict[str, Any]
+    tokens: torch.Tensor
+    """[3] tokens seen, tokens trained and places for tokens, padding included, of this process."""
+    loss: torch.Tensor
+    """Sum over the steps since the last log."""
+    stream: State | None
 
 
 class ExactTrainer(Trainer):
-    """Trainer with an exact loss, an exact evaluation, and an order of rows that is a function of (seed, epoch)."""
+    """Trainer with an exact loss and evaluation, an order of rows that is a function of (seed, epoch), and a state
+    that is saved whole.
 
-    def prepare(self, loss: TokenLoss, evaluation: Evaluation | None, batches: Batches | Stream) -> "ExactTrainer":
+    What a checkpoint keeps is of the end of a step, whenever it is saved: also of one that is broken off half-way.
+    """
+
+    def prepare(
+        self, loss: TokenLoss, evaluation: Evaluation | None, batches: Batches | Stream,
+        identity: dict[str, Any] | None = None, keep: int = 2, warn: Callable[[str], None] = str,
+    ) -> "ExactTrainer":  # fmt: skip
+        """`identity` is what checkpoints will know the run by, `keep` how many of them stay, `warn` says what happens."""
         self.token_loss, self.evaluation, self.batches = loss, evaluation, batches
+        self.identity, self.keep, self.warn = identity or {}, keep, warn
         # Trainer counts the labels of a whole step for models that say they divide by them: compute_loss does.
         self.model_accepts_loss_kwargs = True
-        self.tokens = torch.zeros(3, dtype=torch.int64, device=self.args.device)  # of this process, see COUNTS
+        self.tokens = torch.zeros(3, dtype=torch.int64, device=self.args.device)
+        self.before = self.counted = (
+            0,
+            0,
+            0,
+        )  # tokens, as in Moment: before this process began, at the last checkpoint
         self.finite = torch.ones((), dtype=torch.bool, device=self.args.device)
-        self.before = (0, 0, 0)
+        self.grad_norm: Any = 0.0
+        self.skipped = 0
+        self.rows_at_once: int | None = None
+        self.resumed: dict[str, Any] = {}
+        self.saved_at = -1
+        self.samples: list[Batch] = []
         return self
 
-    def count(self) -> tuple[int, int, int]:
-        """The COUNTS since the run began, over all processes and resumes; to be asked by all of them."""
-        seen, trained, places = (
-            b + int(n) for b, n in zip(self.before, self.accelerator.reduce(self.tokens), strict=True)
-        )
-        return seen, trained, places
+    @property
+    def checkpoints(self) -> Path:
+        return Path(str(self.args.output_dir))
 
-    def recall(self, checkpoint: Path) -> None:
-        """Go on counting from where `checkpoint` was saved."""
-        path = checkpoint / COUNTS
-        if path.exists():
-            self.before = tuple(json.loads(path.read_text()))
-        if isinstance(self.batches, Stream):
-            state = State.from_json((checkpoint / STREAM).read_text(encoding="utf-8"))
-            if state.chunk != self.batches.chunk:
-                raise UsageError(f"--shuffle-buffer {self.batches.chunk}: the run that goes on here read {state.chunk} rows at "
-                                 "a time, and would lose its place; keep that")  # fmt: skip
-            self.batches.state = state
+    @property
+    def several(self) -> bool:
+        return self.accelerator.num_processes > 1
 
-    def remember(self, checkpoint: Path, counts: tuple[int, int, int]) -> None:
-        """What `recall` wants to know."""
-        write_whole(checkpoint / COUNTS, json.dumps(counts))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # First of all, so that no checkpoint that looks whole is without it.
-        if isinstance(self.batches, Stream) and self.is_world_process_zero():
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / STREAM, self.batches.state.to_json())
-        super()._save_checkpoint(model, trial)
+    # --- a step
 
     def get_train_dataloader(self) -> Any:
         """Whole batches, which know of processes and epochs themselves: accelerate has nothing to add to them."""
@@ -80,6 +91,70 @@ class ExactTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and torch.accelerator.is_available(),
         )  # fmt: skip
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        """The micro-batches of a step, unless the run ends before it. Raises Stopped, Finished."""
+        if self.state.global_step >= self.state.max_steps:
+            raise Finished
+        self.stop_together()
+        samples, items = super().get_batch_samples(*arguments, **options)
+        self.samples, self.begun = samples, 0
+        self.finite = torch.ones_like(self.finite)
+        return samples, items
+
+    def stop_together(self) -> None:
+        """Raise Stopped if this process, or one that it has to keep step with, was asked to stop."""
+        interrupt.check()
+        if self.several:
+            asked = torch.tensor(int(interrupt.asked() is not None), device=self.accelerator.device)
+            if self.accelerator.reduce(asked) > 0:
+                interrupt.agreed(SIGTERM)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Out of memory, the whole step begins anew with half the rows at once: the same loss of the same rows."""
+        interrupt.check()
+        if self.begun == 0:
+            self.start = self._moment()
+        self.begun += 1
+        batches = [inputs]
+        while True:
+            try:
+                return sum(self._in_parts(model, batch, num_items_in_batch) for batch in batches)  # type: ignore[return-value]
+            except (RuntimeError, MemoryError) as error:
+                if not retreat.is_out_of_memory(error):
+                    raise
+            # Out here the exception, and with it what its frames hold, is gone.
+            batches = self.samples[: self.begun]
+            self._retreat(model, batches)
+
+    def _in_parts(self, model: Any, batch: Batch, items: Any) -> torch.Tensor:
+        rows = self.rows_at_once
+        parts = retreat.parts(batch, rows, self.data_collator.fixed) if rows else [batch]
+        losses = []
+        for number, part in enumerate(parts, 1):
+            # Gradients are exchanged once, with the last.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, items))
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _retreat(self, model: Any, batches: list[Batch]) -> None:
+        """Back to the start of the step, with half the rows at once. Raises OutOfMemory where that was one."""
+        most = max(len(batch["labels"]) for batch in batches)
+        rows = min(self.rows_at_once or most, most)
+        if rows == 1:
+            raise OutOfMemory(retreat.advice(self.model, batches[-1], str(self.args.optim)))
+        if self.several:
+            raise OutOfMemory(f"out of memory with {rows} rows at once; the same loss with less memory: --batch-size "
+                              f"{rows // 2} --grad-accum {self.args.gradient_accumulation_steps * 2}")  # fmt: skip
+        self.rows_at_once = -(-rows // 2)
+        self.warn(f"out of memory with {rows} rows at once at step {self.state.global_step + 1}: going on with "
+                  f"{self.rows_at_once}; a step has as many as before, and the same loss")  # fmt: skip
+        retreat.make_room()
+        model.zero_grad()
+        state.set_random_state(self.start.random)
+        self.tokens.copy_(self.start.tokens)
+        self._tr_loss.copy_(self.start.loss)
+        self.finite = torch.ones_like(self.finite)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -96,165 +171,184 @@ class ExactTrainer(Trainer):
         places = torch.full_like(blank.sum(), mask.numel() + more)
         self.tokens += torch.stack([mask.sum() - blank.sum() + decoded, labels.sum(), places])
 
+    def count(self, tokens: torch.Tensor | None = None) -> tuple[int, int, int]:
+        """The tokens (see Moment) since the run began, over all processes and resumes; to be asked by all of them."""
+        reduced = self.accelerator.reduce(self.tokens if tokens is None else tokens)
+        seen, trained, places = (b + int(n) for b, n in zip(self.before, reduced, strict=True))
+        return seen, trained, places
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.grad_norm
+
+    def is_finite(self) -> tuple[bool, bool]:
+        """Whether (the loss, the norm of the gradient) of this step are finite, on all processes.
+
+        In half precision a gradient that overflows is nothing amiss: the scale of the loss is still being found.
+        """
+        loss = self.finite.to(torch.int64)
+        if self.several:
+            loss = self.accelerator.reduce(loss) // self.accelerator.num_processes
+        norm = torch.as_tensor(self.grad_norm)
+        scaler = getattr(self.accelerator, "scaler", None)
+        return bool(loss), bool(torch.isfinite(norm)) if scaler is None else scaler.get_scale() > 1e-4
+
+    def leave_out(self) -> None:
+        """Make the update of this step none: no parameter, no moment of the optimiser, no logged loss is touched."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self._tr_loss.copy_(self.start.loss)
+        self.skipped += 1
+
+    # --- between two steps
+
+    def _moment(self) -> Moment:
+        stream = self.batches.state if isinstance(self.batches, Stream) else None
+        return Moment(state.random_state(), self.tokens.clone(), self._tr_loss.detach().clone(), stream)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        self.edge = self._moment()
+        super()._maybe_log_save_evaluate(*arguments, **options)
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual."""
+        """Trainer's mean of batch means replaced by the exact evaluation; the callbacks see it as usual.
+
+        Whatever it draws by chance, training goes on as if it had not. Raises Stopped.
+        """
         assert self.evaluation
+        self.stop_together()
+        before = state.random_state()
         # An untrained model's outputs say nothing, and it seldom knows how to stop: only its likelihoods.
         self.scores = self.evaluation.run(self.model, self.accelerator, write=self.state.global_step > 0)
         logs = {trainer_name(name): value for name, value in self.scores.figures.items()}
         self.log(dict(logs))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        state.set_random_state(before)
         return logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and start_time is not None:
             seconds = time.time() - start_time
             logs["tokens_per_second"] = int(self.tokens[0]) * self.args.world_size / max(seconds, 1e-9)
+            self.edge = replace(self.edge, loss=self._tr_loss.detach().clone())  # it begins anew
         super().log(logs, start_time)
 
+    # --- checkpoints
 
-class Watch(TrainerCallback):
-    """Decides when to evaluate, save and stop, and writes down what happens."""
+    def save_where_it_stands(self, still_to_do: dict[str, bool]) -> None:
+        """The checkpoint of a run that is broken off: of its last whole step, with what was still to be done after it."""
+        if self.state.global_step and (self.saved_at != self.state.global_step or any(still_to_do.values())):
+            self._save_checkpoint(self.model_wrapped, None, still_to_do)
 
-    def __init__(self, recipe: Any, folder: RunFolder, evaluation: Evaluation | None, console: Console):
-        self.recipe, self.folder, self.evaluation, self.console = recipe, folder, evaluation, console
-        self.trainer: ExactTrainer = None  # type: ignore[assignment]
-        self.began = time.monotonic()
-        self.evaluated_at = self.saved_at = -1
-        self.stopped_by: int | None = None
-        self.counted = (0, 0, 0)
-        self.initial: dict[str, float] = {}
-        self.scores: dict[int, Scores] = {}  # of the best step and of the last that was evaluated
+    def _save_checkpoint(self, model: Any, trial: Any, still_to_do: dict[str, bool] | None = None) -> None:
+        """What Trainer saves, but whole or not at all, and nothing that could run code when it is read."""
+        place = checkpoint.at(self.checkpoints, self.state.global_step)
+        self.store_flos()
+        if self.state.best_global_step:
+            best = checkpoint.at(self.checkpoints, self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        kept = self._state(still_to_do or {})
+        self.counted = kept["tokens"]
+        aside = self._together(partial(checkpoint.begin, place))
+        try:
+            self.save_model(str(aside), _internal_call=True)
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # in parts, by their own means
+                self._save_optimizer_and_scheduler(str(aside))
+            if self.is_world_process_zero():
+                state.save(aside, kept)
+                self._remember_callbacks()
+                self.state.save_to_json(str(aside / "trainer_state.json"))
+                self.accelerator.wait_for_everyone()
+                checkpoint.publish(aside, place, self.identity)
+            else:
+                self.accelerator.wait_for_everyone()
+        except BaseException:
+            checkpoint.discard(aside)
+            raise
+        if self.is_world_process_zero():
+            checkpoint.rotate(self.checkpoints, self.state.global_step, self.state.best_global_step, self.keep)
+        self.accelerator.wait_for_everyone()
+        self.saved_at = self.state.global_step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
 
-    # --- signals
+    def _together(self, make: Any) -> Path:
+        """What the first process makes, for all."""
+        made = [make() if self.is_world_process_zero() else None]
+        return gather_object(made)[0] if self.several else made[0]
 
-    def signals(self) -> Any:
-        """While training, Ctrl-C and SIGTERM ask for a checkpoint and a stop; a second one leaves at once."""
-        return _Signals(self)
+    def _state(self, still_to_do: dict[str, bool]) -> dict[str, Any]:
+        """What a run goes on from, beside weights and Trainer's own account of it."""
+        stream, scaler = self.edge.stream, getattr(self.accelerator, "scaler", None)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return {
+            "optimizer": None if sharded else self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": gather_object([self.edge.random]) if self.several else [self.edge.random],
+            "tokens": self.count(self.edge.tokens),
+            "loss": float(self.accelerator.reduce(self.edge.loss.double(), "mean")),
+            "logged_at": self._globalstep_last_logged,
+            "stream": stream.to_json() if stream else None,
+            "rows_at_once": self.rows_at_once,
+            "skipped": self.skipped,
+            "still_to_do": still_to_do,
+        }
 
-    def _asked_to_stop(self) -> tuple[bool, bool]:
-        """(whether a signal came, whether the time is up), the same on every process."""
-        limit = self.recipe.train.max_time
-        over = limit is not None and time.monotonic() - self.began >= limit
-        accelerator = self.trainer.accelerator
-        if accelerator.num_processes > 1:
-            asked = torch.tensor([self.stopped_by is not None, over], dtype=torch.int64, device=accelerator.device)
-            signalled, over = (bool(flag) for flag in accelerator.reduce(asked))
-            self.stopped_by = (self.stopped_by or signal.SIGTERM) if signalled else self.stopped_by
-        return self.stopped_by is not None, over
+    def _remember_callbacks(self) -> None:
+        """Trainer's account keeps the state of its callbacks, such as the patience of early stopping."""
+        known = {
+            type(c).__name__: c.state() for c in self.callback_handler.callbacks if isinstance(c, ExportableState)
+        }
+        # Not what it is about to do: that is in `still_to_do`.
+        self.state.stateful_callbacks.update(known | {"TrainerControl": TrainerControl().state()})
 
-    # --- events
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As Trainer, but for its arguments, a pickle."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            self.processing_class and self.processing_class.save_pretrained(output_dir)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.monotonic()
-        self.epoch_of_stream = self.trainer.batches.state.epoch if isinstance(self.trainer.batches, Stream) else 0
-        if state.global_step and (path := self.folder.path / METRICS).exists():
-            first = json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}")
-            if first.get("step") == 0 and "eval_loss" in first:
-                self.initial = {name: value for name, value in first.items() if name not in ("step", "epoch")}
+    def recall(self, path: Path) -> None:
+        """Before training: go on from where `path` was saved. Raises UsageError for a stream that would lose its place."""
+        self.resumed = state.load(path)
+        self.before = self.counted = self.resumed["tokens"]
+        self.rows_at_once, self.skipped = self.resumed["rows_at_once"], self.resumed["skipped"]
+        if isinstance(self.batches, Stream):
+            stands = State.from_json(self.resumed["stream"])
+            if stands.chunk != self.batches.chunk:
+                raise UsageError(f"--shuffle-buffer {self.batches.chunk}: the run that goes on here read {stands.chunk} rows "
+                                 "at a time, and would lose its place; keep that")  # fmt: skip
+            self.batches.state = stands
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        stopped, over = self._asked_to_stop()
-        self._mind_the_epochs_of_a_stream(control)
-        if stopped:
-            control.should_training_stop, control.should_save = True, True
-            control.should_evaluate = False
-        elif over or state.global_step >= state.max_steps:
-            control.should_training_stop, control.should_save, control.should_log = True, True, True
-            control.should_evaluate = self.evaluation is not None
-        if (control.should_save or control.should_evaluate) and not self.trainer.finite:
-            self._break_down(state.global_step)
+    def catch_up(self) -> None:
+        """As training begins: do what was still to be done at the step that the run goes on from."""
+        self._tr_loss += self.resumed["loss"]
+        self._globalstep_last_logged = self.resumed["logged_at"]
+        self.saved_at = self.state.global_step
+        still = self.resumed["still_to_do"]
+        if any(still.values()):
+            self._load_rng_state(None)
+            self.saved_at = -1
+            self.control.should_evaluate, self.control.should_save = still["evaluate"], still["save"]
+            self._maybe_log_save_evaluate(
+                self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
+            )
 
-    def _mind_the_epochs_of_a_stream(self, control: Any) -> None:
-        """Trainer takes a stream for one epoch without end."""
-        stream = self.trainer.batches
-        if isinstance(stream, Stream) and stream.state.epoch != self.epoch_of_stream:
-            self.epoch_of_stream = stream.state.epoch
-            control.should_evaluate |= self.evaluation is not None and self.recipe.eval.every == "epoch"
-            control.should_save |= self.recipe.train.save_every == "epoch"
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
-        control.should_evaluate = control.should_evaluate and self.evaluated_at != state.global_step
-        control.should_save = control.should_save and self.saved_at != state.global_step
-        if self.stopped_by:
-            control.should_evaluate = False
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.saved_at = state.global_step
-        self.counted = self.trainer.count()
-        if self.console.main_process:
-            self.trainer.remember(self.folder.checkpoints / f"checkpoint-{state.global_step}", self.counted)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        figures = {plain_name(name): value for name, value in metrics.items()}
-        if state.global_step == 0:
-            self.initial = figures
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
         else:
-            best_before = {s: scores for s, scores in self.scores.items() if s == state.best_global_step}
-            self.scores = {**best_before, state.global_step: self.trainer.scores}
-            value, best = metrics[args.metric_for_best_model], state.best_metric
-            if best is None or (value > best if args.greater_is_better else value < best):
-                control.should_save = True  # the best model is kept, whatever --save-every says
-            self._show_samples(state.global_step)
-        self.evaluated_at = state.global_step
+            self.optimizer.load_state_dict(self.resumed["optimizer"])
+        self.lr_scheduler.load_state_dict(self.resumed["lr_scheduler"])
 
-    def _show_samples(self, step: int) -> None:
-        if self.recipe.eval.samples and self.evaluation and self.console.main_process:
-            samples = self.evaluation.samples(self.trainer.model, self.recipe.eval.samples)
-            for sample in samples:
-                self.folder.append(SAMPLES, {"step": step, **sample})
-            self.console.samples(samples[:1])
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.resumed["scaler"]:
+            self.accelerator.scaler.load_state_dict(self.resumed["scaler"])
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and self.console.main_process and ("loss" in logs or "eval_loss" in logs):
-            plain = {plain_name(name): value for name, value in logs.items()}
-            self.folder.append(METRICS, {"step": state.global_step, **plain})
-        if logs and any(not math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
-            self._break_down(state.global_step)
-
-    def _break_down(self, step: int) -> None:
-        raise BrokenDown(
-            f"the loss is no longer a finite number, at step {step} or shortly before; try a lower --learning-rate. "
-            f"Checkpoints in {self.folder.checkpoints} are from before"
-        )
-
-    def final_scores(self) -> Scores | None:
-        """The scores of the model that is kept: the best one, which is loaded, or the last."""
-        state = self.trainer.state
-        if self.evaluation is None:
-            return None
-        best = state.best_global_step
-        kept = state.best_model_checkpoint
-        if best and best != state.global_step and kept and Path(kept).is_dir() and not self.stopped_by:
-            self.trainer._load_best_model()
-            self.console.note(f"keeping the model of step {best}, the best by {self.recipe.eval.best_metric}")
-            state_step = best
-        else:
-            state_step = state.global_step
-        if state_step in self.scores:
-            return self.scores[state_step]
-        if self.stopped_by:
-            return None
-        scores = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
-        if state_step == 0:
-            self.initial = self.initial or scores.figures
-        return scores
-
-
-@dataclass
-class _Signals:
-    run: Watch
-
-    def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.run.stopped_by and not is_launched():
-            os._exit(128 + number)  # a launcher passes on what its terminal sends as well: not a second wish
-        self.run.stopped_by = number
-        self.run.console.warn("stopping after this step, with a checkpoint; once more leaves at once")
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Of this process; one that there was none of before (--allow-drift num_processes) keeps its own."""
+        if self.args.process_index < len(self.resumed["random"]):
+            state.set_random_state(self.resumed["random"][self.args.process_index])

@@ -197,7 +197,11 @@ def test_another_shuffle_buffer_or_a_checkpoint_of_no_stream_does_not_lose_its_p
     trained(*stream, "--max-steps", 2, "-o", "run")
     outcome = lmtrain(*run, "--streaming", "--shuffle-buffer", 14, "--max-steps", 4, "-o", "run", "--resume", "auto")
     assert outcome.code == 2
+    assert "data.shuffle_buffer was 13 and is 14" in outcome.err
+    again = [*run, "--streaming", "--shuffle-buffer", 14, "--max-steps", 4, "-o", "run", "--resume", "auto"]
+    outcome = lmtrain(*again, "--allow-drift", "shuffle-buffer")
+    assert outcome.code == 2
     assert "read 13 rows at a time" in outcome.err.replace("\n", " ")
     trained(*run, "--max-steps", 2, "-o", "plain")
     outcome = lmtrain(*stream, "--max-steps", 4, "-o", "plain", "--resume", "auto")
-    assert "stream.json is missing" in outcome.err
+    assert "data.streaming was False and is True" in outcome.err

@@ -145,18 +145,17 @@ def six_steps_saved_by_two(material: Path) -> list:
 
 def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(material: Path):
     run = six_steps_saved_by_two(material)
-    (Path("run/checkpoints/checkpoint-6") / "optimizer.pt").unlink()
+    (Path("run/checkpoints/checkpoint-6") / "resume.safetensors").unlink()
     outcome = lmtrain(*run, "--max-steps", 8, "--resume", "auto")
     assert outcome.code == 0
     assert "going on from run/checkpoints/checkpoint-4" in outcome.err
-    assert "train.max_steps" in outcome.err
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-    (Path("run/checkpoints/checkpoint-6") / "optimizer.pt").unlink()
+    (Path("run/checkpoints/checkpoint-6") / "resume.json").unlink()
     assert lmtrain(*run, "--resume", "run/checkpoints/checkpoint-6").code == 3
     assert lmtrain(*run, "--resume", "run/checkpoints/checkpoint-5").code == 2
     before = Path("run/results.json").read_text()
-    outcome = lmtrain(*run, "--max-steps", 8, "--resume", "run/checkpoints/checkpoint-8")
+    outcome = lmtrain(*run, "--max-steps", 7, "--resume", "run/checkpoints/checkpoint-8")
     assert outcome.code == 2
     assert "ask for more steps" in outcome.err.replace("\n", " ")
     assert Path("run/results.json").read_text() == before
@@ -189,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(material: Path):
     outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--lr", 1e20, "--max-grad-norm", 0,
                       "--log-every", 1, "--max-steps", 30, "-o", "run")  # fmt: skip
     assert outcome.code == 6
-    assert "no longer a finite number" in outcome.err
+    assert "is not a finite number; the update is not applied" in outcome.err.replace("\n", " ")
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(material: Path, monkeypatch: pytest.MonkeyPatch):
@@ -321,7 +320,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(material: Path):
     message = outcome.err.replace("\n", " ")
     assert outcome.code == 0, outcome.err
     assert "passing over checkpoint-6: trainer_state.json is damaged" in message
-    assert "passing over checkpoint-4: model.safetensors: cut off, 7 bytes are missing" in message
+    assert "passing over checkpoint-4: model.safetensors is damaged: " in message
     assert "going on from run/checkpoints/checkpoint-2" in message
 
 
