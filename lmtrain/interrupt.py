@@ -7,6 +7,7 @@ process at once.
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,19 @@ def agreed(number: int) -> None:
     """Raise Stopped because one of several processes was asked to; `number` is for those that were not."""
     _wish.number = _wish.number or number
     raise Stopped
+
+
+def passed_on_to(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of another process, which gets the signals that come meanwhile; a terminal sends its own to both."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def _handle(number: int, frame: Any) -> None:

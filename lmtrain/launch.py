@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lmtrain import interrupt
 from lmtrain.errors import UsageError
 from lmtrain.recipe import Run
 from lmtrain.tables import is_stdin
@@ -37,7 +38,7 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
             )
         launcher = ["-m", "accelerate.commands.launch", "--config_file", run.accelerate_config]
         command = [sys.executable, *launcher, "-m", "lmtrain", *arguments]
-        return subprocess.run(command, check=False).returncode
+        return interrupt.passed_on_to(subprocess.Popen(command))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser

@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def trained(*arguments: Any) -> dict[str, Any]:
     outcome = lmtrain(*arguments, "--json", "--quiet")
     assert outcome.code == 0, outcome.err
     return outcome.json
+
+
+def outcome_of(run: Path | str) -> tuple[str, list[tuple], dict[str, float]]:
+    """What a run came to, to the last bit: sha256 of its weights, every logged loss, its figures."""
+    folder = Path(run)
+    weights = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [(line["step"], line.get("loss"), line.get("eval_loss"), line.get("grad_norm")) for line in lines]
+    return weights, losses, json.loads((folder / "results.json").read_text())["metrics"]
 
 
 def scratch(model: str) -> list[str]:

@@ -1,0 +1,103 @@
+"""Ctrl-C and SIGTERM at every moment of a run: the exit code, a checkpoint, and the same end after --resume auto."""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import lmtrain, outcome_of, scratch, trained
+
+from lmtrain import checkpoint, generate, train
+from lmtrain.loss import TokenLoss
+from lmtrain.trainer import ExactTrainer
+
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "preparation": (train, "prepare"),
+    "micro-batch": (ExactTrainer, "compute_loss"),
+    "evaluation": (TokenLoss, "score"),
+    "generation": (generate.Interruptible, "__call__"),
+    "save": (checkpoint, "seal"),
+}
+
+
+def command(objective: str, model: str, material: Path, run: str) -> list[Any]:
+    data = material / ("pairs.jsonl" if objective == "seq2seq" else "text.jsonl")
+    alone = [] if objective == "seq2seq" else ["--no-packing"]
+    return [objective, *scratch(model), *alone, "--data", data, "-o", run, "--val-split", 0.1, "-b", 6, "--grad-accum", 3,
+            "--epochs", 3, "--log-every", 1, "--eval-every", 2, "--save-every", 3, "--samples", 0, "--lr", 1e-3]  # fmt: skip
+
+
+def after(number: int, monkeypatch: pytest.MonkeyPatch, moment: str, sent: int) -> list[int]:
+    """Send a signal to this process at the n-th time that a moment is reached; the list holds what was reached."""
+    place, name = MOMENTS[moment]
+    made: Callable[..., Any] = getattr(place, name)
+    reached: list[int] = []
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        reached.append(1)
+        if len(reached) == number:
+            os.kill(os.getpid(), sent)
+        return made(*arguments, **options)
+
+    monkeypatch.setattr(place, name, signalled)
+    return reached
+
+
+@cache
+def whole(objective: str, model: str, material: Path) -> Any:
+    folder = str(material / f"whole-{objective}")
+    trained(*command(objective, model, material, folder))
+    return outcome_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "sent", "objective", "model"),
+    [
+        ("micro-batch", 2, signal.SIGTERM, "clm", "gpt2"),
+        ("micro-batch", 8, signal.SIGINT, "mlm", "bert"),  # half-way through a step
+        ("micro-batch", 10, signal.SIGTERM, "clm", "gpt2"),  # the first of the second epoch
+        ("micro-batch", 27, signal.SIGTERM, "clm", "gpt2"),  # the last
+        ("evaluation", 4, signal.SIGTERM, "clm", "gpt2"),
+        ("evaluation", 2, signal.SIGINT, "mlm", "bert"),
+        ("generation", 9, signal.SIGTERM, "seq2seq", "t5"),
+        ("save", 1, signal.SIGINT, "clm", "gpt2"),
+        ("save", 2, signal.SIGTERM, "seq2seq", "t5"),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_the_same(
+    moment: str, number: int, sent: int, objective: str, model: str, material: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = whole(objective, model, material)
+    run = command(objective, model, material, "run")
+    with monkeypatch.context() as patched:
+        reached = after(number, patched, moment, sent)
+        outcome = lmtrain(*run, "--quiet")
+        assert len(reached) >= number
+    assert outcome.code == 128 + sent, outcome.err
+    assert "lmtrain run run/recipe.yaml --resume auto -o run" in outcome.err.replace("\n", " ")
+    assert not list(Path("run/checkpoints").glob(".*"))
+    trained(*run, "--resume", "auto")
+    assert outcome_of("run") == expected
+
+
+def test_a_signal_before_training_ends_it_at_once(material: Path, monkeypatch: pytest.MonkeyPatch):
+    after(1, monkeypatch, "preparation", signal.SIGTERM)
+    outcome = lmtrain(*command("clm", "gpt2", material, "run"))
+    assert outcome.code == 143
+    assert not Path("run").exists()
+
+
+def test_a_run_that_ended_before_it_said_so_is_finished_without_a_step(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = command("clm", "gpt2", material, "run")
+    trained(*run)
+    expected = outcome_of("run")
+    for name in ("results.json", "model.safetensors"):
+        Path("run", name).unlink()
+    monkeypatch.setattr(ExactTrainer, "training_step", None)  # would be called
+    trained(*run, "--resume", "auto")
+    assert outcome_of("run") == expected
