@@ -1,0 +1,47 @@
+"""One run folder, one run."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import lmtrain, scratch
+
+from lmtrain import lock
+from lmtrain.errors import StorageError
+
+HOLD = "import sys; from pathlib import Path; from lmtrain import lock\nwith lock.held(Path('run')):\n    print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def owner():
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_is_told_who_is_in_the_folder(owner: subprocess.Popen, material: Path):
+    outcome = lmtrain("clm", *scratch("gpt2"), "-d", material / "text.jsonl", "-o", "run", "--overwrite")
+    assert outcome.code == 7
+    assert f"in use by process {owner.pid} on {socket.gethostname()}" in outcome.err.replace("\n", " ")
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(owner: subprocess.Popen):
+    with pytest.raises(StorageError), lock.held(Path("run")):
+        pass
+    owner.kill()
+    owner.wait()
+    with lock.held(Path("run")):
+        assert str(os.getpid()) in Path("run/.lock").read_text()
+    assert not Path("run/.lock").exists()
+
+
+def test_a_folder_to_which_nothing_was_written_is_gone_again():
+    with lock.held(Path("new/deep/run")):
+        assert Path("new/deep/run").is_dir()
+    assert not Path("new").exists()
