@@ -40,7 +40,8 @@ PRELOADED = [
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.bert.modeling_bert",
     "transformers.models.t5.modeling_t5",
 ]  # fmt: skip
-QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+         "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # fmt: skip
 """What libraries read as they are imported. A process with several threads must not be forked."""
 
 CHECKPOINTS = "checkpoints"
@@ -436,13 +437,14 @@ def _watch_libraries(points: _Points) -> None:
     )  # fmt: skip
 
 
-def dies_at(folder: Path | str, number: int | None, log: Path | str | None = None) -> Fault:
+def dies_at(folder: Path | str, number: int | None, log: Path | str | None = None, within: str = CHECKPOINTS) -> Fault:
     """The process kills itself at operation `number` on the checkpoints of the run `folder`; at a half with half of
     the file.
 
-    Without a `number` it lives. Every point that is reached is written into `log`, for `points` to read.
+    Without a `number` it lives. Every point that is reached is written into `log`, for `points` to read. `within`
+    "." counts those on the whole run folder.
     """
-    return partial(_dies_at, str(Path(folder, CHECKPOINTS)), number, log and str(log))
+    return partial(_dies_at, str(Path(folder, within)), number, log and str(log))
 
 
 def _dies_at(folder: str, number: int | None, log: str | None) -> None:
