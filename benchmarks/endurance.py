@@ -1,8 +1,8 @@
 """Runs that are killed, stopped, starved, poisoned and damaged, and whether each still ends as if nothing had been.
 
 `python -m benchmarks.endurance [PROGRAM ...]` runs the programs and writes their rows of benchmarks/endurance.md; the
-other rows stay as they are (benchmarks/endurance.json holds them all). `--quick` tries a few trials of each and writes
-nothing.
+other rows stay as they are (benchmarks/endurance.json holds them all). `--quick` tries a few trials of each, `--only
+WORD` those whose name holds it; both write nothing.
 
 A trial is right if the run ends with the same weights (sha256), the same losses at the same steps and the same figures
 as one that was left in peace, or else if the command says what it has to say. Every other one is listed by name.
@@ -448,7 +448,7 @@ def flips(lab: Lab) -> Iterator[Case]:
         yield Case(f"{name} {what}", partial(_damaged, saved, name, change))
     for name in files:
         if (saved / name).read_bytes() != (other / name).read_bytes():
-            attempt = partial(_damaged, saved, name, partial(swap, other / name), name != checkpoint.MANIFEST)
+            attempt = partial(_damaged, saved, name, partial(swap, other / name), named=name != checkpoint.MANIFEST)
             yield Case(f"{name} of another step", attempt)
     for name, what in (("model.safetensors", "a bit"), ("resume.json", "missing"), (checkpoint.MANIFEST, "empty"),
                        ("resume.safetensors", "half")):  # fmt: skip
@@ -474,7 +474,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
-def _damaged(saved: Path, name: str, change: Callable[[Path], None], named: bool, place: Path) -> None:
+def _damaged(saved: Path, name: str, change: Callable[[Path], None], place: Path, named: bool = True) -> None:
     copy = shutil.copytree(saved, place / saved.name)
     expect(checkpoint.damage(copy) is None, "damaged before")
     change(copy / name)
@@ -762,14 +762,15 @@ def spread(things: Sequence[Any], count: int) -> list[Any]:
     return [things[round(place * (len(things) - 1) / (count - 1))] for place in range(count)]
 
 
-def try_program(name: str, lab: Lab, jobs: int) -> dict[str, Any]:
-    """Run its trials; how they came out."""
+def try_program(name: str, lab: Lab, jobs: int, only: str = "") -> dict[str, Any]:
+    """Run its trials, or those whose name holds `only`; how they came out."""
     began, (program, _, measure) = time.monotonic(), PROGRAMS[name]
     try:
         cases = list(program(lab))
     except Exception as error:
         cases = [Case("preparing the trials", partial(_raise, error))]
-    chosen = spread(cases, FEW) if lab.quick else cases
+    named = [case for case in cases if only in case.name]
+    chosen = spread(named, FEW) if lab.quick else named
     with ThreadPoolExecutor(1 if name in ALONE else jobs) as pool:
         results = list(pool.map(partial(try_case, name, lab), chosen))
     measured = [value for _, value, _ in results if value is not None]
@@ -858,6 +859,7 @@ def main() -> int:
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(PROGRAMS)}; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="trials at once")
     parser.add_argument("--quick", action="store_true", help=f"{FEW} trials of each; writes no report")
+    parser.add_argument("--only", default="", metavar="WORD", help="trials whose name holds it; writes no report")
     arguments = parser.parse_args()
     if unknown := set(arguments.programs) - set(PROGRAMS):
         parser.error(f"no program {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
@@ -867,12 +869,12 @@ def main() -> int:
         os.environ["COLUMNS"] = "200"
         for name in arguments.programs or PROGRAMS:
             lab = Lab(Path(tempfile.mkdtemp(dir=folder)), arguments.quick)
-            result = results[name] = try_program(name, lab, arguments.jobs)
+            result = results[name] = try_program(name, lab, arguments.jobs, arguments.only)
             print(
                 f"{name}: {result['passed']} of {result['trials']} in {result['seconds']} s {result['note']}",
                 flush=True,
             )
-            if not arguments.quick:
+            if not (arguments.quick or arguments.only):
                 keep(name, result)
             shutil.rmtree(lab.folder, ignore_errors=True)
     return 1 if any(one["kind"] == "failed" for result in results.values() for one in result["bad"]) else 0
