@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -212,7 +213,8 @@ def ends(lab: Lab) -> Iterator[Case]:
     last_save = max(point.number for point in points if point.name.startswith("checkpoints"))
     for point in points:
         if point.step == 0 or point.number > last_save:
-            yield Case(f"clm, {point.number} {point.operation} {point.name}",
+            name = re.sub(r"\.\d+$", ".PID", point.name)
+            yield Case(f"clm, {point.number} {point.operation} {name}",
                        partial(_killed_at, lab, command, point.number, "."))  # fmt: skip
 
 
@@ -767,9 +769,9 @@ def try_program(name: str, lab: Lab, jobs: int, only: str = "") -> dict[str, Any
     began, (program, _, measure) = time.monotonic(), PROGRAMS[name]
     try:
         cases = list(program(lab))
+        named = [case for case in cases if only in case.name]
     except Exception as error:
-        cases = [Case("preparing the trials", partial(_raise, error))]
-    named = [case for case in cases if only in case.name]
+        named = cases = [Case("preparing the trials", partial(_raise, error))]
     chosen = spread(named, FEW) if lab.quick else named
     with ThreadPoolExecutor(1 if name in ALONE else jobs) as pool:
         results = list(pool.map(partial(try_case, name, lab), chosen))
