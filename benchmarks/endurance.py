@@ -310,7 +310,7 @@ def _stopped_at(lab: Lab, command: Command, where: str, accumulated: int, place:
 def signals(lab: Lab) -> Iterator[Case]:
     """At each moment at its first, and ever later times."""
     times = {"preparation": (1, 1, 1, 1), "step": (1, 6, 13, 24), "evaluation": (1, 2, 4, 6),
-             "generation": (1, 5, 20, 60), "save": (1, 2, 3, 4)}  # fmt: skip
+             "generation": (1, 5, 20, 30), "save": (1, 2, 3, 4)}  # fmt: skip
     for number, (moment, counts) in product((signal.SIGTERM, signal.SIGINT), times.items()):
         for place, nth in enumerate(counts):
             objective = "seq2seq" if moment == "generation" else [*MODELS][place % 3]
@@ -626,7 +626,9 @@ def _drifted(lab: Lab, name: str, flags: Command, place: Path) -> None:
     if name in drift.MAY_CHANGE:
         lab.go_on(command, place, *flags)
     else:
-        _refused(name, trials.run([*command, *flags, "--resume", "auto"], place), place)
+        # A flag is given once.
+        kept = [word for word in command if word != "--no-packing" or "--packing" not in flags]
+        _refused(name, trials.run([*kept, *flags, "--resume", "auto"], place), place)
         lab.go_on(command, place)
 
 
