@@ -20,6 +20,8 @@ from lmtrain.recipe import Recipe, Run, read_yaml, to_yaml
 
 RECIPE, RESULTS, METRICS, SAMPLES = "recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl"
 PREDICTIONS = "predictions.jsonl"
+MODEL_ASIDE, PARTS = ".model", ".*.part"
+"""What is written aside, to take its place when it is whole: the folder of the model, and single files."""
 
 RESOLVED = ("max_length", "max_source_length", "max_target_length")
 """Lengths that a saved recipe says even if they were not given."""
@@ -60,10 +62,13 @@ class RunFolder:
                 ):
                     for written in self.path.glob(name):
                         written.unlink()
+            for part in self.path.glob(PARTS):  # of a run that was killed while it wrote
+                part.unlink()
+            # By its recipe the folder is known as a run, so it is there before all else.
+            write_whole(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
             self.checkpoints.mkdir(exist_ok=True)
             if before := finished(self):  # a run that goes on is not a completed one, whatever becomes of it
                 write_whole(self.path / RESULTS, to_json({**before, "status": "interrupted"}))
-            write_whole(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
         except OSError as error:
             raise storage_error(self.path, error) from None
 
@@ -83,7 +88,7 @@ class RunFolder:
     @contextmanager
     def aside(self) -> Iterator[Path]:
         """A folder for the model's files, each of which takes its place whole when the block ends."""
-        folder = self.path / ".model"
+        folder = self.path / MODEL_ASIDE
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir()
@@ -114,7 +119,7 @@ def _step(line: str) -> int:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is whole or not there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("w", encoding="utf-8") as stream:
             stream.write(text)
@@ -127,7 +132,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
     """JSON lines, whole or not there. Raises StorageError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("w", encoding="utf-8") as stream:
             stream.writelines(to_json(document) + "\n" for document in documents)
@@ -172,7 +177,8 @@ def place(run: Run, objective: str, model: str) -> RunFolder:
 def check_free(folder: RunFolder, run: Run) -> None:
     """Raise UsageError for a folder that holds a run and neither --resume nor --overwrite, or anything but a run."""
     path = folder.path
-    used = path.is_dir() and any(inside.name != LOCK for inside in path.iterdir())
+    unfinished = {LOCK, MODEL_ASIDE, *(part.name for part in path.glob(PARTS))}
+    used = path.is_dir() and any(inside.name not in unfinished for inside in path.iterdir())
     if used and not (run.overwrite or run.resume):
         raise UsageError(f"--output-dir {path} is not empty; go on with --resume auto, replace with --overwrite, "
                          "or name another folder")  # fmt: skip

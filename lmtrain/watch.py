@@ -154,7 +154,8 @@ class Watch(TrainerCallback):
                          f"rows of the step: {named}")  # fmt: skip
 
     def _remedy(self) -> str:
-        return f"Try a lower --learning-rate; what is in {self.folder.checkpoints} is from before"
+        return (f"Try a lower --learning-rate. The checkpoints in {self.folder.checkpoints} are from before; where the newest "
+                "breaks down again, the harm was done by then: go on from an earlier one")  # fmt: skip
 
     def _suspects(self) -> list[str]:
         """Of the rows of this step those whose own loss is not finite, or all of them if each is; in words."""

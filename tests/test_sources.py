@@ -175,7 +175,7 @@ BROKEN = {
         (b"text\n", "no usable text"),
     ],
     "a.jsonl.gz": [
-        (gzip.compress(b'{"text": "ok"}\n' * 99)[:40], "damaged"),
+        (gzip.compress(b'{"text": "ok"}\n' * 99, mtime=0)[:40], "damaged"),
         (b'{"text": "ok"}\n', "damaged or not what its name says"),
     ],
     "a.parquet": [(b"PAR1PAR1", "damaged or not parquet"), (arrow("parquet")[:60], "damaged or not parquet")],
