@@ -6,12 +6,13 @@ is no causal model should not.
 
 import ast
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.errors import InputError, UsageError, suggestion, visible
 from lmtrain.recipe import Model, transformers_source
 
 TABLES = {
@@ -101,6 +102,7 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
     if trained_tokenizer and not model.from_scratch:
         raise UsageError(f"--tokenizer {model.tokenizer} makes a new vocabulary; a trained model keeps its own "
                          "(add --from-scratch for a new model)")  # fmt: skip
+    check_path(model.name, "--model")
     folder = Path(model.name)
     if folder.is_dir():
         _check_folder(folder, objective, model, weights and not model.from_scratch)
@@ -109,6 +111,7 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
             known = [name for table, _ in TABLES.values() for name in _table(table)]
             raise InputError(f"--model {model.name}: no such architecture{suggestion(model.name, known)}")
         check_objective(model.name, objective)
+        check_size(model.config, "--model-config")
         if model.tokenizer is None:
             raise UsageError(f"{model.name} from scratch has no tokenizer; train one with --tokenizer bpe:8000, "
                              "or name one")  # fmt: skip
@@ -135,16 +138,70 @@ def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> 
     check_objective(str(config.get("model_type")), objective, str(folder))
     if "auto_map" in config and not model.trust_remote_code:
         raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
+    if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
+        raise InputError(
+            f"{folder}: names code of the hub as its attention; take that out of config.json, or give --attn"
+        )
+    check_size({**config, **model.config}, str(folder / "config.json"))
     if not weights:
         return
+    for index in folder.glob("*.index.json"):
+        _check_shards(index)
     files = list(folder.glob("*.safetensors"))
-    if not files:
+    if not files and not model.allow_pickle:
         pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
         reason = f"only {pickled[0]}, a pickle, which can run code when read" if pickled else "none are there"
         raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
     for path in files:
         if damage := cut_off(path):
             raise InputError(f"{path}: {damage}; fetch or train the model again")
+
+
+def _check_shards(index: Path) -> None:
+    """Raise InputError for an index of weights that names anything but files beside it."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise InputError(f"{index}: has no weight_map")
+    for name in names.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not (index.parent / name).is_file():
+            raise InputError(f"{index}: names {visible(str(name))}, which is no file beside it")
+
+
+LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+MOST_LAYERS = 10_000
+
+
+def check_size(config: dict[str, Any], where: str) -> None:
+    """Raise InputError, before anything is made of it, for sizes that no memory of this machine could hold.
+
+    What is counted is the least that such a model has: its embeddings, and of each layer the attention.
+    """
+    sizes = {name: value for name, value in config.items() if isinstance(value, int) and not isinstance(value, bool)}
+    layers = max((sizes[name] for name in LAYERS if name in sizes), default=1)
+    width = max((sizes[name] for name in WIDTHS if name in sizes), default=1)
+    if layers > MOST_LAYERS:
+        raise InputError(f"{where}: {layers:,} layers; no model has so many")
+    needed = 4 * (sizes.get("vocab_size", 1) * width + layers * 4 * width**2)
+    needed = max(needed, 4 * width * max(sizes.get(name, 1) for name in ("max_position_embeddings", "n_positions")))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 50
+    if needed > memory:
+        raise InputError(f"{where}: such a model needs more than {needed / 1e9:,.0f} GB, and this machine has "
+                         f"{memory / 1e9:,.0f} GB; ask for less")  # fmt: skip
+
+
+def check_path(name: str, flag: str) -> None:
+    """Raise UsageError for what no file system takes as a name."""
+    if "\0" in name or "\n" in name:
+        raise UsageError(f"{flag} {visible(name)}: a name cannot hold that character")
 
 
 def cut_off(path: Path) -> str | None:
@@ -176,7 +233,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: cannot be read: not a JSON object")

@@ -4,10 +4,12 @@ import errno
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ from lmtrain.console import Console, figure
 from lmtrain.errors import LmtrainError, StorageError, UsageError, visible
 from lmtrain.flags import canonical, typed, with_flags
 from lmtrain.recipe import (
+    ONLY_TYPED,
     RECIPES,
     Document,
     Leaf,
@@ -33,6 +36,7 @@ from lmtrain.recipe import (
     to_yaml,
     untrained_leaves,
 )
+from lmtrain.redaction import in_document, redacted
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": canonical}
 
@@ -114,7 +118,10 @@ def _training(recipe_class: type[Recipe]) -> Callable[..., None]:
     ) -> None:
         recipe = _resolve(recipe_class, config, set_ or [], typed(ctx, flags))
         if dry_run:
-            sys.stdout.write(to_yaml(recipe.model_dump(mode="json", exclude_none=True)))
+            document = recipe.model_dump(mode="json", exclude_none=True)
+            for section, name in ONLY_TYPED:
+                document[section].pop(name, None)
+            sys.stdout.write(to_yaml(in_document(document)))
             return
         _train(recipe, Console(quiet=quiet, as_json=json))
 
@@ -525,5 +532,11 @@ def version(
         raise typer.Exit
 
 
+def _told_without_secrets(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """A traceback as Python prints it: what a library says may hold what it was given."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, place))))
+
+
 def main() -> None:
+    sys.excepthook = _told_without_secrets
     app()

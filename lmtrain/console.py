@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.errors import visible
+from lmtrain.redaction import in_document, redacted
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,7 +33,8 @@ def _finite(value: Any) -> Any:
 
 
 def _safe(text: str) -> str:
-    """A text of anybody's without what would steer the terminal, or Rich."""
+    """A text of anybody's without secrets, and without what would steer the terminal, or Rich."""
+    text = redacted(text)
     return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
 
 
@@ -88,7 +90,7 @@ class Console:
     def answer(self, answer: dict[str, Any], streamed: bool) -> None:
         """What a model made of a prompt: one JSON line, or a text; `streamed` is on the screen already."""
         if self.as_json:
-            sys.stdout.write(to_json(answer) + "\n")
+            sys.stdout.write(to_json(in_document(answer)) + "\n")
             sys.stdout.flush()
         elif "outputs" in answer:
             for output in answer["outputs"]:
@@ -107,12 +109,12 @@ class Console:
         if not self.main_process:
             return
         if self.as_json:
-            sys.stdout.write(to_json(document, indent=2) + "\n")
+            sys.stdout.write(to_json(in_document(document), indent=2) + "\n")
             sys.stdout.flush()
             return
-        table = Table(title=title, show_header=False, title_justify="left")
+        table = Table(title=_safe(title), show_header=False, title_justify="left")
         for name, value in rows:
-            table.add_row(escape(name), escape(value))
+            table.add_row(_safe(name), _safe(value))
         self.out.print(table)
         for line in below:
             self.out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lmtrain.errors import UsageError, suggestion
+from lmtrain.redaction import in_document
 
 Identity = dict[str, Any]
 """{"settings": {"train.seed": …}, "facts": {"tokenizer": …}, "versions": {"torch": …}}: as a checkpoint keeps it."""
@@ -32,7 +33,7 @@ def settings(recipe: Any) -> dict[str, Any]:
     document = recipe.model_dump(mode="json")
     found = {f"{section}.{name}": value for section in COMPARED for name, value in document[section].items()}
     found |= {"objective": recipe.objective, "eval.best_metric": recipe.eval.best_metric}
-    return {name: value for name, value in found.items() if name not in MAY_CHANGE | FACTS}
+    return in_document({name: value for name, value in found.items() if name not in MAY_CHANGE | FACTS})
 
 
 def identity(recipe: Any, facts: dict[str, Any], versions: dict[str, Any]) -> Identity:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lmtrain.errors import Interrupted
+from lmtrain.errors import InputError, Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -78,6 +78,25 @@ def agreed(number: int) -> None:
     """Raise Stopped because one of several processes was asked to; `number` is for those that were not."""
     _wish.number = _wish.number or number
     raise Stopped
+
+
+@contextmanager
+def within(seconds: float, otherwise: str) -> Iterator[None]:
+    """Raise InputError, which says `otherwise`, if what is done here takes longer. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def over(number: int, frame: Any) -> None:
+        raise InputError(otherwise)
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def passed_on_to(process: subprocess.Popen[bytes]) -> int:

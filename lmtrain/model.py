@@ -184,7 +184,7 @@ def load_network(
             model.name,
             config=config,
             dtype=torch.float32,  # a bfloat16 checkpoint would else be trained in bfloat16 altogether
-            use_safetensors=True,
+            use_safetensors=None if model.allow_pickle else True,  # None: a pickle where there is nothing else
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # to be told of all of them, below

@@ -20,7 +20,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from lmtrain import gates, metrics
-from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.redaction import is_secret_name
 
 Document = dict[str, Any]
 Built = typing.TypeVar("Built", bound=BaseModel)
@@ -134,7 +135,9 @@ class Model(Section):
     attn: str | None = option(None, aliases=("attn_implementation",), hidden=True)
     """Attention implementation: sdpa, eager, flash_attention_2. Default: the model's best."""
     trust_remote_code: bool = option(False)
-    """Run code that comes with the model. Only for authors whom you trust."""
+    """Run code that comes with the model. Only for authors whom you trust; only on the command line."""
+    allow_pickle: bool = option(False, hidden=True)
+    """Also read weights that are pickles, by torch's restricted reader; only on the command line."""
 
 
 class Data(Section):
@@ -490,9 +493,11 @@ class Recipe(Section):
         return self
 
     def saved(self, lengths: Mapping[str, int]) -> Document:
-        """The recipe as a document with the `lengths` that were resolved, without what only this one run needs."""
+        """The recipe as a document with the `lengths` that were resolved, without what only this one run needs or may do."""
         document = self.model_dump(mode="json", exclude_none=True)
         document["data"] |= lengths
+        for section, name in ONLY_TYPED:
+            document[section].pop(name, None)
         document["run"] = {key: value for key, value in document["run"].items() if key not in self.UNSAVED}
         return document
 
@@ -651,7 +656,7 @@ def leaves(recipe_class: type[Section]) -> tuple[Leaf, ...]:
 
 
 WITHOUT_TRAINING = {
-    "model": {"name", "tokenizer", "attn", "trust_remote_code"},
+    "model": {"name", "tokenizer", "attn", "trust_remote_code", "allow_pickle"},
     "train": {"seed", "precision"},
     "run": {"offline"},
 }
@@ -750,6 +755,8 @@ def in_sections(document: Document, recipe_class: type[Section], where: str) -> 
                 result["objective"] = value
                 continue
             place, name = _locate(recipe_class, section, key, value)
+            if (place, name) in ONLY_TYPED and value:
+                raise UsageError("a file or a variable cannot decide this; type the flag on the command line")
             if name in result.setdefault(place, {}):
                 raise UsageError("given twice, under two names")
             result[place][name] = value
@@ -772,6 +779,10 @@ def _entries(document: Document, sections: set[str]) -> Iterator[tuple[str | Non
 
 def _locate(recipe_class: type[Section], section: str | None, key: str, value: Any) -> tuple[str, str]:
     """The (section, field) that a key stands for."""
+    if is_secret_name(key):
+        raise UsageError(
+            "a secret has no place in a recipe, which is kept with the run; use `hf auth login` or HF_TOKEN"
+        )
     candidates = [leaf for leaf in leaves(recipe_class) if section in (None, leaf.section)]
     for leaf in candidates:
         # `batch_size` at the top is the flag --batch-size, not eval.batch_size whose flag is another.
@@ -785,6 +796,10 @@ def _locate(recipe_class: type[Section], section: str | None, key: str, value: A
         raise UsageError(f"an option of {' and '.join(elsewhere)} only")
     known = {name for leaf in candidates for name in names_of(leaf)} | (set() if section else {"objective"})
     raise UsageError(f"no such key{suggestion(key, known)}")
+
+
+ONLY_TYPED = {("model", "trust_remote_code"), ("model", "allow_pickle")}
+"""What lets somebody else's code run."""
 
 
 # --- TrainingArguments, known without importing transformers ----------------------------------------------------------
@@ -860,10 +875,6 @@ def training_arguments() -> dict[str, str]:
 
 def _check_training_argument(key: str, value: Any) -> None:
     own = {name for leaf in leaves(Clm) if leaf.section == "train" for name in names_of(leaf)}
-    if key == "hub_token":
-        raise UsageError(
-            "a secret has no place in a recipe, which is kept with the run; use `hf auth login` or HF_TOKEN"
-        )
     if key in OURS:
         raise UsageError(f"lmtrain sets this itself; it follows from {OURS[key]}")
     if key not in training_arguments():
@@ -913,10 +924,10 @@ def from_assignments(assignments: list[str], recipe_class: type[Section]) -> Doc
         path, equals, text = assignment.partition("=")
         section, dot, key = path.strip().partition(".")
         if not equals or not dot:
-            raise UsageError(f"--set {assignment}: write it as section.key=value, e.g. train.adam_beta2=0.98")
+            raise UsageError(f"--set {visible(assignment)}: write it as section.key=value, e.g. train.adam_beta2=0.98")
         if section not in {leaf.section for leaf in leaves(recipe_class)}:
             sections = ", ".join(dict.fromkeys(leaf.section for leaf in leaves(recipe_class)))
-            raise UsageError(f"--set {assignment}: no section {section!r}; there are {sections}")
+            raise UsageError(f"--set {path}: no section {section!r}; there are {sections}")
         leaf = next((x for x in leaves(recipe_class) if x.section == section and key in names_of(x)), None)
         value = leaf.read(text) if leaf else parse_yaml(text)
         result = merge(result, in_sections({section: {key: value}}, recipe_class, "--set"))

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmtrain.architectures import check_path
 from lmtrain.checkpoint import sync
 from lmtrain.console import figure, to_json
 from lmtrain.errors import StorageError, UsageError
 from lmtrain.lock import LOCK
 from lmtrain.recipe import Recipe, Run, read_yaml, to_yaml
+from lmtrain.redaction import by_value, in_document
 
 RECIPE, RESULTS, METRICS, SAMPLES = "recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl"
 PREDICTIONS = "predictions.jsonl"
@@ -74,7 +76,7 @@ class RunFolder:
 
     def append(self, name: str, document: dict[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as stream:
-            stream.write(to_json(document) + "\n")
+            stream.write(to_json(in_document(document)) + "\n")
             stream.flush()
 
     def rewind(self, step: int) -> None:
@@ -122,7 +124,7 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.write(by_value()(text))
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
@@ -135,7 +137,7 @@ def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
     aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("w", encoding="utf-8") as stream:
-            stream.writelines(to_json(document) + "\n" for document in documents)
+            stream.writelines(to_json(in_document(document)) + "\n" for document in documents)
         aside.replace(path)
     except OSError as error:
         raise storage_error(path, error) from None
@@ -168,6 +170,7 @@ def place(run: Run, objective: str, model: str) -> RunFolder:
         name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "model"
         path = Path("runs") / f"{objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         return RunFolder(path if not path.exists() else path.with_name(f"{path.name}-{os.getpid()}"))
+    check_path(run.output_dir, "--output-dir")
     path = Path(run.output_dir)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output-dir {path}: a file; name a folder")
