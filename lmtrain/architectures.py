@@ -85,7 +85,9 @@ def check_objective(model_type: str, objective: str, shown: str | None = None) -
 
 
 def is_architecture(name: str) -> bool:
-    return made_for(name) is not None and "/" not in name and not Path(name).exists()
+    # A run folder of that name may just have been made.
+    path = Path(name)
+    return made_for(name) is not None and "/" not in name and not (path.is_file() or (path / "config.json").exists())
 
 
 def check_model(objective: str, model: Model, weights: bool = True) -> None:

@@ -19,12 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import interrupt
 from lmtrain.errors import InputError
 from lmtrain.turns import Messages, Span, added_tokens, answers, ending, render_chat
-
-PATIENCE = 5
-"""Seconds in which the template has to have written two short chats."""
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -50,12 +46,8 @@ def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What to say about how answers end under the tokenizer's chat template.
-
-    Raises InputError if they never could, or if the template itself comes to no end: it is a program of somebody's.
-    """
-    with interrupt.within(PATIENCE, "the chat template of the tokenizer comes to no end; give one that does"):
-        how = ending(tokenizer, tokenizer.get_chat_template())
+    """What to say about how answers end under the tokenizer's chat template. Raises InputError if they never could."""
+    how = ending(tokenizer, tokenizer.get_chat_template())
     if how is None:
         return []
     if not how.marker:

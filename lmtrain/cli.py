@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -532,11 +531,10 @@ def version(
         raise typer.Exit
 
 
-def _told_without_secrets(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-    """A traceback as Python prints it: what a library says may hold what it was given."""
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, place))))
-
-
 def main() -> None:
-    sys.excepthook = _told_without_secrets
-    app()
+    try:
+        app()
+    except Exception:
+        # As Python prints it, but what a library says may hold what it was given.
+        sys.stderr.write(redacted(traceback.format_exc()))
+        sys.exit(1)

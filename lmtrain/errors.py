@@ -21,6 +21,12 @@ class InputError(LmtrainError):
     exit_code = 3
 
 
+class TakesTooLong(LmtrainError):
+    """A program that came with the input, such as a chat template, comes to no end."""
+
+    exit_code = 3
+
+
 class GateFailed(LmtrainError):
     """Trained or evaluated, but a figure is not what it has to be."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lmtrain.errors import InputError, Interrupted
+from lmtrain.errors import Interrupted, TakesTooLong
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -81,14 +81,14 @@ def agreed(number: int) -> None:
 
 
 @contextmanager
-def within(seconds: float, otherwise: str) -> Iterator[None]:
-    """Raise InputError, which says `otherwise`, if what is done here takes longer. Only the main thread can."""
+def within(seconds: float) -> Iterator[None]:
+    """Raise TakesTooLong if what is done here takes longer. Only the main thread can."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def over(number: int, frame: Any) -> None:
-        raise InputError(otherwise)
+        raise TakesTooLong
 
     before = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -33,9 +33,7 @@ IN_QUERY = re.compile(
 BESIDE = re.compile(r"([\w.-]+)([\"']?\s*(?:=|:)\s*[\"']?)([^\s\"',;{}()\[\]]+)")
 """name=value, name: value, "name": "value" """
 
-WORD = (
-    r"(?:token|secret|password|passwd|passphrase|credentials?|api_?key|access_?key|secret_?key|private_?key|key_?id)"
-)
+WORD = r"(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|key[_-]?id)"
 ROLES = (
     "pad|eos|bos|cls|sep|mask|unk|end|begin|start|stop|new|last|first|next|per|image|audio|video|special|extra|prompt|"
     "decoder_start|use_cls|boi|eoi|mem|memory|num|max|min|by|each|additional|language|lang|class|separator|padding"

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.errors import InputError
+from lmtrain import interrupt
+from lmtrain.errors import InputError, TakesTooLong
 
 Messages = list[dict[str, str]]
 
@@ -40,11 +41,18 @@ def answers(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) 
     return text, fitted, bool(how.marker or not fitted)
 
 
+PATIENCE = 2
+"""Seconds in which a template has to have written a chat."""
+
+
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, template: str, where: str, messages: Messages, **options: Any
 ) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
+        with interrupt.within(PATIENCE):
+            return tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
+    except TakesTooLong:
+        raise TakesTooLong(f"{where or 'a tiny chat'}: the chat template of the tokenizer comes to no end") from None
     except Exception as error:  # a template is a program of somebody's; whatever it raises, the row is at fault
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{where}: the chat template refuses it: {reason}") from None

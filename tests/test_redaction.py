@@ -40,7 +40,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows() -> Path:
     """Text in which somebody left what should not be there."""
-    texts = [f"the cat sees {value} and the dog {number}" for number, value in enumerate(CANARIES * 3)]
+    address = {TYPED["user"]: "https://{}example.org", TYPED["query"]: "https://example.org/?token={}"}
+    left = [address.get(value, "{}").format(value) for value in CANARIES * 3]
+    texts = [f"the cat sees {value} and the dog {number}" for number, value in enumerate(left)]
     Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return Path("rows.jsonl")
 

@@ -41,7 +41,7 @@ def changed(folder: Path, **keys: Any) -> None:
 
 def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary()))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(), protocol=2))
 
 
 def code_of_its_own(folder: Path) -> None:
