@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from lmtrain import __version__
+from lmtrain import __version__, hub
 from lmtrain.errors import UsageError
 
 T5_FAMILY = frozenset(["t5", "mt5", "umt5", "longt5", "switch_transformers"])
@@ -68,6 +68,7 @@ def part() -> None:
 
 def quiet_libraries() -> None:
     """Their bars and advice would bury ours; what matters of it is said by lmtrain in its own words."""
+    hub.hold_to_an_end()
     transformers.logging.set_verbosity_error()
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from warnings import catch_warnings
 
@@ -19,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lmtrain import chat
+from lmtrain import chat, hub
 from lmtrain.architectures import TRAINED, adapter_base, check_objective, is_architecture, made_for
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.loss import decoder_inputs
@@ -190,6 +191,8 @@ def load_network(
             ignore_mismatched_sizes=True,  # to be told of all of them, below
             **extra,
         )
+    except UnpicklingError:
+        raise InputError(f"{model.name}: its pickle holds more than weights, so it is not read") from None
     except LOADING as error:
         raise InputError(_not_loaded("model", model.name, error)) from None
     notes = _check_weights(network, report, model.name)
@@ -311,6 +314,8 @@ def _not_loaded(what: str, name: str, error: Exception) -> str:
         return f"{name}: no such folder, and offline there is no such {what} in the cache; fetch it once online{hint}"
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, hub.HubFault):
+            return f"{name}: no such folder, and {cause}; try again later"
         if isinstance(cause, GatedRepoError):
             return f"{name}: the hub gives it only to whom its authors allow; ask there, then `hf auth login`"
         if isinstance(cause, RepositoryNotFoundError):
@@ -318,6 +323,8 @@ def _not_loaded(what: str, name: str, error: Exception) -> str:
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return f"{name}: the hub answers {cause.response.status_code}; try again later"
         cause = cause.__cause__ or cause.__context__
+    if fault := hub.last_fault():
+        return f"{name}: no such folder, and {fault}; try again later"
     return f"{name}: no such folder, and the hub gives no such {what}: {_first_line(error)}"
 
 
