@@ -121,5 +121,5 @@ def _handle(number: int, frame: Any) -> None:
     if os.getpid() != _wish.owner:
         return  # a worker that loads data: it ends with its run, or at the second
     if _wish.say is None:
-        raise Interrupted("interrupted; nothing had been trained that could be lost", number)
+        raise Interrupted("interrupted; nothing was lost by it", number)
     _wish.say()

@@ -338,7 +338,7 @@ def test_values_of_yaml_are_what_they_look_like():
 def test_the_value_of_an_unknown_key_is_not_printed():
     Path("r.yaml").write_text("task: clm\nhub_api_key: hf_AbCdEfGhIjKl\n")
     outcome = lmtrain("run", "r.yaml")
-    refused(outcome, 2, "hub_api_key: no such key")
+    refused(outcome, 2, "hub_api_key: a secret has no place in a recipe")
     assert "hf_AbCd" not in outcome.err
 
 
