@@ -169,7 +169,8 @@ def place(run: Run, objective: str, model: str) -> RunFolder:
     if run.output_dir is None:
         name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "model"
         path = Path("runs") / f"{objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        return RunFolder(path if not path.exists() else path.with_name(f"{path.name}-{os.getpid()}"))
+        again = (path.with_name(f"{path.name}-{os.getpid()}-{number}") for number in count(2))
+        return RunFolder(next(free for free in chain([path], again) if not free.exists()))
     check_path(run.output_dir, "--output-dir")
     path = Path(run.output_dir)
     if path.exists() and not path.is_dir():
