@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,9 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _owner(path: Path) -> str:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
+    for _ in range(10):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            owner = json.loads(path.read_text(encoding="utf-8"))
+            return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
+        time.sleep(0.05)  # it holds the lock, and has yet to write who it is
     return "another process"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, results: dict[str, Any]) -> None:
-        write_whole(self.path / RESULTS, to_json(results, indent=2) + "\n")
+        """Write the card and the results, these last: a run with results is one of which nothing is missing."""
         write_whole(self.path / "README.md", card(results, self.command()))
+        write_whole(self.path / RESULTS, to_json(results, indent=2) + "\n")
 
 
 def _step(line: str) -> int:

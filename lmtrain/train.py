@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -172,14 +171,16 @@ def _spoken_of(folder: RunFolder) -> Iterator[None]:
     """Say in one sentence what memory and disk have to say."""
     try:
         yield
+    except LmtrainError:
+        raise
     except OSError as error:
         raise storage_error(folder.path, error) from None
-    except (RuntimeError, MemoryError, SafetensorError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemory(
                 "out of memory; use a smaller --eval-batch-size, fewer beams or a shorter --max-length"
             ) from None
-        # safetensors and torch report a full disk as an error of their own.
+        # safetensors, torch and tokenizers report a full disk as errors of their own; that of tokenizers is a bare Exception.
         if any(sign in str(error) for sign in NOT_WRITTEN):
             raise StorageError(f"{folder.path}: a file could not be written to its end; free some space or choose another "
                                "--output-dir. Checkpoints from before are whole: --resume auto") from None  # fmt: skip
