@@ -142,7 +142,7 @@ def _holds(network: PreTrainedModel, apart: Apart) -> bool:
     beyond = (apart.window + 4,) if 0 < apart.window <= WIDEST else ()
     rows = [(*row, *beyond) for row in LENGTHS]
     longest = max(map(sum, rows))
-    vocabulary = network.get_input_embeddings().num_embeddings
+    vocabulary = len(network.get_input_embeddings().weight)
     random = np.random.default_rng(0)
     ids = torch.from_numpy(random.integers(vocabulary // 2, vocabulary, size=(len(rows), longest)))
     numbers = [np.repeat(np.arange(1, len(row) + 1), row) for row in rows]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ says what it was made for: BERT also stands in the causal table, but without a c
 
 TRAINED = re.compile(r"(bpe|wordpiece|unigram):(\d+)|(char|byte)")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ADAPTER = "adapter_config.json"
+"""By this file the folder of a LoRA adapter is known."""
 
 
 @cache
@@ -47,17 +50,29 @@ def made_for(model_type: str) -> str | None:
 
 def adapter_base(name: str) -> str | None:
     """The model that a LoRA adapter's folder belongs to; None for what is no adapter. Raises InputError."""
-    path = Path(name) / "adapter_config.json"
+    path = Path(name) / ADAPTER
     if not path.is_file():
         return None
     base = str(_read_json(path).get("base_model_name_or_path") or "")
     if not base:
         raise InputError(f"{path}: names no base_model_name_or_path")
-    if (Path(base) / "adapter_config.json").is_file():
+    if (Path(base) / ADAPTER).is_file():
         raise InputError(f"{name}: an adapter of another adapter; merge that one first")
     if not Path(base).is_dir() and not HUB_NAME.fullmatch(base):
         raise InputError(f"{name}: an adapter of {base}, and there is no such folder")
     return base
+
+
+def types_of(objective: str) -> list[str]:
+    """The model types that were made for an objective."""
+    return [model_type for model_type in _table(TABLES[objective][0]) if made_for(model_type) == objective]
+
+
+def check_is_adapter(name: str) -> None:
+    """Raise InputError for what is no folder of an adapter."""
+    check_path(name, "ADAPTER")
+    if not (Path(name) / ADAPTER).is_file():
+        raise InputError(f"{name}: no {ADAPTER} in it, so there is nothing to merge")
 
 
 def objective_of_folder(name: str) -> str | None:
@@ -87,7 +102,8 @@ def check_objective(model_type: str, objective: str, shown: str | None = None) -
 def is_architecture(name: str) -> bool:
     # A run folder of that name may just have been made.
     path = Path(name)
-    return made_for(name) is not None and "/" not in name and not (path.is_file() or (path / "config.json").exists())
+    is_model = any((path / file).exists() for file in ("config.json", ADAPTER))
+    return made_for(name) is not None and "/" not in name and not (path.is_file() or is_model)
 
 
 def check_model(objective: str, model: Model, weights: bool = True) -> None:
@@ -98,12 +114,17 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
     """
     if model.config and not model.from_scratch:
         raise UsageError("--model-config shapes a new model; it needs --from-scratch")
+    if model.load_in_4bit and find_spec("bitsandbytes") is None:
+        raise UsageError("--load-in-4bit: needs bitsandbytes (pip install bitsandbytes) and a CUDA GPU; drop it here")
     trained_tokenizer = bool(model.tokenizer and TRAINED.fullmatch(model.tokenizer))
     if model.tokenizer and not trained_tokenizer and re.match(r"(bpe|wordpiece|unigram|char|byte)\b", model.tokenizer):
         raise UsageError(f"--tokenizer {model.tokenizer}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
     if trained_tokenizer and not model.from_scratch:
         raise UsageError(f"--tokenizer {model.tokenizer} makes a new vocabulary; a trained model keeps its own "
                          "(add --from-scratch for a new model)")  # fmt: skip
+    if model.encoder:
+        _check_pair(model, weights)
+        return
     check_path(model.name, "--model")
     folder = Path(model.name)
     if folder.is_dir():
@@ -119,6 +140,30 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
                              "or name one")  # fmt: skip
     else:
         check_name(model.name)
+
+
+def _check_pair(model: Model, weights: bool) -> None:
+    """An encoder of masked language models, and a decoder that transformers trains as a causal one."""
+    for name, flag, table in ((model.encoder, "--encoder", "mlm"), (model.decoder, "--decoder", "clm")):
+        check_path(str(name), flag)
+        folder = Path(str(name))
+        if folder.is_dir() and not model.from_scratch:
+            _check_files(folder, read_config(folder), model, weights)
+            model_type = str(read_config(folder)["model_type"])
+        elif model.from_scratch:
+            model_type = str(name)
+            if model_type not in _table(TABLES[table][0]):
+                raise InputError(
+                    f"{flag} {name}: no such architecture{suggestion(str(name), _table(TABLES[table][0]))}"
+                )
+        else:
+            check_name(str(name))
+            continue
+        if model_type not in _table(TABLES[table][0]):
+            raise InputError(f"{flag} {name} ({model_type}): cannot be the {flag[2:]} of a pair")
+    check_size(model.config, "--model-config")
+    if model.from_scratch and model.tokenizer is None:
+        raise UsageError("a pair from scratch has no tokenizer; train one with --tokenizer bpe:8000, or name one")
 
 
 def check_name(name: str) -> None:
@@ -138,6 +183,10 @@ def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> 
         return
     config = read_config(folder)
     check_objective(str(config.get("model_type")), objective, str(folder))
+    _check_files(folder, config, model, weights)
+
+
+def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bool) -> None:
     if "auto_map" in config and not model.trust_remote_code:
         raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):

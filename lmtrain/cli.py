@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from lmtrain import __version__, gates, interrupt, recipes
-from lmtrain.console import Console, figure
-from lmtrain.errors import LmtrainError, StorageError, UsageError, visible
+from lmtrain.console import Console, Silent, figure
+from lmtrain.errors import GateFailed, LmtrainError, StorageError, UsageError, visible
 from lmtrain.flags import canonical, typed, with_flags
 from lmtrain.recipe import (
     ONLY_TYPED,
@@ -111,6 +112,9 @@ def _training(recipe_class: type[Recipe]) -> Callable[..., None]:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.", rich_help_panel="Run")
         ] = False,
+        smoke: Annotated[
+            bool, typer.Option("--smoke", help="Try it out in seconds: a small model, made-up rows.", hidden=True)
+        ] = False,
         json: Json = False,
         quiet: Quiet = False,
         **flags: Any,
@@ -122,7 +126,11 @@ def _training(recipe_class: type[Recipe]) -> Callable[..., None]:
                 document[section].pop(name, None)
             sys.stdout.write(to_yaml(in_document(document)))
             return
-        _train(recipe, Console(quiet=quiet, as_json=json))
+        console = Console(quiet=quiet, as_json=json)
+        if smoke:
+            _smoke(recipe, console)
+        else:
+            _train(recipe, console)
 
     command.__doc__ = recipe_class.__doc__
     return command
@@ -142,8 +150,11 @@ def _resolve(recipe_class: type[Recipe], config: str | None, assignments: list[s
     return build(recipe_class, merged, where)
 
 
-def _train(recipe: Any, console: Console) -> None:
-    """Check what can be checked in milliseconds, read the data, and only then import what takes seconds."""
+def _train(recipe: Any, console: Console, kept: bool = True) -> Document:
+    """Check what can be checked in milliseconds, read the data, and only then import what takes seconds.
+
+    The results; where the run folder is not `kept`, nothing is said of it.
+    """
     from lmtrain import architectures, checkpoint, drift, launch, lock, report
     from lmtrain.cache import Cache
     from lmtrain.corpus import Corpus
@@ -171,7 +182,7 @@ def _train(recipe: Any, console: Console) -> None:
             if done and not report.ends_otherwise(folder, recipe):
                 console.note("the run is completed already; these are its results")
                 _conclude(recipe, done, baseline, console, folder)
-                return
+                return done
         corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
         with console.working("reading the data"):
             corpus.check()
@@ -185,7 +196,23 @@ def _train(recipe: Any, console: Console) -> None:
         machine.quiet_libraries()
         results = train.train(recipe, corpus, folder, continued, console)
         if console.main_process:
-            _conclude(recipe, results, baseline, console, folder)
+            _conclude(recipe, results, baseline, console, folder if kept else None)
+        return results
+
+
+def _smoke(recipe: Any, console: Console) -> Document:
+    """Train as the recipe says, but small, offline and in seconds; the results."""
+    _environment(offline=True)
+    began = time.monotonic()
+    with console.working("loading torch and transformers"):
+        from lmtrain import machine, smoke
+
+    machine.quiet_libraries()
+    kept = recipe.run.output_dir is not None
+    with smoke.shrunk(recipe, console) as small:
+        results = _train(small, console, kept)
+    console.note(f"smoke: it runs ({time.monotonic() - began:.0f} s){'' if kept else '; nothing of it is kept'}")
+    return results
 
 
 def _check_gates(recipe: Any) -> Document | None:
@@ -244,7 +271,10 @@ def run(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a recipe file.")],
 ) -> None:
-    """Train as a recipe says; any flag of its objective may follow and overrides it."""
+    """Train as a recipe says; any flag of its objective may follow and overrides it.
+
+    With --smoke it is tried out in seconds, offline: a small model of the same architecture, made-up rows.
+    """
     path = recipes.find(recipe)
     objective = objective_of(read_yaml(path), str(path))
     typer.main.get_command(app).main(
@@ -399,6 +429,37 @@ _add_command("eval", _evaluate, untrained_leaves(*RECIPES.values()), "Use")
 _add_command("generate", _generate, untrained_leaves(Request), "Use")
 
 
+@app.command("merge", rich_help_panel="Use", no_args_is_help=True, context_settings=SETTINGS)
+@says_what_is_wrong
+def merge_adapter(
+    adapter: Annotated[str, typer.Argument(help="Run folder of a training with --lora, or another LoRA adapter.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write.", show_default=False)],
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub for the base.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the base.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make one model of a LoRA adapter and its base."""
+    from lmtrain import architectures, trained
+    from lmtrain.recipe import Model
+
+    _environment(offline)
+    architectures.check_is_adapter(adapter)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UsageError(f"--output-dir {output_dir} is there already; name another folder")
+    model = Model(name=adapter, trust_remote_code=trust_remote_code)
+    objective = trained.objective_of_model(model)
+    architectures.check_model(objective, model)
+    console = Console(quiet=quiet)
+    with console.working("loading torch and transformers"):
+        from lmtrain import machine
+        from lmtrain import merge as merging
+
+    machine.quiet_libraries()
+    merging.merge(model, objective, output_dir, console)
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +475,52 @@ def recipes_list(json: Json = False) -> None:
     """All recipes, with what each is."""
     known = {path.stem: recipes.headline(path) for path in recipes.shipped()}
     Console(as_json=json).result(known, list(known.items()), title="lmtrain run …")
+
+
+@recipes_app.command("test")
+@says_what_is_wrong
+def recipes_test(
+    names: Annotated[list[str] | None, typer.Argument(help="Shipped recipes or recipe files; all shipped ones by default.",
+                                                      show_default=False)] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Try recipes out in seconds each, offline, as lmtrain run NAME --smoke does; exit code 4 where one fails."""
+    paths = [recipes.find(name) for name in names] if names else recipes.shipped()
+    console = Console(quiet=quiet, as_json=json)
+    tried = {}
+    for number, path in enumerate(paths, 1):
+        with console.working(f"{number}/{len(paths)} {path.stem}"):
+            tried[path.stem] = _tried(path)
+        outcome = tried[path.stem]["failed"] or f"{tried[path.stem]['seconds']:.1f} s"
+        console.note(f"{number}/{len(paths)} {path.stem}: {outcome}")
+    rows = [(name, outcome["failed"] or _told(outcome)) for name, outcome in tried.items()]
+    console.result(tried, rows, title="lmtrain recipes test")
+    if failed := [name for name, outcome in tried.items() if outcome["failed"]]:
+        raise GateFailed(f"{len(failed)} of {len(tried)} recipes fail: {', '.join(failed)}")
+
+
+def _tried(path: Path) -> Document:
+    """What became of a recipe: {"failed": a sentence or None, "seconds": …, "objective": …, "architecture": …, losses}."""
+    began, outcome = time.monotonic(), {"failed": None}
+    try:
+        recipe_class = RECIPES[objective_of(read_yaml(path), str(path))]
+        recipe = _resolve(recipe_class, str(path), [], {})
+        results = _smoke(recipe, Silent())
+        outcome |= {"objective": results["objective"], "first_loss": results["train"]["first_loss"],
+                    "last_loss": results["train"]["last_loss"], "metrics": results["metrics"]}  # fmt: skip
+    except LmtrainError as error:
+        outcome["failed"] = str(error).splitlines()[0]
+    except Exception as error:  # a fault of ours is found here, and the other recipes are tried all the same
+        outcome["failed"] = redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+    return outcome | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _told(outcome: Document) -> str:
+    metrics = [f"{name} {figure(outcome['metrics'][name])}" for name in list(outcome["metrics"])[:1]]
+    return " · ".join(
+        [f"{outcome['seconds']:.1f} s", f"loss {outcome['first_loss']:.2f} → {outcome['last_loss']:.2f}", *metrics]
+    )
 
 
 @recipes_app.command("show")

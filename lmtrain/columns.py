@@ -5,6 +5,7 @@ target). Columns are named by flags or found by name; what is found is said alou
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,20 +73,22 @@ class Selection:
             return _chat(reach(record, self.paths[0]), self.paths[0])
         if self.kind == "pairs":
             return _pair(record, *self.paths)
-        strings = [_string(reach(record, path), path) for path in self.paths]
+        strings = [_text(record, path) for path in self.paths]
         if any(not string.strip() for string in strings):
             return None
         return strings[0] if self.kind == "text" else tuple(strings)
 
 
 def _pair(record: Record, source_path: str, target_path: str) -> tuple[str, ...] | None:
-    source, target = _string(reach(record, source_path), source_path), reach(record, target_path)
+    source = _text(record, source_path)
+    target = _text(record, target_path) if fields(record, target_path) else reach(record, target_path)
     several = target if isinstance(target, list | tuple) else [target]
     targets = [text for text in (_string(value, target_path) for value in several) if text.strip()]
     return (source, *targets) if source.strip() and targets else None
 
 
 ABSENT = object()
+FIELD = re.compile(r"\{([^{}]+)\}")
 
 
 def reach(record: Record, path: str) -> Any:
@@ -98,6 +101,20 @@ def reach(record: Record, path: str) -> Any:
             return ABSENT
         value = value[part]
     return value
+
+
+def fields(record: Record, path: str) -> list[str]:
+    """The columns in a template such as `question: {question} context: {context}`; none where `path` is a column."""
+    return [] if path in record else FIELD.findall(path)
+
+
+def _text(record: Record, path: str) -> str:
+    """The text of a column, or of a template; nothing where all its columns are empty."""
+    names = fields(record, path)
+    if not names:
+        return _string(reach(record, path), path)
+    texts = {name: _string(reach(record, name), name) for name in names}
+    return FIELD.sub(lambda field: texts[field[1]], path) if any(text.strip() for text in texts.values()) else ""
 
 
 def _string(value: Any, path: str) -> str:
@@ -181,6 +198,10 @@ def _languages(first: Record, options: dict[str, Any], where: str) -> Selection 
 
 
 def _require(first: Record, path: str, where: str) -> None:
+    for name in fields(first, path):
+        _require(first, name, where)
+    if fields(first, path):
+        return
     if reach(first, path) is ABSENT and path.split(".")[0] not in first:
         raise InputError(f"{where}: no column '{visible(path)}'; it has {_names(first)}{suggestion(path, first)}")
 

@@ -132,6 +132,19 @@ class Console:
             )
 
 
+class Silent(Console):
+    """Says nothing: for runs of which only the outcome is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def result(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 def ledger_table(ledgers: dict[str, dict[str, Any]]) -> Table:
     title = "What became of every row and token"
     table = Table(title=title, title_justify="left", min_width=len(title))

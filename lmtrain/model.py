@@ -1,10 +1,9 @@
 """Tokenizer and network: from the hub, from a folder, or from nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from warnings import catch_warnings
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -12,16 +11,20 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertTokenizer,
+    BitsAndBytesConfig,
     GPT2Tokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from lmtrain import chat, hub
+from lmtrain import chat, hub, lora
 from lmtrain.architectures import TRAINED, adapter_base, check_objective, is_architecture, made_for
+from lmtrain.encoder_decoder import check_vocabularies, is_between, join, paired_config, small_config, speak
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.loss import decoder_inputs
 from lmtrain.recipe import Model
@@ -44,15 +47,23 @@ def load_config(model: Model, objective: str) -> PretrainedConfig:
 
     Raises InputError where there is none, or for another objective.
     """
+    if model.encoder and model.from_scratch:
+        return small_config(model.encoder, str(model.decoder), model.config)
+    if model.encoder:
+        return paired_config(_config_of(model, model.encoder), _config_of(model, str(model.decoder)))
     if model.from_scratch and is_architecture(model.name):
         return AutoConfig.for_model(model.name)
     name = adapter_base(model.name) or model.name
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=model.trust_remote_code)
-    except LOADING as error:
-        raise InputError(_not_loaded("model", name, error)) from None
+    config = _config_of(model, name)
     check_objective(config.model_type, objective, name)
     return config
+
+
+def _config_of(model: Model, name: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+    except LOADING as error:
+        raise InputError(_not_loaded("model", name, error)) from None
 
 
 def objective_of_hub(model: Model) -> str:
@@ -78,15 +89,9 @@ def load_tokenizer(
         assert learn
         tokenizer = learn(model.tokenizer)
     else:
-        name = model.tokenizer or _with_tokenizer(model.name)
-        try:
-            tokenizer = _bare_vocabulary(Path(name)) or AutoTokenizer.from_pretrained(
-                name, trust_remote_code=model.trust_remote_code
-            )
-        except LOADING as error:
-            raise InputError(_not_loaded("tokenizer", name, error)) from None
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
+        tokenizer = _tokenizer_of(model, model.tokenizer or _with_tokenizer(model.encoder or model.name))
+        if model.decoder and not model.from_scratch:
+            check_vocabularies(tokenizer, _tokenizer_of(model, model.decoder), model.decoder)
     adopted = _adopt_special_tokens(tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -95,6 +100,18 @@ def load_tokenizer(
         template = chat.ensure_template(tokenizer)
         ends = chat.notes(tokenizer)
     return tokenizer, [note for note in (adopted, template, *ends) if note]
+
+
+def _tokenizer_of(model: Model, name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = _bare_vocabulary(Path(name)) or AutoTokenizer.from_pretrained(
+            name, trust_remote_code=model.trust_remote_code
+        )
+    except LOADING as error:
+        raise InputError(_not_loaded("tokenizer", name, error)) from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
+    return tokenizer
 
 
 def _with_tokenizer(name: str) -> str:
@@ -164,59 +181,133 @@ POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def load_network(
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any,
+    task_type: str | None = None,
+) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
+    """(the network in float32, what to say about it).
+
+    With `lora` it has an adapter, of peft's `task_type`, and nothing else is trained; else an adapter that the model
+    is comes merged into its base. Raises InputError for weights that are not all as they should be, UsageError for an
+    adapter that cannot be made of it.
+    """
+    if model.from_scratch:
+        return _from_scratch(model, config, tokenizer, auto_model)
+    if model.encoder:
+        return _joined(model, config, tokenizer)
+    base = adapter_base(model.name)
+    network, report = _from_weights(model, base or model.name, config, auto_model)
+    notes = _check_weights(network, report, base or model.name)
+    check_vocabulary(network, tokenizer, model.name)
+    added, told = _fit_vocabulary(network, tokenizer)
+    notes += told
+    if model.lora and not base:
+        notes += lora.adapt(network, model, task_type, _new_modules(network, report["missing_keys"]), added)
+    elif model.lora:
+        notes += lora.go_on(network, model.name)
+    elif base:
+        network = lora.merged(network, model.name)
+        notes.append(f"the adapter {model.name} is merged into {base}")
+    return network, notes
+
+
+def _from_scratch(
     model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """(the network in float32, what to say about it). Raises InputError for weights that are not all as they should be."""
-    extra = {"attn_implementation": model.attn} if model.attn else {}
-    if model.from_scratch:
-        config = shaped(config, model, tokenizer)
-        try:
-            network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **extra)
-        except LOADING as error:
-            raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
-        _start_as_trained(network)
-        check_vocabulary(network, tokenizer, model.name)
-        return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
-    if base := adapter_base(model.name):
-        network, notes = load_network(model.model_copy(update={"name": base}), config, tokenizer, auto_model)
-        return _with_adapter(network, model.name), [*notes, f"the adapter {model.name} is merged into {base}"]
+    config = shaped(config, model, tokenizer)
     try:
-        network, report = auto_model.from_pretrained(
-            model.name,
+        network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **_attention(model))
+    except LOADING as error:
+        raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
+    if model.encoder:
+        speak(network, tokenizer)
+    else:
+        _start_as_trained(network)
+    check_vocabulary(network, tokenizer, model.name)
+    return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
+
+
+def _joined(
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, list[str]]:
+    """A trained encoder and a trained decoder as one network."""
+    halves, notes = [], []
+    for name, own, auto_model in (
+        (str(model.encoder), config.encoder, AutoModel),
+        (str(model.decoder), config.decoder, AutoModelForCausalLM),
+    ):
+        half, report = _from_weights(model, name, own, auto_model)
+        report["missing_keys"] = {key for key in report["missing_keys"] if not is_between(key)}
+        notes += _check_weights(half, report, name)
+        halves.append(half)
+    network = join(*halves)
+    speak(network, tokenizer)
+    check_vocabulary(network, tokenizer, str(model.encoder))
+    return network, [*notes, "what joins encoder and decoder, the cross-attention, is new and starts at random"]
+
+
+def _from_weights(
+    model: Model, name: str, config: PretrainedConfig, auto_model: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        return auto_model.from_pretrained(
+            name,
             config=config,
             dtype=torch.float32,  # a bfloat16 checkpoint would else be trained in bfloat16 altogether
             use_safetensors=None if model.allow_pickle else True,  # None: a pickle where there is nothing else
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to be told of all of them, below
-            **extra,
+            ignore_mismatched_sizes=True,  # to be told of all of them, later
+            **_attention(model),
+            **_quantised(model),
         )
     except UnpicklingError:
-        raise InputError(f"{model.name}: its pickle holds more than weights, so it is not read") from None
+        raise InputError(f"{name}: its pickle holds more than weights, so it is not read") from None
     except LOADING as error:
-        raise InputError(_not_loaded("model", model.name, error)) from None
-    notes = _check_weights(network, report, model.name)
-    check_vocabulary(network, tokenizer, model.name)
-    return network, notes
+        raise InputError(_not_loaded("model", name, error)) from None
 
 
-def _with_adapter(network: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The network with a LoRA adapter merged into its weights. Raises InputError."""
-    from peft import PeftModel
+def _attention(model: Model) -> dict[str, Any]:
+    return {"attn_implementation": model.attn} if model.attn else {}
 
+
+def _quantised(model: Model) -> dict[str, Any]:
+    """Four bits a weight, as QLoRA holds them (Dettmers et al. 2023). Raises UsageError without a CUDA GPU."""
+    if not model.load_in_4bit:
+        return {}
+    if not torch.cuda.is_available():
+        raise UsageError("--load-in-4bit: needs a CUDA GPU; drop it here")
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
+    )  # fmt: skip
+    return {"quantization_config": four, "device_map": {"": torch.cuda.current_device()}}
+
+
+def _new_modules(network: PreTrainedModel, missing: Iterable[str]) -> list[str]:
+    """The modules of a new head, which an adapter has to train whole; not the output embeddings, which are tied."""
+    modules, head = dict(network.named_modules()), network.get_output_embeddings()
+    owners = {name.rpartition(".")[0] for name in missing}
+    return sorted(name for name in owners if not [*modules[name].children()] and modules[name] is not head)
+
+
+def _fit_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str]]:
+    """Give the tokens that were added to the model's tokenizer an embedding; (their ids, what to say about it)."""
+    added = [*range(network.get_input_embeddings().num_embeddings, len(tokenizer))]
+    if not added:
+        return [], []
     try:
-        with catch_warnings(record=True, action="always") as caught:
-            adapted = PeftModel.from_pretrained(network, name)
-        if lost := [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]:
-            raise InputError(f"{name}: the adapter does not fit its base: {lost[0].splitlines()[0][:200]}")
-        return adapted.merge_and_unload()
-    except LOADING as error:
-        raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
+        network.resize_token_embeddings(len(tokenizer))
+    except NotImplementedError:
+        raise InputError("tokens were added to the tokenizer, and a pair of encoder and decoder takes none") from None
+    words = ", ".join(tokenizer.convert_ids_to_tokens(added[:5]))
+    return added, [f"{len(added)} tokens were added to the tokenizer ({words}{', …' if added[5:] else ''}): "
+                   "their embeddings are new"]  # fmt: skip
 
 
 def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise InputError where the tokenizer has other entries without an embedding than tokens that were added to it."""
     embeddings = network.get_input_embeddings().num_embeddings
-    if len(tokenizer) > embeddings:
+    if not set(range(embeddings, len(tokenizer))) <= set(tokenizer.added_tokens_decoder):
         raise InputError(
             f"{name}: {embeddings} embeddings, but the tokenizer has {len(tokenizer)} entries; they do not belong together"
         )
@@ -233,6 +324,9 @@ def _start_as_trained(network: PreTrainedModel) -> None:
 
 def shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The default configuration with the recipe's sizes, and with the tokenizer's vocabulary and special ids."""
+    if model.encoder:
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return small_config(model.encoder, str(model.decoder), model.config | vocabulary)
     defaults = config.to_dict()
     known = {*defaults, *config.attribute_map}
     for name in model.config:

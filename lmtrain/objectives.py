@@ -42,6 +42,8 @@ class Objective:
     """1: position t predicts token t + 1."""
     accuracy: str = "token_accuracy"
     top5: str | None = None
+    task_type: str | None = None
+    """What peft calls it; it has no name for masked language models."""
     transforms: bool = False
     """Whether outputs are generated and compared with references."""
 
@@ -82,7 +84,7 @@ _SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eo
 OBJECTIVES = {
     "clm": Objective(
         AutoModelForCausalLM, encode.causal, collate.causal, samples.causal, answers.complete, samples.tell_causal,
-        roles.CAUSAL, Frame(_SEQUENCE, "<s> $A"), shift=1,
+        roles.CAUSAL, Frame(_SEQUENCE, "<s> $A"), shift=1, task_type="CAUSAL_LM",
     ),
     "mlm": Objective(
         AutoModelForMaskedLM, encode.masked, collate.masked, samples.masked, answers.fill_in, samples.tell_masked,
@@ -93,6 +95,6 @@ OBJECTIVES = {
     ),
     "seq2seq": Objective(
         AutoModelForSeq2SeqLM, encode.pairs, collate.pairs, samples.pairs, answers.transform, samples.tell_causal,
-        roles.PAIRS, Frame(_SEQUENCE, "$A </s>"), transforms=True,
+        roles.PAIRS, Frame(_SEQUENCE, "$A </s>"), task_type="SEQ_2_SEQ_LM", transforms=True,
     ),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmtrain import checkpoint, state
+from lmtrain import checkpoint, lora, state
 from lmtrain.batching import Batches
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.console import Console
@@ -78,10 +78,13 @@ def _saved_and_loaded(network: Any, checkpoints: Path) -> None:
     place = checkpoints / f"{checkpoint.ASIDE}preflight"
     checkpoint.discard(place)
     try:
-        network.save_pretrained(place)
-        read = type(network).from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-        weights = network.state_dict()
-        wrong = [name for name, tensor in read.state_dict().items() if not torch.equal(tensor, weights[name].cpu())]
+        lora.save(network, place)
+        if lora.is_adapted(network):
+            weights, read = lora.weights(network), lora.written(place)
+        else:
+            weights = network.state_dict()
+            read = type(network).from_pretrained(place, dtype=torch.float32, use_safetensors=True).state_dict()
+        wrong = [name for name, tensor in read.items() if not torch.equal(tensor, weights[name].cpu())]
     finally:
         checkpoint.discard(place)
     if wrong:

@@ -43,6 +43,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _names(value: Any) -> Any:
+    """`"q_proj,v_proj"` -> ["q_proj", "v_proj"]; of a list each."""
+    if not isinstance(value, str | list):
+        return value
+    parts = [value] if isinstance(value, str) else value
+    return [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
+
+
 def _key_values(value: Any) -> Any:
     """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML."""
     if not isinstance(value, str):
@@ -115,6 +123,10 @@ class Section(BaseModel):
     )
 
 
+PAIR = "encoder-decoder"
+"""What transformers calls a model of an encoder and a decoder of their own."""
+
+
 class Model(Section):
     name: str = option(
         ...,
@@ -138,6 +150,53 @@ class Model(Section):
     """Run code that comes with the model. Only for authors whom you trust; only on the command line."""
     allow_pickle: bool = option(False, hidden=True)
     """Also read weights that are pickles, by torch's restricted reader; only on the command line."""
+    lora: bool = option(False, aliases=("use_peft",))
+    """Train a small LoRA adapter beside the frozen model; see docs/lora.md for --lora-r and its kin."""
+    lora_r: int = option(16, ge=1, hidden=True)
+    """With --lora: rank of the update of each layer."""
+    lora_alpha: float = option(32, gt=0, hidden=True)
+    """With --lora: the update is scaled by alpha / r, with --rslora by alpha / √r."""
+    lora_dropout: float = option(0.05, ge=0, lt=1, hidden=True)
+    """With --lora: dropout of what the adapter reads."""
+    lora_targets: Annotated[list[str], BeforeValidator(_names)] = option(
+        [], aliases=("lora_target_modules",), hidden=True
+    )
+    """With --lora: names of the layers to adapt, e.g. q_proj,v_proj. Default: all linear layers but the head."""
+    lora_dora: bool = option(False, flag="dora", aliases=("use_dora",), hidden=True)
+    """With --lora: DoRA, which learns the length and the direction of each update apart."""
+    lora_rslora: bool = option(False, flag="rslora", aliases=("use_rslora",), hidden=True)
+    """With --lora: scale by alpha / √r, which suits high ranks."""
+    encoder: str | None = option(None, hidden=True)
+    """seq2seq, instead of --model: the encoder of a new pair, e.g. a BERT; with --from-scratch an architecture."""
+    decoder: str | None = option(None, hidden=True)
+    """Its decoder, with the same vocabulary, e.g. the same BERT; what joins the two starts at random."""
+    load_in_4bit: bool = option(False, hidden=True)
+    """With --lora: hold the frozen weights in 4 bits (QLoRA); needs a CUDA GPU and bitsandbytes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named_or_paired(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not (given.get("encoder") or given.get("decoder")):
+            return given
+        if not (given.get("encoder") and given.get("decoder")):
+            raise ValueError("--encoder and --decoder belong together; one is missing")
+        if given.get("name", PAIR) != PAIR:
+            raise ValueError("--model: a model has its encoder and decoder; give it, or --encoder and --decoder")
+        return {**given, "name": PAIR}
+
+    @model_validator(mode="after")
+    def _adapts_a_trained_model(self) -> Self:
+        if self.lora and self.encoder:
+            raise ValueError(
+                "--lora: what joins a new pair is random and has to be trained whole; adapt the trained pair"
+            )
+        if self.lora and self.from_scratch:
+            raise ValueError("--lora: adapts a trained model; random weights have to be trained whole, without --lora")
+        for name, field in type(self).model_fields.items():
+            if not self.lora and name.startswith(("lora_", "load_in")) and getattr(self, name) != field.default:
+                flag = (field.json_schema_extra["flag"] or name).replace("_", "-")  # type: ignore[index,call-overload]
+                raise ValueError(f"--{flag}: only with --lora")
+        return self
 
 
 class Data(Section):
@@ -278,7 +337,7 @@ class PairData(Direction, Data):
     KINDS = ("pairs",)
 
     source_column: str | None = option(None)
-    """Column of the input; dots reach inside: translation.en. Default: found by name, and said."""
+    """Column of the input; dots reach inside: translation.en. Or several: 'question: {question} context: {context}'."""
     target_column: str | None = option(None, aliases=("summary_column",))
     """Column of the output to learn; a list holds several references, of which the first is learnt."""
     max_source_length: Length | None = option(None)
@@ -301,7 +360,7 @@ class Train(Section):
     max_time: Annotated[float, BeforeValidator(_duration), Field(gt=0)] | None = option(None)
     """Stop after this long: 90s, 30m, 2h."""
     learning_rate: float | None = option(None, aliases=("lr",), gt=0)
-    """Peak learning rate. Default: 5e-5 for a trained model, 5e-4 from scratch; 1e-4 and 1e-3 for T5's family."""
+    """Peak learning rate. Default: 5e-5, with --lora 2e-4, from scratch 5e-4; for T5's family 1e-4, 1e-3 and 1e-3."""
     batch_size: int = option(8, short="b", aliases=("per_device_train_batch_size",), ge=1, le=1_000_000)
     """Rows per device and micro-batch."""
     batch_tokens: int | None = option(None, ge=1)
@@ -500,6 +559,12 @@ class Recipe(Section):
             document[section].pop(name, None)
         document["run"] = {key: value for key, value in document["run"].items() if key not in self.UNSAVED}
         return document
+
+    @model_validator(mode="after")
+    def _pairs_are_for_seq2seq(self) -> Self:
+        if self.model.encoder and self.objective != "seq2seq":  # type: ignore[attr-defined]
+            raise ValueError("--encoder and --decoder: only for seq2seq")
+        return self
 
 
 class Clm(Recipe):

@@ -13,7 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from lmtrain.architectures import check_path
+from lmtrain.architectures import ADAPTER, check_path
 from lmtrain.checkpoint import sync
 from lmtrain.console import figure, to_json
 from lmtrain.errors import StorageError, UsageError
@@ -269,12 +269,15 @@ def signatures(results: dict[str, Any]) -> list[str]:
 
 def next_steps(objective: str, folder: RunFolder) -> str:
     """Where the model is, and what to type next."""
+    adapter = (folder.path / ADAPTER).is_file()
+    merge = f"\n  lmtrain merge {folder.path} -o …     make one model of adapter and base" if adapter else ""
+    what = "adapter is in {}; peft loads it" if adapter else "model is in {}; AutoModel classes load it"
     return f"""
-The model is in {folder.path}; AutoModel classes load it from there. Next:
+The {what.format(folder.path)} from there. Next:
   lmtrain generate --model {folder.path} --prompt …     see what it writes{" (--temperature 0.8 draws)" if objective == "clm" else ""}
   lmtrain eval --model {folder.path} --data …     score it on other data
   lmtrain {objective} --model {folder.path} --data …     train on, with other data
-  lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed"""
+  lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed{merge}"""
 
 
 def card(results: dict[str, Any], command: str) -> str:

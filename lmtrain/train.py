@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lmtrain import chat, drift, evaluate, metrics
+from lmtrain import chat, drift, evaluate, lora, metrics
 from lmtrain.accounts import data_document, show_ledgers
 from lmtrain.apart import choose_packing
 from lmtrain.checkpoint import Continued, step_of
@@ -60,7 +60,7 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
         )
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     with console.working("loading the model"):
-        network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
+        network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model, objective.task_type)
     if corpus.kind == "messages":
         network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
     limits = Limits(positions(network), {})
@@ -218,8 +218,9 @@ def _facts(
 
 
 def _checkpoint_bytes(network: Any) -> int:
-    """About: weights, and two numbers of the optimiser for each that is trained."""
-    return sum(p.numel() * (p.element_size() + (8 if p.requires_grad else 0)) for p in network.parameters())
+    """About: the weights that are saved, and two numbers of the optimiser for each that is trained."""
+    saved = [p for p in network.parameters() if p.requires_grad or not lora.is_adapted(network)]
+    return sum(p.numel() * (p.element_size() + (8 if p.requires_grad else 0)) for p in saved)
 
 
 def _callbacks(recipe: Any, run: Watch, console: Console) -> list[TrainerCallback]:
@@ -264,7 +265,7 @@ def _arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> 
     ours = {
         **every,
         "output_dir": recipe.run.output_dir or "runs",
-        "learning_rate": section.learning_rate or learning_rate(model_type, recipe.model.from_scratch),
+        "learning_rate": section.learning_rate or learning_rate(model_type, recipe.model),
         "max_steps": section.max_steps or -1,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # else a loss that is NaN is logged as 0
@@ -300,10 +301,12 @@ def _check_reporters(arguments: TrainingArguments) -> None:
         raise UsageError(f"--report-to: {str(error).splitlines()[0]}") from None
 
 
-def learning_rate(model_type: str, from_scratch: bool) -> float:
-    """The default peak learning rate, by family: T5 wants more, random weights ten times as much."""
-    base = 1e-4 if model_type in T5_FAMILY else 5e-5
-    return base * 10 if from_scratch else base
+def learning_rate(model_type: str, model: Any) -> float:
+    """The default peak learning rate: random weights want ten times as much as trained ones, T5 and LoRA more as well."""
+    t5 = model_type in T5_FAMILY
+    if model.lora:
+        return 1e-3 if t5 else 2e-4
+    return (1e-4 if t5 else 5e-5) * (10 if model.from_scratch else 1)
 
 
 def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments: TrainingArguments) -> list[str]:
@@ -375,7 +378,7 @@ def _save(trainer: ExactTrainer, run: Watch, scores: Scores | None, results: dic
     if "use_cache" in network.config.to_dict():
         network.config.use_cache = True  # Trainer turns it off; whoever generates wants it
     with folder.aside() as aside:
-        network.save_pretrained(aside, state_dict=state_dict)
+        lora.save(network, aside, state_dict)
         trainer.processing_class.save_pretrained(aside)
     if scores and run.evaluation:
         for line in scores.notes:

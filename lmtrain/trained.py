@@ -90,18 +90,21 @@ def _known(given: Document, objective: str | None) -> tuple[str, Document, str]:
     if objective is not None and objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
     own = _recipe_of_run(name)
-    objective = objective or own.get("objective") or architectures.objective_of_folder(name) or _of_hub(given["model"])
+    objective = objective or own.get("objective") or objective_of_model(Model(**given["model"]))
     return name, own if own.get("objective") == objective else {}, objective
 
 
-def _of_hub(model: Document) -> str:
-    model = {**model, "name": architectures.adapter_base(model["name"]) or model["name"]}
-    architectures.check_name(model["name"])
+def objective_of_model(model: Model) -> str:
+    """What a model, or the base of an adapter, was made for. Raises InputError."""
+    if objective := architectures.objective_of_folder(model.name):
+        return objective
+    name = architectures.adapter_base(model.name) or model.name
+    architectures.check_name(name)
     from lmtrain import machine
     from lmtrain.model import objective_of_hub
 
     machine.quiet_libraries()
-    return objective_of_hub(Model(**model))
+    return objective_of_hub(model.model_copy(update={"name": name}))
 
 
 def _recipe_of_run(name: str) -> Document:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState
 
-from lmtrain import checkpoint, interrupt, retreat, state
+from lmtrain import checkpoint, interrupt, lora, retreat, state
 from lmtrain.batching import Batches, Loader
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.errors import OutOfMemory, UsageError
@@ -306,8 +306,20 @@ class ExactTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As Trainer, but for its arguments, a pickle."""
         if self.args.should_save:
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            lora.save(self.model, output_dir, state_dict)
             self.processing_class and self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if lora.is_adapted(self.model):
+            lora.read(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if lora.is_adapted(self.model):
+            lora.read(self.model, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
 
     def recall(self, path: Path) -> None:
         """Before training: go on from where `path` was saved. Raises UsageError for a stream that would lose its place."""

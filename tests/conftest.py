@@ -68,10 +68,10 @@ def trained(*arguments: Any) -> dict[str, Any]:
     return outcome.json
 
 
-def outcome_of(run: Path | str) -> tuple[str, list[tuple], dict[str, float]]:
+def outcome_of(run: Path | str, weights_file: str = "model.safetensors") -> tuple[str, list[tuple], dict[str, float]]:
     """What a run came to, to the last bit: sha256 of its weights, every logged loss, its figures."""
     folder = Path(run)
-    weights = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    weights = sha256((folder / weights_file).read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line.get("loss"), line.get("eval_loss"), line.get("grad_norm")) for line in lines]
     return weights, losses, json.loads((folder / "results.json").read_text())["metrics"]

@@ -296,3 +296,16 @@ def test_deep_nesting_is_one_sentence(tmp_path: Path):
         (tmp_path / name).write_text('{"text": ' + "[" * 100_000)
         with pytest.raises(InputError, match="nested too deeply"):
             load(tmp_path / name)
+
+
+def test_a_template_makes_one_text_of_several_columns():
+    Path("qa.jsonl").write_text(
+        '{"question": "Who?", "context": "A dog barks.", "answers": {"text": ["a dog", "dog"]}}\n'
+        '{"question": "", "context": " ", "answers": {"text": ["x"]}}\n'
+    )
+    template = {"source_column": "question: {question} context: {context}", "target_column": "answers.text"}
+    rows = load("qa.jsonl", data=PairData, **template)
+    assert rows.values == [("question: Who? context: A dog barks.", "a dog", "dog")]
+    assert rows.ledgers[0].rows_empty == 1
+    with pytest.raises(InputError, match=r"no column 'questoin'.*did you mean 'question'"):
+        load("qa.jsonl", data=PairData, source_column="{questoin}", target_column="answers.text")
