@@ -25,6 +25,20 @@ TABLES = {
 says what it was made for: BERT also stands in the causal table, but without a causal mask it would see the answer."""
 
 TRAINED = re.compile(r"(bpe|wordpiece|unigram):(\d+)|(char|byte)")
+GONE = (
+    "transfo-xl",
+    "xlm-prophetnet",
+    "mega",
+    "nezha",
+    "ernie_m",
+    "qdqbert",
+    "gptsan-japanese",
+    "open-llama",
+    "bort",
+    "realm",
+)
+"""Language models that transformers shipped once."""
+
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ADAPTER = "adapter_config.json"
 """By this file the folder of a LoRA adapter is known."""
@@ -93,6 +107,8 @@ def check_objective(model_type: str, objective: str, shown: str | None = None) -
     right = made_for(model_type)
     shown = shown if shown and shown != model_type else model_type
     named = shown if shown == model_type else f"{shown} ({model_type})"
+    if model_type in GONE:
+        raise InputError(f"{named}: transformers 5 no longer ships this architecture; its last release with it is 4.x")
     if right is None:
         raise InputError(f"{named} is no language model that clm, mlm or seq2seq could train")
     if right != objective:
@@ -130,6 +146,8 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
     if folder.is_dir():
         _check_folder(folder, objective, model, weights and not model.from_scratch)
     elif model.from_scratch and "/" not in model.name:
+        if model.name in GONE:
+            check_objective(model.name, objective)
         if not is_architecture(model.name):
             known = [name for table, _ in TABLES.values() for name in _table(table)]
             raise InputError(f"--model {model.name}: no such architecture{suggestion(model.name, known)}")

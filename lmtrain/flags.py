@@ -100,6 +100,15 @@ def _choices(leaf: Leaf) -> tuple[str, ...]:
     return typing.get_args(bare) if typing.get_origin(bare) is Literal else ()
 
 
+def described(leaf: Leaf) -> str:
+    """The kind of value that it takes, in a word."""
+    if choices := _choices(leaf):
+        return ", ".join(choices)
+    metavar, annotation = _type_of(leaf)
+    words = {bool: "yes or no", int: "whole number", float: "number", list[str]: "text, or a list"}
+    return words.get(annotation, "text" if metavar == "TEXT" else metavar)
+
+
 def _type_of(leaf: Leaf) -> tuple[str, Any]:
     """(metavar, type) on the command line; whatever Typer has no type for arrives as text and pydantic reads it."""
     bare = _bare(leaf.field.annotation)

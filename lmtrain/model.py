@@ -350,6 +350,7 @@ def shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenize
         "forced_eos_token_id": end,
         "forced_bos_token_id": None,
     }
+    ids |= SCALED.get(config.model_type, {})
     always = {"pad_token_id", "eos_token_id"} | ({"decoder_start_token_id"} if config.is_encoder_decoder else set())
     given = {name: value for name, value in ids.items() if name in defaults or name in always}
     wanted = {**given, **_by_first_name(config, model.config)}
@@ -361,6 +362,10 @@ def shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenize
         return config
     except LOADING as error:
         raise UsageError(f"--model-config: {str(error).splitlines()[-1].strip()}") from None
+
+
+SCALED = {name: {"scale_embedding": True} for name in ("marian", "pegasus")}
+"""As all their released models have it: without it the fixed positions drown the tokens, and training stands still."""
 
 
 def _by_first_name(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:

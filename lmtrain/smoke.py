@@ -35,6 +35,9 @@ SIZES = (
 )  # fmt: skip
 """What sizes are called in configurations, and what they become."""
 
+LAYERS: dict[str, Document] = {"gpt_neo": {"attention_types": [[["global", "local"], 1]]}}
+"""Where the layers are also listed one by one, whatever their number is."""
+
 ALIASES = {
     "opus-mt": "marian", "nllb": "m2m_100", "deberta-v3": "deberta-v2", "xlm-r": "xlm-roberta", "smollm": "llama",
     "kogpt": "gpt2", "pythia": "gpt_neox", "spanbert": "bert", "mdeberta": "deberta-v2",
@@ -130,7 +133,7 @@ def sizes(model_type: str) -> Document:
     defaults = AutoConfig.for_model(model_type).to_dict()
     numbers = (name for name, value in defaults.items() if isinstance(value, int) and not isinstance(value, bool))
     fitting = {name: [size for pattern, size in SIZES if re.fullmatch(pattern, name)] for name in numbers}
-    return {name: found[0] for name, found in fitting.items() if found}
+    return {name: found[0] for name, found in fitting.items() if found} | LAYERS.get(model_type, {})
 
 
 def _small_tokenizer(specification: str | None) -> str:

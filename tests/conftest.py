@@ -144,3 +144,12 @@ def _run(objective: str, model: str, data: Path, factory: pytest.TempPathFactory
         objective, *scratch(model), "--data", data, "-o", folder, "--max-steps", 4, "--val-split", 0.1, "--lr", 1e-3
     )
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of families."""
+    reports = terminalreporter.getreports("passed")
+    if lines := [value for report in reports for name, value in report.user_properties if name == "family"]:
+        terminalreporter.section("families")
+        for line in sorted(lines):
+            terminalreporter.line(line)
