@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -148,7 +149,8 @@ def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
 
     Asked of the model itself rather than kept as a list of names, which would be out of date with the next release.
     """
-    with evaluating(network):
+    with evaluating(network), catch_warnings():
+        simplefilter("ignore")  # a pair of encoder and decoder tells of its past wherever it is given labels
         own = getattr(network(**batch), "loss", None)
         count = (batch["labels"] != IGNORED).sum()
         if own is None or not count:
