@@ -1,6 +1,6 @@
 """What one data set is to the model: rows of ids, to be asked for by epoch and number."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from lmtrain.errors import UsageError
 from lmtrain.ledger import Ledger, total
 from lmtrain.packing import Ragged, best_fit
 
-Key = tuple[int | None, int]
-"""(epoch, row): what a batch asks for. Masks are a function of it; epoch is None at evaluation."""
+Key = tuple[int | None, int] | tuple[int | None, int, float]
+"""(epoch, row): what a batch asks for. Masks are a function of it; epoch is None at evaluation. While training, also the
+progress, from 0 to 1: which step of how many it is."""
 
 DEFAULT_LENGTH = 1024
 
@@ -56,8 +57,8 @@ class Examples:
     texts: list[tuple[str, ...]] | None = None
     """Of each pair, for evaluation, the source and the references in words."""
     shared: Ragged | None = None
-    rest: np.ndarray | None = None
-    """Of a part of a stream: the ids that belong to the part that follows."""
+    rest: dict[str, list[int]] = field(default_factory=dict)
+    """Of a part of a stream: what belongs to the part that follows, by column."""
     first: int = 0
     """The number of the first row, where the rows before are of another part of a stream."""
 
@@ -71,16 +72,17 @@ class Examples:
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The row's columns, with `numbers`, of the texts in it, and `lengths`, their tokens."""
-        epoch, row = key
+        epoch, row, *progress = key
+        when = {"epoch": epoch, "progress": progress[0] if progress else 0.0}
         if row == len(self):
-            return {"epoch": epoch, "numbers": np.zeros(1, np.int64), "lengths": np.ones(1, np.int64), **BLANK}
+            return {**when, "numbers": np.zeros(1, np.int64), "lengths": np.ones(1, np.int64), **BLANK}
         inside = self.shared[row] if self.shared else np.array([row])
         content = {
             name: column[row] if not self.shared else np.concatenate([column[i] for i in inside])
             for name, column in self.columns.items()
         }
         lengths = self.columns["input_ids"].lengths_of(inside)
-        return {"epoch": epoch, "numbers": inside + self.first, "lengths": lengths, **content}
+        return {**when, "numbers": inside + self.first, "lengths": lengths, **content}
 
     @property
     def lengths(self) -> np.ndarray:

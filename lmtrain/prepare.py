@@ -128,11 +128,12 @@ def feed(
 
     if recipe.data.streaming:
         return Stream(
-            corpus.reading, encode, collate, section.seed, section.batch_size, recipe.data.shuffle_buffer, process
-        )
+            corpus.reading, encode, collate, section.seed, section.batch_size, recipe.data.shuffle_buffer, process,
+            grad_accum=section.grad_accum, steps=section.max_steps,
+        )  # fmt: skip
     return Batches(
         shared(prepared.train), section.seed, section.batch_size, section.batch_tokens, section.group_by_length,
-        tuple(recipe.data.weights), process,
+        tuple(recipe.data.weights), process, section.grad_accum, section.epochs, section.max_steps,
     )  # fmt: skip
 
 

@@ -257,12 +257,26 @@ class MlmData(TextData):
     """Share of the tokens to predict."""
     mask_split: str = option("80/10/10", pattern=r"^\d+/\d+/\d+$")
     """Of these: % masked / % replaced by a random token / % kept."""
+    masking: Literal["token", "word", "span"] = option("token")
+    """What is masked: single tokens, whole words, or spans of words."""
+    mask_schedule: str | None = option(None, pattern=r"^0?\.\d+:0?\.\d+$", hidden=True)
+    """First:last, e.g. 0.3:0.15: the share falls linearly over the steps. Evaluation keeps to --mask-probability."""
 
     @model_validator(mode="after")
     def _mask_split_adds_up(self) -> Self:
         if sum(map(int, self.mask_split.split("/"))) != 100:
             raise ValueError("--mask-split: the three parts must add up to 100")
+        if self.schedule and min(self.schedule) <= 0:
+            raise ValueError("--mask-schedule: both shares must be above 0")
         return self
+
+    @property
+    def schedule(self) -> tuple[float, float] | None:
+        """The share of the tokens to predict at the first step and after the last one, where it changes."""
+        if self.mask_schedule is None:
+            return None
+        first, last = map(float, self.mask_schedule.split(":"))
+        return first, last
 
 
 class Direction(Section):
