@@ -185,7 +185,11 @@ def count_trained(examples: Examples, collate: Collate, epoch: int | None) -> No
     """Enter the tokens that are predicted in an epoch (None: at evaluation) in the ledgers of the examples' sources."""
     ids = examples.columns["input_ids"]
     counts = np.zeros(len(examples.ledgers), np.int64)
-    bounds = np.unique([*np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE)), len(ids)])
+    bounds = (
+        np.empty(0)
+        if examples.read
+        else np.unique([*np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE)), len(ids)])
+    )
     for start, end in pairwise(bounds.tolist()):
         content: dict[str, Any] = {n: c.values[c.offsets[start] : c.offsets[end]] for n, c in examples.columns.items()}
         numbers = np.arange(start, end) + examples.first
@@ -195,6 +199,8 @@ def count_trained(examples: Examples, collate: Collate, epoch: int | None) -> No
         column = examples.columns.get("labels", ids)
         owners = np.repeat(examples.source_of_texts()[start:end], column.lengths[start:end])[scored]
         counts += np.bincount(owners, minlength=len(counts))
+    if examples.read is not None:  # every token of a target is trained, and its length is known without making it
+        counts = np.bincount(examples.source_of_texts(), examples.read[1], minlength=len(counts))
     for ledger, count in zip(examples.ledgers, counts, strict=True):
         ledger.tokens_trained = int(count)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import masking
+from lmtrain import denoise, masking
 from lmtrain.chance import uniform
 from lmtrain.errors import InputError
 from lmtrain.tokenizer import check_words
@@ -196,6 +196,25 @@ class Pairs:
         return row["input_ids"], row["labels"]
 
 
+@dataclass(frozen=True)
+class Denoised(Pairs):
+    """Source and target made of a text anew every epoch (denoise.py); those that are there already are taken as they are."""
+
+    noise: denoise.Noise
+    seed: int
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        if "labels" in row:
+            return super().scored(row)
+        (number,), starts = row["numbers"], row.get("sentence_starts")
+        return self.noise(row["input_ids"], starts, int(number), (self.seed, row["epoch"] + 1))
+
+
 def pairs(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Pairs:
+    """Raises InputError where the tokenizer has not the special tokens that --denoise needs."""
     lengths = fixed or {}
-    return Pairs(pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length"))
+    sides = pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length")
+    noise = None if data.denoise == "none" else denoise.noise(tokenizer, data)
+    if noise is None or isinstance(noise, denoise.GapSentences):
+        return Pairs(*sides)
+    return Denoised(*sides, noise, seed)

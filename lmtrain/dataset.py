@@ -28,6 +28,14 @@ class Limits:
     """What the model can read; None: any length."""
     resolved: dict[str, int]
 
+    def most(self, name: str, asked: int | None, least: int | None = None) -> int:
+        """What the limit for the option `name` is or may become; `least`: where nothing is asked, not more than that.
+
+        Raises UsageError as `of`.
+        """
+        known = self.resolved.get(name)
+        return known or Limits(self.positions, {}).of(name, asked, least)
+
     def of(self, name: str, asked: int | None, needed: int | None = None) -> int:
         """The limit for the option `name`. Raises UsageError where more is asked than the model has positions."""
         if name not in self.resolved:
@@ -59,6 +67,8 @@ class Examples:
     shared: Ragged | None = None
     rest: dict[str, list[int]] = field(default_factory=dict)
     """Of a part of a stream: what belongs to the part that follows, by column."""
+    read: tuple[np.ndarray, np.ndarray] | None = None
+    """[rows] tokens of source and target, where these are made of the text that a row holds only while training."""
     first: int = 0
     """The number of the first row, where the rows before are of another part of a stream."""
 
@@ -91,6 +101,8 @@ class Examples:
 
     def lengths_by_column(self) -> list[np.ndarray]:
         """Of what the model reads (a pair: two columns), the tokens of each row."""
+        if self.read is not None:
+            return [*self.read]
         columns = [self.columns[name].lengths for name in ("input_ids", "labels") if name in self.columns]
         if self.shared is None:
             return columns
@@ -110,7 +122,8 @@ class Examples:
         rows = min(rows, self.count)
         first = {name: column.first(rows) for name, column in self.columns.items()}
         columns = {name: Ragged(column.values.copy(), column.offsets.copy()) for name, column in first.items()}
-        return replace(self, columns=columns, sources=None if self.sources is None else self.sources[:rows])
+        read = self.read and (self.read[0][:rows], self.read[1][:rows])
+        return replace(self, columns=columns, read=read, sources=None if self.sources is None else self.sources[:rows])
 
     def source_of_texts(self) -> np.ndarray:
         """[rows of the columns] the source of each."""

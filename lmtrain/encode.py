@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import chat
+from lmtrain import chat, denoise
 from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.ledger import Ledger, chained
 from lmtrain.packing import Growing, Ragged
 from lmtrain.recipe import TextData
 from lmtrain.sources import Rows
-from lmtrain.tokenizer import framing, ids_and_bytes, ids_and_words, ids_of
+from lmtrain.tokenizer import framing, ids_and_bytes, ids_and_sentences, ids_and_words, ids_of
 
 Encode = Callable[[Rows, PreTrainedTokenizerBase, Any, Limits, bool], Examples]
 
@@ -166,8 +166,7 @@ def _in_pieces(
         rest = {name: column[len(origins) - 1].tolist() for name, column in cut.items()}
         origins = origins[:-1]
         cut = {name: column.first(len(origins)) for name, column in cut.items()}
-    if "word_starts" in cut:
-        starts = cut["word_starts"]
+    for starts in (cut[name] for name in ("word_starts", "sentence_starts") if name in cut):
         starts.values[starts.offsets[:-1]] = True  # what is left of a word that is cut through is one too
     if any(frame):
         around = {"input_ids": frame} | {
@@ -320,6 +319,8 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
 def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
     """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
     set_languages(tokenizer, data.source_lang, data.target_lang)
+    if rows.kind == "text":
+        return _denoised(rows, tokenizer, data, limits, measure)
     if not rows.values:  # a part of a stream in which nothing could be used
         empty = Ragged.of([])
         return _finish({"input_ids": empty, "labels": empty}, _start(rows), rows, [])
@@ -342,7 +343,7 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
         whole, left = sum(map(len, pair)), sum(map(len, short))
         if left == whole:
             ledger.use(whole)
-        elif not _cut(ledger, whole, left, rows.place(index), data.on_long):
+        elif not _cut(ledger, whole, left, rows.place(index), data.on_long or "truncate"):
             continue
         for column, ids in zip(kept, short, strict=True):
             column.append(ids)
@@ -350,6 +351,63 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
     columns = {"input_ids": Ragged.of(kept[0]), "labels": Ragged.of(kept[1])}
     texts = [rows.values[index] for index in origins] if measure else None
     return _finish(columns, ledgers, rows, origins, texts=texts)
+
+
+def _denoised(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
+    """Column `input_ids`, texts cut so that what noise makes of them fits, and `sentence_starts` (bool) if it asks for them.
+
+    Where noise is not drawn anew every epoch (of gap sentences, and with `measure`), `input_ids` and `labels` are what it
+    makes of them, as pairs.
+    """
+    noise = denoise.noise(tokenizer, data)
+    gaps = isinstance(noise, denoise.GapSentences)
+    source, target = (limits.most("max_source_length", data.max_source_length, SOURCE),
+                      limits.most("max_target_length", data.max_target_length, TARGET if gaps else None))  # fmt: skip
+    if isinstance(noise, denoise.GapSentences):
+        room, least = source - noise.around.lengths[0], target > noise.around.lengths[1]
+        room = room if least else 0
+    else:
+        room = denoise.longest(noise.sizes, source, target, noise.density)
+    if room < 1:
+        raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
+    ledgers = _start(rows)
+    texts = _Texts(rows, tokenizer, "sentence_starts" if noise.in_sentences else None)
+    encoded = (ids_and_sentences if noise.in_sentences else ids_of)(tokenizer, rows.values)
+    for parts, document in _documents(rows, encoded):
+        texts.begin(document)
+        if noise.in_sentences:
+            texts.take(parts)
+        else:
+            texts.ids.extend(chain.from_iterable(parts))
+        texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, room, rows, at, data))
+    columns = {name: column.done() for name, column in texts.columns.items()}
+    examples = _in_pieces(columns, room, ledgers, rows, texts, False)
+    ids, starts = examples.columns["input_ids"], examples.columns.get("sentence_starts")
+    if gaps or measure:
+        marks = starts or [None] * len(ids)
+        made = [
+            noise(text, own, target) if gaps else noise(text, own, number, denoise.EVALUATION)
+            for number, (text, own) in enumerate(zip(ids, marks, strict=True))
+        ]
+        columns = {"input_ids": Ragged.of([s for s, _ in made]), "labels": Ragged.of([t for _, t in made])}
+        examples = replace(examples, columns=columns, texts=_in_words(tokenizer, made) if measure else None)
+    else:
+        examples = replace(examples, read=noise.sizes(ids.lengths))
+    for name, lengths in zip(("max_source_length", "max_target_length"), examples.lengths_by_column(), strict=True):
+        limits.of(name, getattr(data, name), max(int(lengths.max(initial=2)), 2))
+    return examples
+
+
+SOURCE, TARGET = 512, 256
+"""Tokens of a source, and of a target of gap sentences, at most, where nothing else is said: as T5, BART and Pegasus had."""
+
+
+def _in_words(tokenizer: PreTrainedTokenizerBase, made: list[denoise.Pair]) -> list[tuple[str, ...]]:
+    """(source, with its special tokens, target, without them) of each pair."""
+    return [
+        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist(), skip_special_tokens=True))
+        for source, target in made
+    ]
 
 
 def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str) -> list[list[int]]:

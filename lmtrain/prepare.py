@@ -150,6 +150,8 @@ def _kept(prepared: Prepared, limits: Limits) -> Kept:
             continue
         for name, column in examples.columns.items():
             arrays |= {f"{side}-{name}-values": column.values, f"{side}-{name}-offsets": column.offsets}
+        if examples.read is not None:
+            arrays |= {f"{side}-read-{n}": lengths for n, lengths in enumerate(examples.read)}
         if examples.sources is not None:
             arrays[f"{side}-sources"] = examples.sources
         document["sides"][side] = {
@@ -169,7 +171,9 @@ def _restored(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Prepar
         }
         ledgers = tuple(Ledger(**ledger) for ledger in told["ledgers"])
         texts = told["texts"] and [tuple(text) for text in told["texts"]]
-        return Examples(told["kind"], columns, ledgers, told["fingerprint"], arrays.get(f"{side}-sources"), texts)
+        read = (arrays[f"{side}-read-0"], arrays[f"{side}-read-1"]) if f"{side}-read-0" in arrays else None
+        sources = arrays.get(f"{side}-sources")
+        return Examples(told["kind"], columns, ledgers, told["fingerprint"], sources, texts, read=read)
 
     train = examples("train")
     assert train is not None

@@ -2,6 +2,7 @@
 
 import io
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Frame:
 
     tokens: dict[str, str]
     template: str
+    extra: tuple[str, ...] = ()
+    """Further special tokens, beside the entries that are asked for."""
 
 
 def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedTokenizerFast:
@@ -48,11 +51,15 @@ def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedT
         pair=f"{frame.template} {frame.template.replace('$A', '$B')}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
+    tokenizer.add_special_tokens([*frame.extra])
     return framed(tokenizer, frame)
 
 
 def framed(tokenizer: Tokenizer, frame: Frame) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens)
+    extra = {"additional_special_tokens": [*frame.extra]} if frame.extra else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens, **extra
+    )
 
 
 def _byte_level(tokenizer: Tokenizer) -> Tokenizer:
@@ -208,6 +215,31 @@ def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Itera
             if not text.isascii() and UNSPACED.search(text):
                 starts = [a or b for a, b in zip(starts, _apart(text, encoding.offsets), strict=True)]
             yield encoding.ids, starts
+
+
+def ids_and_sentences(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    """The bare ids of each text, and whether each token is the first one of a sentence; the texts go on one after another.
+
+    A sentence ends with . ! ? or … before white space, unless a small letter follows; with their like in Chinese and
+    Japanese; and with a blank line.
+    """
+    backend = _unlimited(tokenizer)
+    ended = True
+    for batch in _batches(texts):
+        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
+            begins = [begin for begin, _ in encoding.offsets]
+            starts = [False] * len(begins)
+            at = [0] * ended + [bisect_left(begins, match.start("rest")) for match in SENTENCE_END.finditer(text)]
+            for number in at:
+                if number < len(starts):
+                    starts[number] = True
+            ended = at[-1:] == [len(starts)] or not text.strip()
+            yield encoding.ids, starts
+
+
+SENTENCE_END = regex.compile(
+    r"(?:[.!?…]+[\"'”’»)\]]*(?P<rest>\s++|$)(?!\p{Ll})|[。！？｡]+[\"'”’」』）)\]]*(?P<rest>)|(?P<rest>\n\s*\n))"
+)
 
 
 UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
