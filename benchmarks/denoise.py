@@ -62,7 +62,12 @@ def scored(folder: Path) -> dict[str, float]:
             truth, before = labels[asked].numpy(), labels.roll(1, 1)[asked].numpy()
             guessed = logits.argmax(-1)[asked].numpy()
             nll += torch.nn.functional.cross_entropy(logits[asked], labels[asked], reduction="sum").item()
-            hits += len(truth), (guessed == truth).sum(), (truth == commonest).sum(), (following[before] == truth).sum()
+            hits += (
+                len(truth),
+                (guessed == truth).sum(),
+                (truth == commonest).sum(),
+                (following[before] == truth).sum(),
+            )
     total, model, frequency, bigram = hits.tolist()
     return {"span_tokens": total, "accuracy": model / total, "commonest": frequency / total, "bigram": bigram / total,
             "loss": nll / total}  # fmt: skip

@@ -108,7 +108,11 @@ def _sentinels(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """T5's random_spans_noise_mask: kept and missing spans take turns, cut by chance, a missing one at the end."""
+    """T5's random_spans_noise_mask: kept and missing spans take turns, cut by chance.
+
+    But while T5's texts always end with a missing one, here what is kept may also come last, or not come first: of a short
+    text, which has one span, its end would else be missing in every epoch.
+    """
 
     density: float
     mean: float
@@ -133,9 +137,11 @@ class SpanCorruption:
             raise InputError(f"--denoise span-corruption: {spans} spans and the end need {spans + 1} sentinels, the tokenizer "
                              f"has {len(self.sentinels)}; use a longer --mean-span-length or a shorter --max-source-length")  # fmt: skip
         gaps = _cut(missing, spans, _draw(key, 0, number, missing - 1))
-        kept = _cut(len(ids) - missing, spans, _draw(key, 1, number, len(ids) - missing - 1))
-        is_missing = np.repeat(np.tile([False, True], spans), np.stack([kept, gaps], 1).reshape(-1))
-        source = np.insert(ids[~is_missing].astype(np.int64), np.cumsum(kept), self.sentinels[:spans])
+        kept = _cut(len(ids) - missing + 2, spans + 1, _draw(key, 1, number, len(ids) - missing + 1))
+        kept[[0, -1]] -= 1
+        turns = np.stack([kept, np.append(gaps, 0)], 1).reshape(-1)
+        is_missing = np.repeat(np.tile([False, True], spans + 1), turns)
+        source = np.insert(ids[~is_missing].astype(np.int64), np.cumsum(kept)[:-1], self.sentinels[:spans])
         target = np.insert(ids[is_missing].astype(np.int64), np.cumsum(gaps) - gaps, self.sentinels[:spans])
         return self.around(source, np.append(target, self.sentinels[spans]))
 
@@ -147,8 +153,6 @@ def _draw(key: Key, draw: int, number: int, count: int) -> np.ndarray:
 
 def _cut(total: int, parts: int, random: np.ndarray) -> np.ndarray:
     """The lengths of `parts` parts of `total` things, none empty; `random` [total - 1] is of the places between them."""
-    if not total:
-        return np.zeros(parts, np.int64)
     borders = np.sort(np.argsort(random, kind="stable")[: parts - 1]) + 1
     return np.diff(np.concatenate([[0], borders, [total]]))
 
@@ -236,7 +240,8 @@ def gap_sentences(ids: np.ndarray, starts: np.ndarray, share: float, most: int) 
     of, entry = np.divmod(pairs, len(known))
     common = np.bincount(of, np.minimum(counts, np.bincount(token)[entry] - counts), minlength=len(begins))
     best = np.argsort(-common, kind="stable").tolist()
-    wanted, room, chosen = max(round(share * len(begins)), 1), most, []
+    wanted = min(max(round(share * len(begins)), 1), max(len(begins) - 1, 1))  # something is to be read
+    room, chosen = most, []
     for number in best:
         length = int(ends[number] - begins[number])
         if len(chosen) < wanted and length <= room:
