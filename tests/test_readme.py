@@ -15,8 +15,10 @@ from lmtrain.recipe import RECIPES, Request, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CI, METRICS, DATA = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md", "data.md"))
-BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+CI, METRICS, DATA, PRETRAINING = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md", "data.md", "pretraining.md")
+)
+BLOCKS = re.findall(r"```\n(.*?)```", README + PRETRAINING, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [
     line[line.index("lmtrain ") :]
@@ -36,7 +38,9 @@ def test_every_training_command_is_understood(line: str):
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("page", [README, CI, METRICS, DATA], ids=["README", "ci", "metrics", "data"])
+@pytest.mark.parametrize(
+    "page", [README, CI, METRICS, DATA, PRETRAINING], ids=["README", "ci", "metrics", "data", "pretraining"]
+)
 def test_every_flag_that_is_named_exists(page: str):
     commands = ("clm", "mlm", "seq2seq", "eval", "generate")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
