@@ -166,8 +166,6 @@ def _in_pieces(
         rest = {name: column[len(origins) - 1].tolist() for name, column in cut.items()}
         origins = origins[:-1]
         cut = {name: column.first(len(origins)) for name, column in cut.items()}
-    for starts in (cut[name] for name in ("word_starts", "sentence_starts") if name in cut):
-        starts.values[starts.offsets[:-1]] = True  # what is left of a word that is cut through is one too
     if any(frame):
         around = {"input_ids": frame} | {
             name: tuple([1] * len(part) for part in frame) for name in cut if name != "input_ids"
