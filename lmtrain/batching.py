@@ -1,5 +1,6 @@
 """Which rows share a batch, and in which order."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,12 +67,14 @@ class Batches(Sampler[list[Key]]):
 
     def __init__(
         self, examples: Examples, seed: int, size: int, tokens: int | None = None, alike: bool = False,
-        weights: tuple[float, ...] = (), process: tuple[int, int] = (0, 1),
+        weights: tuple[float, ...] = (), process: tuple[int, int] = (0, 1), grad_accum: int = 1,
+        epochs: float = 1.0, max_steps: int | None = None,
     ):  # fmt: skip
         self.examples, self.lengths = examples, examples.lengths_by_column()
         self.order = Order(examples.source_of_rows(), seed, weights)
         self.size, self.tokens, self.alike = size, tokens, alike
         self.process, self.processes = process
+        self.grad_accum, self.epochs, self.max_steps = grad_accum, epochs, max_steps
         self.epoch = 0
         self.of = lru_cache(maxsize=2)(self._of)
 
@@ -87,7 +90,14 @@ class Batches(Sampler[list[Key]]):
         batches = self.of(epoch)
         for number in range(self.process, len(self) * self.processes, self.processes):
             rows = batches[number].tolist() if number < len(batches) else [len(self.order.sources)]
-            yield [(epoch, row) for row in rows]
+            progress = self.progress(epoch, number // self.processes)
+            yield [(epoch, row, progress) for row in rows]
+
+    def progress(self, epoch: int, number: int) -> float:
+        """0 at the first step of the training, 1 at the last one; `number` is that of a process's batch in its epoch."""
+        in_epoch = -(-len(self) // self.grad_accum)
+        steps = self.max_steps or math.ceil(self.epochs * in_epoch)
+        return min((epoch * in_epoch + number // self.grad_accum) / max(steps - 1, 1), 1.0)
 
     def largest(self) -> list[Key]:
         """The batch that is padded to the most tokens in the first epoch."""
@@ -175,16 +185,22 @@ def count_trained(examples: Examples, collate: Collate, epoch: int | None) -> No
     """Enter the tokens that are predicted in an epoch (None: at evaluation) in the ledgers of the examples' sources."""
     ids = examples.columns["input_ids"]
     counts = np.zeros(len(examples.ledgers), np.int64)
-    bounds = np.unique([*np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE)), len(ids)])
+    bounds = (
+        np.empty(0)
+        if examples.read
+        else np.unique([*np.searchsorted(ids.offsets, np.arange(0, len(ids.values), AT_ONCE)), len(ids)])
+    )
     for start, end in pairwise(bounds.tolist()):
         content: dict[str, Any] = {n: c.values[c.offsets[start] : c.offsets[end]] for n, c in examples.columns.items()}
         numbers = np.arange(start, end) + examples.first
-        row = {"epoch": epoch, "numbers": numbers, "lengths": ids.lengths[start:end], **content}
+        row = {"epoch": epoch, "progress": 0.0, "numbers": numbers, "lengths": ids.lengths[start:end], **content}
         _, labels = collate.scored(row)
         scored = labels != IGNORED
         column = examples.columns.get("labels", ids)
         owners = np.repeat(examples.source_of_texts()[start:end], column.lengths[start:end])[scored]
         counts += np.bincount(owners, minlength=len(counts))
+    if examples.read is not None:  # every token of a target is trained, and its length is known without making it
+        counts = np.bincount(examples.source_of_texts(), examples.read[1], minlength=len(counts))
     for ledger, count in zip(examples.ledgers, counts, strict=True):
         ledger.tokens_trained = int(count)
 

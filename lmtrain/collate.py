@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lmtrain import denoise, masking
 from lmtrain.chance import uniform
 from lmtrain.errors import InputError
+from lmtrain.tokenizer import check_words
 
 Row = dict[str, Any]
-"""`input_ids` [tokens] and what else an example has; `lengths` [texts] of the texts in it, and their `numbers`."""
+"""`input_ids` [tokens] and what else an example has; `lengths` [texts] of the texts in it, and their `numbers`;
+the `epoch`, None at evaluation, and the `progress` of the training, from 0 to 1."""
 
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `attention_mask`, `labels` [rows, length]; where texts share a row, `documents`: the number of the text in
@@ -103,7 +106,10 @@ def causal(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixe
 
 @dataclass(frozen=True)
 class Masked:
-    """A share of the tokens is to be predicted; of these most are masked, some replaced, some kept (BERT, 2018)."""
+    """A share of the tokens is to be predicted; of these most are masked, some replaced, some kept (BERT, 2018).
+
+    Of words and spans see masking.py. What becomes of a token is drawn for each by itself, of a span for all of it.
+    """
 
     pad: int
     length: int | None
@@ -115,6 +121,9 @@ class Masked:
     probability: float
     to_mask: float
     to_replace: float
+    what: str = "token"
+    """Or word, or span."""
+    schedule: tuple[float, float] | None = None
 
     @property
     def fixed(self) -> bool:
@@ -128,26 +137,43 @@ class Masked:
         ids, lengths = row["input_ids"].astype(np.int64), row["lengths"]
         numbers = np.repeat(row["numbers"], lengths)
         positions = np.arange(len(ids)) - np.repeat(_starts(lengths), lengths)
-        epoch = 0 if row["epoch"] is None else row["epoch"] + 1
-        chance, fate, other = (uniform((self.seed, epoch, draw), numbers, positions) for draw in range(3))
-        chosen = (chance < self.probability) & ~np.isin(ids, self.special)
+        key = self.seed, 0 if row["epoch"] is None else row["epoch"] + 1
+        chance, fate, other = (uniform((*key, draw), numbers, positions) for draw in range(3))
+        free = ~np.isin(ids, self.special)
+        if self.what == "token":
+            chosen = (chance < self.share(row)) & free
+        else:
+            chosen, place = masking.choose(
+                row["word_starts"], free, lengths, row["numbers"], self.share(row), key, self.what == "span"
+            )
+            # Along the window every span is as likely to lie anywhere: its first part is masked, and so on.
+            fate = place if self.what == "span" else fate
         others = self.ordinary[(other * len(self.ordinary)).astype(np.int64)]
         replaced = np.where(fate < self.to_mask + self.to_replace, others, ids)
         shown = np.where(fate < self.to_mask, self.mask, replaced)
         return np.where(chosen, shown, ids), np.where(chosen, ids, IGNORED)
 
+    def share(self, row: Row) -> float:
+        """Of the tokens, how many are to be predicted."""
+        if self.schedule is None or row["epoch"] is None:
+            return self.probability
+        first, last = self.schedule
+        return first + (last - first) * row["progress"]
+
 
 def masked(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Masked:
-    """Raises InputError where the tokenizer has no mask token."""
+    """Raises InputError where the tokenizer has no mask token, or knows no words where they are to be masked."""
     if tokenizer.mask_token_id is None:
         raise InputError("the tokenizer has no mask token, so nothing can be masked: "
                          "use a masked model's own, or train one with --tokenizer wordpiece:8000")  # fmt: skip
+    if data.masking != "token":
+        check_words(tokenizer)
     special = np.array(sorted(set(tokenizer.all_special_ids)))
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
     to_mask, to_replace, _ = (int(part) / 100 for part in data.mask_split.split("/"))
     return Masked(
         pad_id(tokenizer), (fixed or {}).get("max_length"), seed, tokenizer.mask_token_id, special, ordinary,
-        data.mask_probability, to_mask, to_replace,
+        data.mask_probability, to_mask, to_replace, data.masking, data.schedule,
     )  # fmt: skip
 
 
@@ -170,6 +196,25 @@ class Pairs:
         return row["input_ids"], row["labels"]
 
 
+@dataclass(frozen=True)
+class Denoised(Pairs):
+    """Source and target made of a text anew every epoch (denoise.py); those that are there already are taken as they are."""
+
+    noise: denoise.Noise
+    seed: int
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        if "labels" in row:
+            return super().scored(row)
+        (number,), starts = row["numbers"], row.get("sentence_starts")
+        return self.noise(row["input_ids"], starts, int(number), (self.seed, row["epoch"] + 1))
+
+
 def pairs(tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: Fixed | None = None) -> Pairs:
+    """Raises InputError where the tokenizer has not the special tokens that --denoise needs."""
     lengths = fixed or {}
-    return Pairs(pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length"))
+    sides = pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length")
+    noise = None if data.denoise == "none" else denoise.noise(tokenizer, data)
+    if noise is None or isinstance(noise, denoise.GapSentences):
+        return Pairs(*sides)
+    return Denoised(*sides, noise, seed)

@@ -161,11 +161,11 @@ def choose(first: Record, data: Data, where: str) -> Selection:
     Raises UsageError for half a pair of flags, InputError for a column that is not there or cannot be guessed.
     """
     options = data.model_dump()
-    named = [option for kind in data.KINDS for option in OPTIONS[kind] if options.get(option)]
-    if len({kind for kind in data.KINDS for option in OPTIONS[kind] if option in named}) > 1:
+    named = [option for kind in data.kinds for option in OPTIONS[kind] if options.get(option)]
+    if len({kind for kind in data.kinds for option in OPTIONS[kind] if option in named}) > 1:
         flags = " and ".join(f"--{option.replace('_', '-')}" for option in named)
         raise UsageError(f"{flags} name two kinds of rows; give one kind")
-    for kind in data.KINDS:
+    for kind in data.kinds:
         given = [options.get(option) for option in OPTIONS[kind]]
         if all(given):
             for path in given:
@@ -174,12 +174,12 @@ def choose(first: Record, data: Data, where: str) -> Selection:
         if any(given):
             flags = " and ".join(f"--{option.replace('_', '-')}" for option in OPTIONS[kind])
             raise UsageError(f"{flags} belong together; one is missing")
-    if selection := _languages(first, options, where):
+    if "pairs" in data.kinds and (selection := _languages(first, options, where)):
         return selection
     for kind, names in FAMILIAR:
-        if kind in data.KINDS and all(name in first for name in names):
+        if kind in data.kinds and all(name in first for name in names):
             return Selection(kind, names, found=True)
-    flags = " or ".join(" ".join(f"--{o.replace('_', '-')}" for o in OPTIONS[kind]) for kind in reversed(data.KINDS))
+    flags = " or ".join(" ".join(f"--{o.replace('_', '-')}" for o in OPTIONS[kind]) for kind in reversed(data.kinds))
     raise InputError(f"{where}: which column to use? It has {_names(first)}; say it with {flags}")
 
 

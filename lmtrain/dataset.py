@@ -1,6 +1,6 @@
 """What one data set is to the model: rows of ids, to be asked for by epoch and number."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from lmtrain.errors import UsageError
 from lmtrain.ledger import Ledger, total
 from lmtrain.packing import Ragged, best_fit
 
-Key = tuple[int | None, int]
-"""(epoch, row): what a batch asks for. Masks are a function of it; epoch is None at evaluation."""
+Key = tuple[int | None, int] | tuple[int | None, int, float]
+"""(epoch, row): what a batch asks for. Masks are a function of it; epoch is None at evaluation. While training, also the
+progress, from 0 to 1: which step of how many it is."""
 
 DEFAULT_LENGTH = 1024
 
@@ -26,6 +27,14 @@ class Limits:
     positions: int | None
     """What the model can read; None: any length."""
     resolved: dict[str, int]
+
+    def most(self, name: str, asked: int | None, least: int | None = None) -> int:
+        """What the limit for the option `name` is or may become; `least`: where nothing is asked, not more than that.
+
+        Raises UsageError as `of`.
+        """
+        known = self.resolved.get(name)
+        return known or Limits(self.positions, {}).of(name, asked, least)
 
     def of(self, name: str, asked: int | None, needed: int | None = None) -> int:
         """The limit for the option `name`. Raises UsageError where more is asked than the model has positions."""
@@ -56,8 +65,10 @@ class Examples:
     texts: list[tuple[str, ...]] | None = None
     """Of each pair, for evaluation, the source and the references in words."""
     shared: Ragged | None = None
-    rest: np.ndarray | None = None
-    """Of a part of a stream: the ids that belong to the part that follows."""
+    rest: dict[str, list[int]] = field(default_factory=dict)
+    """Of a part of a stream: what belongs to the part that follows, by column."""
+    read: tuple[np.ndarray, np.ndarray] | None = None
+    """[rows] tokens of source and target, where these are made of the text that a row holds only while training."""
     first: int = 0
     """The number of the first row, where the rows before are of another part of a stream."""
 
@@ -71,16 +82,17 @@ class Examples:
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The row's columns, with `numbers`, of the texts in it, and `lengths`, their tokens."""
-        epoch, row = key
+        epoch, row, *progress = key
+        when = {"epoch": epoch, "progress": progress[0] if progress else 0.0}
         if row == len(self):
-            return {"epoch": epoch, "numbers": np.zeros(1, np.int64), "lengths": np.ones(1, np.int64), **BLANK}
+            return {**when, "numbers": np.zeros(1, np.int64), "lengths": np.ones(1, np.int64), **BLANK}
         inside = self.shared[row] if self.shared else np.array([row])
         content = {
             name: column[row] if not self.shared else np.concatenate([column[i] for i in inside])
             for name, column in self.columns.items()
         }
         lengths = self.columns["input_ids"].lengths_of(inside)
-        return {"epoch": epoch, "numbers": inside + self.first, "lengths": lengths, **content}
+        return {**when, "numbers": inside + self.first, "lengths": lengths, **content}
 
     @property
     def lengths(self) -> np.ndarray:
@@ -89,6 +101,8 @@ class Examples:
 
     def lengths_by_column(self) -> list[np.ndarray]:
         """Of what the model reads (a pair: two columns), the tokens of each row."""
+        if self.read is not None:
+            return [*self.read]
         columns = [self.columns[name].lengths for name in ("input_ids", "labels") if name in self.columns]
         if self.shared is None:
             return columns
@@ -108,7 +122,8 @@ class Examples:
         rows = min(rows, self.count)
         first = {name: column.first(rows) for name, column in self.columns.items()}
         columns = {name: Ragged(column.values.copy(), column.offsets.copy()) for name, column in first.items()}
-        return replace(self, columns=columns, sources=None if self.sources is None else self.sources[:rows])
+        read = self.read and (self.read[0][:rows], self.read[1][:rows])
+        return replace(self, columns=columns, read=read, sources=None if self.sources is None else self.sources[:rows])
 
     def source_of_texts(self) -> np.ndarray:
         """[rows of the columns] the source of each."""

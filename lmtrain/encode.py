@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import chat
+from lmtrain import chat, denoise
 from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.ledger import Ledger, chained
 from lmtrain.packing import Growing, Ragged
 from lmtrain.recipe import TextData
 from lmtrain.sources import Rows
-from lmtrain.tokenizer import framing, ids_and_bytes, ids_of
+from lmtrain.tokenizer import framing, ids_and_bytes, ids_and_sentences, ids_and_words, ids_of
 
 Encode = Callable[[Rows, PreTrainedTokenizerBase, Any, Limits, bool], Examples]
 
@@ -68,7 +68,8 @@ def _causal_text(
         )
     sized = measure and tokenizer.is_fast
     texts, sizes = _Texts(rows, tokenizer), Growing()
-    for parts, document in _documents(rows, tokenizer, sized):
+    encoded = (ids_and_bytes if sized else ids_of)(tokenizer, rows.values)
+    for parts, document in _documents(rows, encoded):
         start = [] if texts.continues(document) else before
         end = after if rows.ends(document[-1]) else []
         texts.begin(document, start)
@@ -93,15 +94,21 @@ def _causal_text(
 
 
 class _Texts:
-    """The ids of documents, one after another, in the making; those that a stream carried over come first."""
+    """The ids of documents, one after another, in the making; those that a stream carried over come first.
 
-    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase):
+    With `flag`, a column of that name says yes or no of each of them.
+    """
+
+    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, flag: str | None = None):
         self.rows, self.origins = rows, array("q")
         self.ids = Growing("H" if len(tokenizer) <= 1 << 16 else "i")
+        self.columns = {"input_ids": self.ids, **({flag: Growing("b")} if flag else {})}
+        self.flags = self.columns.get(flag or "")
         self.before, self.last = 0, -1  # ids of the document in the making that were carried over; where it starts
-        if len(rows.carried) and not rows.continues:
-            self.ids.extend(rows.carried)
-            self.ids.close(len(rows.carried))
+        if rows.carried and not rows.continues:
+            for name, column in self.columns.items():
+                column.extend(rows.carried[name])
+                column.close(len(rows.carried[name]))
             self.origins.append(0)
 
     def continues(self, document: range) -> bool:
@@ -114,15 +121,25 @@ class _Texts:
 
     def begin(self, document: range, start: Sequence[int] = ()) -> None:
         """Begin a document with its first ids, which is the first thing new in it."""
-        carried = self.rows.carried if self.continues(document) else ()
-        self.ids.extend(carried)
-        self.before, self.last = len(carried), document.start
+        self.last = document.start
+        if self.continues(document):
+            for name, column in self.columns.items():
+                column.extend(self.rows.carried.get(name, ()))
+        self.before = self.ids.begun
         self.ids.extend(start)
+
+    def take(self, parts: Iterator[tuple[list[int], list[bool]]]) -> None:
+        """The ids of a document with their flags."""
+        assert self.flags is not None
+        for ids, flags in parts:
+            self.ids.extend(ids)
+            self.flags.extend(flags)
 
     def end(self, document: range, fit: Callable[[int], int]) -> int:
         """End a document of so many new tokens, of which `fit` says how many are kept."""
         kept = fit(self.ids.begun - self.before)
-        self.ids.close(self.before + kept)
+        for column in self.columns.values():
+            column.close(self.before + kept)
         if self.before + kept:
             self.origins.append(document.start)
         return kept
@@ -144,12 +161,16 @@ def _in_pieces(
         ids, origins = columns["input_ids"], origins[first]
     origins = np.repeat(origins, ids.pieces(length))
     cut = {name: column.split(length) for name, column in columns.items()}
-    rest = None
+    rest: dict[str, list[int]] = {}
     if len(origins) and (rows.open if blocks else rows.goes_on() and texts.unfinished()):
-        rest = cut["input_ids"][len(origins) - 1].copy()
+        rest = {name: column[len(origins) - 1].tolist() for name, column in cut.items()}
         origins = origins[:-1]
         cut = {name: column.first(len(origins)) for name, column in cut.items()}
-    cut["input_ids"] = cut["input_ids"].framed(*frame) if any(frame) else cut["input_ids"]
+    if any(frame):
+        around = {"input_ids": frame} | {
+            name: tuple([1] * len(part) for part in frame) for name in cut if name != "input_ids"
+        }
+        cut = {name: column.framed(*around[name]) for name, column in cut.items()}
     return _finish(cut, ledgers, rows, origins, rest=rest)
 
 
@@ -169,12 +190,11 @@ def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return before, after
 
 
-def _documents(rows: Rows, tokenizer: PreTrainedTokenizerBase, measure: bool) -> Iterator[tuple[Iterator[Any], range]]:
-    """(the ids of each of its rows, with `measure` (ids, bytes of each), to be taken at once; the rows) of each document.
+def _documents(rows: Rows, encoded: Iterator[Any]) -> Iterator[tuple[Iterator[Any], range]]:
+    """(what each of its rows was `encoded` to, to be taken at once; the rows) of each document.
 
     Every row is tokenised on its own, and handed on before the next is: a document may be larger than memory likes.
     """
-    encoded = (ids_and_bytes if measure else ids_of)(tokenizer, rows.values)
     for document in rows.documents():
         yield islice(encoded, len(document)), document
 
@@ -264,7 +284,10 @@ def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: 
 
 
 def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
-    """Column `input_ids`, every row framed as the tokenizer frames a text ([CLS] … [SEP])."""
+    """Column `input_ids`, every row framed as the tokenizer frames a text ([CLS] … [SEP]).
+
+    Where words are masked, `word_starts` (bool): whether a token begins one, or is none of the text.
+    """
     length = limits.of("max_length", data.max_length)
     before, after = framing(tokenizer)
     room = length - len(before) - len(after)
@@ -272,14 +295,20 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
         raise UsageError(f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens")
     ledgers = _start(rows)
     separator = after[:1] if data.blocks else []
-    texts = _Texts(rows, tokenizer)
-    for parts, document in _documents(rows, tokenizer, measure=False):
+    in_words = data.masking != "token"
+    texts = _Texts(rows, tokenizer, "word_starts" if in_words else None)
+    encoded = (ids_and_words if in_words else ids_of)(tokenizer, rows.values)
+    for parts, document in _documents(rows, encoded):
         followed = rows.more or document[-1] + 1 < len(rows.values)
+        parting = separator if followed and rows.ends(document[-1]) else []
         texts.begin(document)
-        texts.ids.extend(chain.from_iterable(parts))
-        texts.ids.extend(separator if followed and rows.ends(document[-1]) else ())
+        if in_words:
+            texts.take(chain(parts, [(parting, [True] * len(parting))]))
+        else:
+            texts.ids.extend(chain(chain.from_iterable(parts), parting))
         texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, room, rows, at, data))
-    return _in_pieces({"input_ids": texts.ids.done()}, room, ledgers, rows, texts, data.blocks, (before, after))
+    columns = {name: column.done() for name, column in texts.columns.items()}
+    return _in_pieces(columns, room, ledgers, rows, texts, data.blocks, (before, after))
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -288,6 +317,8 @@ def masked(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
 def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
     """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
     set_languages(tokenizer, data.source_lang, data.target_lang)
+    if rows.kind == "text":
+        return _denoised(rows, tokenizer, data, limits, measure)
     if not rows.values:  # a part of a stream in which nothing could be used
         empty = Ragged.of([])
         return _finish({"input_ids": empty, "labels": empty}, _start(rows), rows, [])
@@ -310,7 +341,7 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
         whole, left = sum(map(len, pair)), sum(map(len, short))
         if left == whole:
             ledger.use(whole)
-        elif not _cut(ledger, whole, left, rows.place(index), data.on_long):
+        elif not _cut(ledger, whole, left, rows.place(index), data.on_long or "truncate"):
             continue
         for column, ids in zip(kept, short, strict=True):
             column.append(ids)
@@ -318,6 +349,63 @@ def pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Lim
     columns = {"input_ids": Ragged.of(kept[0]), "labels": Ragged.of(kept[1])}
     texts = [rows.values[index] for index in origins] if measure else None
     return _finish(columns, ledgers, rows, origins, texts=texts)
+
+
+def _denoised(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
+    """Column `input_ids`, texts cut so that what noise makes of them fits, and `sentence_starts` (bool) if it asks for them.
+
+    Where noise is not drawn anew every epoch (of gap sentences, and with `measure`), `input_ids` and `labels` are what it
+    makes of them, as pairs.
+    """
+    noise = denoise.noise(tokenizer, data)
+    gaps = isinstance(noise, denoise.GapSentences)
+    source, target = (limits.most("max_source_length", data.max_source_length, SOURCE),
+                      limits.most("max_target_length", data.max_target_length, TARGET if gaps else None))  # fmt: skip
+    if isinstance(noise, denoise.GapSentences):
+        room, least = source - noise.around.lengths[0], target > noise.around.lengths[1]
+        room = room if least else 0
+    else:
+        room = denoise.longest(noise.sizes, source, target, noise.density)
+    if room < 1:
+        raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
+    ledgers = _start(rows)
+    texts = _Texts(rows, tokenizer, "sentence_starts" if noise.in_sentences else None)
+    encoded = (ids_and_sentences if noise.in_sentences else ids_of)(tokenizer, rows.values)
+    for parts, document in _documents(rows, encoded):
+        texts.begin(document)
+        if noise.in_sentences:
+            texts.take(parts)
+        else:
+            texts.ids.extend(chain.from_iterable(parts))
+        texts.end(document, lambda tokens, at=document: _fit(ledgers, tokens, room, rows, at, data))
+    columns = {name: column.done() for name, column in texts.columns.items()}
+    examples = _in_pieces(columns, room, ledgers, rows, texts, False)
+    ids, starts = examples.columns["input_ids"], examples.columns.get("sentence_starts")
+    if gaps or measure:
+        marks = starts or [None] * len(ids)
+        made = [
+            noise(text, own, target) if gaps else noise(text, own, number, denoise.EVALUATION)
+            for number, (text, own) in enumerate(zip(ids, marks, strict=True))
+        ]
+        columns = {"input_ids": Ragged.of([s for s, _ in made]), "labels": Ragged.of([t for _, t in made])}
+        examples = replace(examples, columns=columns, texts=_in_words(tokenizer, made) if measure else None)
+    else:
+        examples = replace(examples, read=noise.sizes(ids.lengths))
+    for name, lengths in zip(("max_source_length", "max_target_length"), examples.lengths_by_column(), strict=True):
+        limits.of(name, getattr(data, name), max(int(lengths.max(initial=2)), 2))
+    return examples
+
+
+SOURCE, TARGET = 512, 256
+"""Tokens of a source, and of a target of gap sentences, at most, where nothing else is said: as T5, BART and Pegasus had."""
+
+
+def _in_words(tokenizer: PreTrainedTokenizerBase, made: list[denoise.Pair]) -> list[tuple[str, ...]]:
+    """(source, with its special tokens, target, without them) of each pair."""
+    return [
+        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist(), skip_special_tokens=True))
+        for source, target in made
+    ]
 
 
 def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str) -> list[list[int]]:

@@ -306,15 +306,26 @@ def signature(data: Any, kind: str, lengths: dict[str, int], seed: int, precisio
     stride = getattr(data, "stride", None)
     told = {
         **lengths,
-        "packing": data.blocks and not stride if kind == "text" else None,
+        "packing": data.blocks and not stride if kind == "text" and hasattr(data, "packing") else None,
         "stride": stride,
-        "masks": f"{data.mask_probability:g}x{data.mask_split}" if hasattr(data, "mask_split") else None,
+        "masks": _masks(data) if hasattr(data, "mask_split") else None,
         "seed": seed if hasattr(data, "mask_split") else None,
+        "noise": _noise(data) if getattr(data, "denoise", "none") != "none" else None,
         "precision": precision,
         "version": f"lmtrain-{__version__}",
     }
     shown = {name: {True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for name, v in told.items()}
     return "|".join(f"{name}:{value}" for name, value in shown.items() if value is not None)
+
+
+def _masks(data: Any) -> str:
+    what = "" if data.masking == "token" else f"x{data.masking}"
+    return f"{data.mask_probability:g}x{data.mask_split}{what}"
+
+
+def _noise(data: Any) -> str:
+    density, mean = data.noise
+    return f"{data.denoise}x{density:g}" + (f"x{mean:g}" if mean else "")
 
 
 def _plain(number: float) -> float | int:

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lmtrain import answers, collate, encode, roles, samples
+from lmtrain import answers, collate, denoise, encode, roles, samples
 from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, has_own_loss, is_head_last, reads_padding
@@ -46,6 +46,10 @@ class Objective:
     """What peft calls it; it has no name for masked language models."""
     transforms: bool = False
     """Whether outputs are generated and compared with references."""
+
+    def frame_for(self, data: Any) -> Frame:
+        """The special tokens of a tokenizer that is trained for it and for what these data are made into."""
+        return denoise.frame_for(self.frame, getattr(data, "denoise", "none"))
 
     def fit(
         self,

@@ -128,11 +128,12 @@ def feed(
 
     if recipe.data.streaming:
         return Stream(
-            corpus.reading, encode, collate, section.seed, section.batch_size, recipe.data.shuffle_buffer, process
-        )
+            corpus.reading, encode, collate, section.seed, section.batch_size, recipe.data.shuffle_buffer, process,
+            grad_accum=section.grad_accum, steps=section.max_steps,
+        )  # fmt: skip
     return Batches(
         shared(prepared.train), section.seed, section.batch_size, section.batch_tokens, section.group_by_length,
-        tuple(recipe.data.weights), process,
+        tuple(recipe.data.weights), process, section.grad_accum, section.epochs, section.max_steps,
     )  # fmt: skip
 
 
@@ -149,6 +150,8 @@ def _kept(prepared: Prepared, limits: Limits) -> Kept:
             continue
         for name, column in examples.columns.items():
             arrays |= {f"{side}-{name}-values": column.values, f"{side}-{name}-offsets": column.offsets}
+        if examples.read is not None:
+            arrays |= {f"{side}-read-{n}": lengths for n, lengths in enumerate(examples.read)}
         if examples.sources is not None:
             arrays[f"{side}-sources"] = examples.sources
         document["sides"][side] = {
@@ -168,7 +171,9 @@ def _restored(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Prepar
         }
         ledgers = tuple(Ledger(**ledger) for ledger in told["ledgers"])
         texts = told["texts"] and [tuple(text) for text in told["texts"]]
-        return Examples(told["kind"], columns, ledgers, told["fingerprint"], arrays.get(f"{side}-sources"), texts)
+        read = (arrays[f"{side}-read-0"], arrays[f"{side}-read-1"]) if f"{side}-read-0" in arrays else None
+        sources = arrays.get(f"{side}-sources")
+        return Examples(told["kind"], columns, ledgers, told["fingerprint"], sources, texts, read=read)
 
     train = examples("train")
     assert train is not None

@@ -86,7 +86,7 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     objective = OBJECTIVES[recipe.objective]
     with console.working("loading the tokenizer"):
         tokenizer, told = load_tokenizer(
-            recipe.model, corpus.kind, lambda name: learn_tokenizer(name, corpus, objective.frame)
+            recipe.model, corpus.kind, lambda name: learn_tokenizer(name, corpus, objective.frame_for(recipe.data))
         )
     collate = Opened(objective.collate(tokenizer, recipe.data, recipe.train.seed))
     network = outline(recipe.model, config, tokenizer, objective.auto_model)

@@ -252,6 +252,11 @@ class Data(Section):
         return self
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of the KINDS that these settings read."""
+        return self.KINDS
+
+    @property
     def blocks(self) -> bool:
         """Whether documents are joined and cut anew, so that a row may hold the end of one and the start of another."""
         return False
@@ -316,12 +321,26 @@ class MlmData(TextData):
     """Share of the tokens to predict."""
     mask_split: str = option("80/10/10", pattern=r"^\d+/\d+/\d+$")
     """Of these: % masked / % replaced by a random token / % kept."""
+    masking: Literal["token", "word", "span"] = option("token")
+    """What is masked: single tokens, whole words, or spans of words."""
+    mask_schedule: str | None = option(None, pattern=r"^0?\.\d+:0?\.\d+$", hidden=True)
+    """First:last, e.g. 0.3:0.15: the share falls linearly over the steps. Evaluation keeps to --mask-probability."""
 
     @model_validator(mode="after")
     def _mask_split_adds_up(self) -> Self:
         if sum(map(int, self.mask_split.split("/"))) != 100:
             raise ValueError("--mask-split: the three parts must add up to 100")
+        if self.schedule and min(self.schedule) <= 0:
+            raise ValueError("--mask-schedule: both shares must be above 0")
         return self
+
+    @property
+    def schedule(self) -> tuple[float, float] | None:
+        """The share of the tokens to predict at the first step and after the last one, where it changes."""
+        if self.mask_schedule is None:
+            return None
+        first, last = map(float, self.mask_schedule.split(":"))
+        return first, last
 
 
 class Direction(Section):
@@ -333,8 +352,12 @@ class Direction(Section):
     """The same for the output; also what language mBART, M2M100 or NLLB write."""
 
 
+NOISE = {"span-corruption": (0.15, 3.0), "infilling": (0.3, 3.0), "gap-sentences": (0.3, 0.0)}
+"""--denoise -> (the share that is missing, the tokens of a span on average), as in the papers."""
+
+
 class PairData(Direction, Data):
-    KINDS = ("pairs",)
+    KINDS = ("pairs", "text")
 
     source_column: str | None = option(None)
     """Column of the input; dots reach inside: translation.en. Or several: 'question: {question} context: {context}'."""
@@ -344,8 +367,47 @@ class PairData(Direction, Data):
     """Tokens of an input at most. Default: what 99 % of the data need."""
     max_target_length: Length | None = option(None)
     """Tokens of an output at most. Default: what 99 % of the data need."""
-    on_long: Literal["truncate", "drop", "error"] = option("truncate")
-    """A pair longer than that."""
+    on_long: Literal["truncate", "split", "drop", "error"] | None = option(None)
+    """A pair longer than that. Default: truncate; with --denoise a text is split."""
+    denoise: Literal["none", "span-corruption", "infilling", "gap-sentences"] = option("none")
+    """Pre-train on plain text: restore what is taken out of it, as T5, BART and Pegasus do."""
+    noise_density: float | None = option(None, gt=0, lt=1, hidden=True)
+    """With --denoise: the share taken out. Default: 0.15, of infilling and of gap sentences 0.3."""
+    mean_span_length: float | None = option(None, ge=1, hidden=True)
+    """With --denoise: tokens of a span on average. Default: 3."""
+    text_column: str | None = option(None, aliases=("dataset_text_field",), hidden=True)
+    """With --denoise: column of the text; dots reach inside: doc.body. Default: found by name, and said."""
+    sample_by: Literal["line", "paragraph", "document"] | None = option(None, hidden=True)
+    """With --denoise: what one document of a .txt file is. Default: the whole file."""
+
+    @model_validator(mode="after")
+    def _noise_or_pairs(self) -> Self:
+        of_noise = ("noise_density", "mean_span_length", "text_column", "sample_by")
+        of_pairs = ("source_column", "target_column", "source_prefix")
+        unfit = of_noise if self.denoise == "none" else of_pairs
+        given = [f"--{name.replace('_', '-')}" for name in unfit if getattr(self, name)]
+        if given:
+            told = "is for --denoise" if self.denoise == "none" else "is for pairs, --denoise makes its own of a text"
+            raise ValueError(f"{given[0]}: {told}; drop one of the two")
+        if self.denoise == "none" and self.on_long == "split":
+            raise ValueError("--on-long split: is for plain text; a pair is cut with truncate, drop or error")
+        if self.denoise == "gap-sentences" and self.mean_span_length:
+            raise ValueError("--mean-span-length: whole sentences are taken out; drop one of the two")
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("pairs",) if self.denoise == "none" else ("text",)
+
+    @property
+    def unit(self) -> str:
+        return "line" if self.denoise == "none" else self.sample_by or "document"
+
+    @property
+    def noise(self) -> tuple[float, float]:
+        """(share that is missing, tokens of a span on average)."""
+        density, mean = NOISE[self.denoise]
+        return self.noise_density or density, self.mean_span_length or mean
 
 
 class Train(Section):

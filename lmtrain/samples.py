@@ -77,7 +77,10 @@ def pairs(
     written = dict(transform(network, tokenizer, examples, rows, settings))
     return [
         {
-            "input": decode(tokenizer, examples.columns["input_ids"][row]),
+            # Of a text made into a pair, the marks of what is missing are to be seen.
+            "input": examples.texts[row][0]
+            if examples.kind == "text" and examples.texts
+            else decode(tokenizer, examples.columns["input_ids"][row]),
             "output": written[row].text,
             "reference": decode(tokenizer, examples.columns["labels"][row]),
         }

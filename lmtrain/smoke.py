@@ -176,8 +176,8 @@ def _sentences() -> Iterator[str]:
 
 def _kind(data: Any) -> str:
     """The kind of rows that the recipe's columns speak of; without any, the plainest that its objective reads."""
-    named = [kind for kind in data.KINDS if any(getattr(data, option, None) for option in OPTIONS[kind])]
-    return named[0] if named else data.KINDS[-1]
+    named = [kind for kind in data.kinds if any(getattr(data, option, None) for option in OPTIONS[kind])]
+    return named[0] if named else data.kinds[-1]
 
 
 def _made(rows: Path, data: Any) -> str:

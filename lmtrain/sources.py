@@ -3,7 +3,7 @@
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ class Rows:
     `groups[i]` stay together when a part is held out. A table in `last` is running text: its values follow one another as
     one document, up to that serial.
     `ledgers`, one a source, count what was not usable. Of rows that are a `part` of a stream, `more` may follow, if `open`
-    of the same source; and they begin with what is left over (`carried`, ids) of the part before, which is the start of
-    their first document if that `continues`.
+    of the same source; and they begin with what is left over of the part before (`carried`, by column), which is the start
+    of their first document if that `continues`.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Rows:
     part: bool = False
     more: bool = False
     open: bool = False
-    carried: Sequence[int] = ()
+    carried: Mapping[str, Sequence[int]] = field(default_factory=dict)
     continues: bool = False
 
     @classmethod

@@ -30,7 +30,8 @@ class State:
 
     epoch: int = 0
     position: Position = field(default_factory=Position)
-    carried: tuple[int, ...] = ()
+    carried: dict[str, list[int]] = field(default_factory=dict)
+    """What is left over of the chunk before, by column."""
     continues: bool = False
     texts: int = 0
     """Texts (pieces, pairs) of this epoch before this chunk: the numbers that masks are made of go on from there."""
@@ -40,6 +41,8 @@ class State:
     fingerprint: str = ""
     chunk: int = 0
     """Rows that are read at a time."""
+    batches: int = 0
+    """That each process has been given."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -47,8 +50,7 @@ class State:
     @classmethod
     def from_json(cls, text: str) -> "State":
         found = json.loads(text)
-        return cls(**{**found, "position": Position(*found["position"]), "carried": tuple(found["carried"]),
-                      "ledgers": tuple(found["ledgers"])})  # fmt: skip
+        return cls(**{**found, "position": Position(*found["position"]), "ledgers": tuple(found["ledgers"])})
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     chunk: int
     process: tuple[int, int] = (0, 1)
     state: State = field(default_factory=State)
+    grad_accum: int = 1
+    steps: int = 1
 
     def __post_init__(self) -> None:
         self._begun: tuple[tuple[Ledger, ...], str] | None = None
@@ -77,8 +81,9 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         process, processes = self.process
         while True:
             batches = [[next(rows) for _ in range(self.batch_size)] for _ in range(processes)]
-            self.state = batches[-1][-1][1]
-            yield self.collate([content for content, _ in batches[process]])
+            progress = min(self.state.batches // self.grad_accum / max(self.steps - 1, 1), 1.0)
+            self.state = replace(batches[-1][-1][1], batches=self.state.batches + 1)
+            yield self.collate([content | {"progress": progress} for content, _ in batches[process]])
 
     def ledgers(self) -> tuple[tuple[Ledger, ...], str]:
         """(the ledgers of the sources, the fingerprint) of the first epoch, as far as its chunks have been begun."""
@@ -104,7 +109,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             examples = self.encode(replace(rows, carried=state.carried, continues=state.continues))
             examples = replace(examples, first=state.texts)
             after = State(
-                state.epoch, position, () if examples.rest is None else tuple(examples.rest.tolist()), rows.goes_on(),
+                state.epoch, position, examples.rest, rows.goes_on(),
                 state.texts + examples.count, 0, *self._counted(state, rows, examples), self.chunk,
             )  # fmt: skip
             empty = empty and not examples.count

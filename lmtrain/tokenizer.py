@@ -2,6 +2,7 @@
 
 import io
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 from unicodedata import normalize
 
+import regex
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -25,6 +27,8 @@ class Frame:
 
     tokens: dict[str, str]
     template: str
+    extra: tuple[str, ...] = ()
+    """Further special tokens, beside the entries that are asked for."""
 
 
 def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedTokenizerFast:
@@ -47,11 +51,15 @@ def train(specification: str, texts: Iterable[str], frame: Frame) -> PreTrainedT
         pair=f"{frame.template} {frame.template.replace('$A', '$B')}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
+    tokenizer.add_special_tokens([*frame.extra])
     return framed(tokenizer, frame)
 
 
 def framed(tokenizer: Tokenizer, frame: Frame) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens)
+    extra = {"additional_special_tokens": [*frame.extra]} if frame.extra else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens, **extra
+    )
 
 
 def _byte_level(tokenizer: Tokenizer) -> Tokenizer:
@@ -80,11 +88,14 @@ def _byte(texts: Iterable[str], size: int, specials: list[str], unknown: str) ->
 def _char(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
     entries = [*specials, *sorted(set().union(*texts))]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown))  # without a single merge
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(specials)
     return tokenizer
+
+
+WORD = r" ?[\p{L}\p{M}\p{N}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
 
 
 def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
@@ -186,6 +197,70 @@ def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Itera
     for batch in _batches(texts):
         for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
             yield encoding.ids, _token_bytes(text, [begin for begin, _ in encoding.offsets])
+
+
+def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    """The bare ids of each text, and whether each token begins a word, see `check_words`.
+
+    Words are those that the tokenizer cuts a text into before it cuts them into tokens: parts between spaces and, with
+    most kinds, punctuation. Where a script has no spaces, every character is a word, as BERT has it: no token of it,
+    and no character that several tokens share, is cut through.
+    """
+    check_words(tokenizer)
+    backend = _unlimited(tokenizer)
+    for batch in _batches(texts):
+        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
+            words = encoding.word_ids
+            starts = [word != before for word, before in zip(words, [-1, *words], strict=False)]
+            if not text.isascii() and UNSPACED.search(text):
+                starts = [a or b for a, b in zip(starts, _apart(text, encoding.offsets), strict=True)]
+            yield encoding.ids, starts
+
+
+def ids_and_sentences(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[bool]]]:
+    """The bare ids of each text, and whether each token is the first one of a sentence; the texts go on one after another.
+
+    A sentence ends with . ! ? or … before white space, unless a small letter follows; with their like in Chinese and
+    Japanese; and with a blank line.
+    """
+    backend = _unlimited(tokenizer)
+    ended = True
+    for batch in _batches(texts):
+        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
+            begins = [begin for begin, _ in encoding.offsets]
+            starts = [False] * len(begins)
+            at = [0] * ended + [bisect_left(begins, match.start("rest")) for match in SENTENCE_END.finditer(text)]
+            for number in at:
+                if number < len(starts):
+                    starts[number] = True
+            ended = at[-1:] == [len(starts)] or not text.strip()
+            yield encoding.ids, starts
+
+
+SENTENCE_END = regex.compile(
+    r"(?:[.!?…]+[\"'”’»)\]]*(?P<rest>\s++|$)(?!\p{Ll})|[。！？｡]+[\"'”’」』）)\]]*(?P<rest>)|(?P<rest>\n\s*\n))"
+)
+
+
+UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
+
+
+def _apart(text: str, offsets: list[tuple[int, int]]) -> list[bool]:
+    """Whether each token begins where those before end, and the character there, or before it, is of such a script."""
+    own = [UNSPACED.match(character) is not None for character in text]
+    found, reached = [], 0
+    for start, end in offsets:
+        found.append(start >= reached and any(own[max(start - 1, 0) : start + 1]))
+        reached = max(reached, end)
+    return found
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError for a tokenizer that does not tell the words of a text."""
+    told = tokenizer.is_fast and _unlimited(tokenizer).encode("one two", add_special_tokens=False).word_ids
+    if not told or len(set(told)) < 2:
+        raise InputError("the tokenizer does not part a text into words, so none can be masked whole: use --masking token, "
+                         "or train one with --tokenizer wordpiece:8000")  # fmt: skip
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:

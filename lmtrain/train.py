@@ -56,7 +56,7 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
 
     with console.working("loading the tokenizer"):
         tokenizer, told = load_tokenizer(
-            recipe.model, corpus.kind, lambda name: learn_tokenizer(name, corpus, objective.frame)
+            recipe.model, corpus.kind, lambda name: learn_tokenizer(name, corpus, objective.frame_for(recipe.data))
         )
     objective.collate(tokenizer, recipe.data, recipe.train.seed)  # refuses a tokenizer that cannot serve it
     with console.working("loading the model"):
@@ -314,7 +314,7 @@ def _spoken(limits: Limits, recipe: Any, loss: TokenLoss, config: Any, arguments
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
     lines = [f"{lengths}, --learning-rate {arguments.learning_rate:g}, --precision {precision}, {arguments.device}"
              + (f" × {arguments.world_size}" if arguments.world_size > 1 else "")]  # fmt: skip
-    if "max_source_length" in limits.resolved and not (
+    if getattr(recipe.data, "denoise", None) == "none" and not (
         recipe.data.max_source_length and recipe.data.max_target_length
     ):
         lines.append(

@@ -20,7 +20,7 @@ def pairs(sources: list[int], targets: list[int], of: list[int] | None = None) -
 
 def rows_of(batches: Batches, epoch: int) -> list[list[int]]:
     batches.set_epoch(epoch)
-    return [[row for _, row in batch] for batch in batches]
+    return [[row for _, row, *_ in batch] for batch in batches]
 
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=300)
