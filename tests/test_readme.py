@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from lmtrain import metrics
 from lmtrain.ledger import Ledger
-from lmtrain.recipe import RECIPES, Request, leaves
+from lmtrain.recipe import DECLARED, RECIPES, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_every_flag_that_is_named_exists(page: str):
     commands = ("clm", "mlm", "seq2seq", "eval", "generate")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
-    declared = {leaf for section in (*RECIPES.values(), Request) for leaf in leaves(section)}
+    declared = {leaf for section in DECLARED for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
         no + name.replace("_", "-")
         for leaf in declared
