@@ -121,6 +121,15 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
         check_name(model.name)
 
 
+def check_encoder(model: Model) -> None:
+    """`check_model` for a model of whatever objective. Raises InputError."""
+    check_path(model.name, "--model")
+    if objective := objective_of_folder(model.name):
+        check_model(objective, model)
+    else:
+        check_name(model.name)
+
+
 def check_name(name: str) -> None:
     """Raise InputError for what is no folder and cannot be the name of a model of the hub."""
     if Path(name).exists():

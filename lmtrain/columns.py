@@ -102,7 +102,10 @@ def _labelled(record: Record, text_path: str, label_path: str) -> tuple[str, str
 
 def _tagged(record: Record, words_path: str, tags_path: str) -> tuple[list[str], list[str]] | None:
     words, tags = (reach(record, path) for path in (words_path, tags_path))
-    words = [_string(word, words_path) for word in (words if isinstance(words, list) else _string(words, words_path).split())]
+    words = [
+        _string(word, words_path)
+        for word in (words if isinstance(words, list) else _string(words, words_path).split())
+    ]
     tags = [_label(tag, tags_path) for tag in (tags if isinstance(tags, list) else _string(tags, tags_path).split())]
     if len(words) != len(tags):
         raise BadRow(f"columns '{words_path}' and '{tags_path}': {len(words)} words, but {len(tags)} tags")

@@ -589,6 +589,7 @@ class Encoders(Model):
 class LabelledData(Split):
     KINDS = ("labelled", "tagged")
 
+    eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"))
     val_split: float = option(0.2, aliases=("validation_split",), gt=0, lt=1)
     """Without --eval-data: the share of the rows held out, shuffled by --seed as for training."""
     text_column: str | None = option(None, aliases=("dataset_text_field",))
@@ -609,7 +610,7 @@ class Probing(Section):
     fine_tune: bool = option(False)
     """Train the encoder too, with a linear layer on top. Default: it is frozen, a logistic regression on top."""
     l2: float = option(1.0, gt=0)
-    """Weight of the L2 penalty of the logistic regression: the inverse of scikit-learn's C."""
+    """Weight of the L2 penalty of the logistic regression: the inverse of scikit-learn's C. Default: 1."""
     epochs: int = option(3, aliases=("num_train_epochs",), ge=1)
     """With --fine-tune: times through the data."""
     learning_rate: float = option(5e-5, aliases=("lr",), gt=0)
@@ -973,12 +974,7 @@ def merge(*documents: Document) -> Document:
 def from_environment(recipe_class: type[Section], environment: Mapping[str, str] = os.environ) -> Document:
     """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
     own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
-    everywhere = {
-        name.upper()
-        for other in DECLARED
-        for leaf in leaves(other)
-        for name in (leaf.flag, *leaf.aliases)
-    }
+    everywhere = {name.upper() for other in DECLARED for leaf in leaves(other) for name in (leaf.flag, *leaf.aliases)}
     document = {}
     for variable, text in environment.items():
         name = variable.removeprefix("LMTRAIN_")

@@ -4,7 +4,6 @@ An entity is what the program of the CoNLL-2000 and CoNLL-2003 shared tasks, `co
 precision, recall and F1 are those that it prints: found is an entity whose first word, last word and type are right.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -91,27 +90,3 @@ def agreement(predicted: list[str], true: list[str]) -> tuple[int, int, int]:
     """(entities in both, predicted ones, true ones) of a sentence."""
     ours, theirs = entities(predicted), entities(true)
     return len(ours & theirs), len(ours), len(theirs)
-
-
-# --- what needs no model ---------------------------------------------------------------------------------------------
-
-
-def commonest(labels: Iterable[str]) -> str:
-    """The most frequent label, of several the first in the alphabet."""
-    counts = Counter(labels)
-    return min(counts, key=lambda label: (-counts[label], label))
-
-
-class Lookup:
-    """Gives every word the tag that it has most often in training, and the commonest tag to a word not seen there."""
-
-    def __init__(self, tagged: Iterable[tuple[list[str], list[str]]]):
-        of_word: dict[str, list[str]] = defaultdict(list)
-        for words, tags in tagged:
-            for word, tag in zip(words, tags, strict=True):
-                of_word[word].append(tag)
-        self.default = commonest(tag for tags in of_word.values() for tag in tags)
-        self.of_word = {word: commonest(tags) for word, tags in of_word.items()}
-
-    def __call__(self, words: Iterable[str]) -> list[str]:
-        return [self.of_word.get(word, self.default) for word in words]
