@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -169,15 +170,20 @@ def test_fine_tuning_learns_what_the_frozen_encoder_does_not_hold(bert: Path):
     """Whether both nouns are the same one: no linear function of a sum over tokens."""
     lines = [f"the {a} sees the {b}" for a in NOUNS[:4] for b in NOUNS[:4]] * 12
     rows = [{"text": line, "label": line.split()[1] == line.split()[4]} for line in lines]
-    flags = ["--model", bert, "--data", written("x.jsonl", rows), "--on-leak", "warn"]
-    frozen = probed(*flags, "--l2", 1000)
-    tuned = probed(*flags, "--fine-tune", "--epochs", 12, "--lr", 3e-3)
+    flags = ["--model", bert, "--data", written("x.jsonl", rows)]
+    frozen = probed(*flags)
+    tuned = probed(*flags, "--fine-tune", "--epochs", 8, "--lr", 3e-3, "-b", 4)
     assert tuned["metrics"]["accuracy"] > 0.95 > frozen["metrics"]["accuracy"]
-    assert probed(*flags, "--fine-tune", "--epochs", 12, "--lr", 3e-3)["metrics"] == tuned["metrics"]
+
+
+def test_fine_tuning_is_the_same_every_time_and_another_with_another_seed(bert: Path):
+    flags = ["--model", bert, "--data", royal(), "--eval-data", royal(), "--fine-tune", "--epochs", 1, "--lr", 1e-3]
+    first, again, other = (probed(*flags, "--seed", seed)["metrics"] for seed in (1, 1, 2))
+    assert first == again != other
 
 
 def test_tags_can_be_fine_tuned_too(bert: Path):
-    tuned = probed("--model", bert, "--data", kings(), "--fine-tune", "--epochs", 6, "--lr", 3e-3)
+    tuned = probed("--model", bert, "--data", kings(), "--fine-tune", "--epochs", 6, "--lr", 3e-3, "-b", 4)
     assert tuned["metrics"]["entity_f1"] == 1.0
     assert "fine-tuned|first token of a word" in tuned["signatures"]["entity_f1"]
 
@@ -234,9 +240,10 @@ def test_a_layer_that_is_missing_is_damage(bert: Path):
 def test_an_adapter_is_read_into_its_base(bert: Path):
     from peft import LoraConfig, get_peft_model
 
-    network = get_peft_model(
-        AutoModelForMaskedLM.from_pretrained(bert), LoraConfig(target_modules=["query", "value"], r=4)
-    )
+    with warnings.catch_warnings(action="ignore"):  # peft asks transformers by a name of before
+        network = get_peft_model(
+            AutoModelForMaskedLM.from_pretrained(bert), LoraConfig(target_modules=["query", "value"], r=4)
+        )
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
