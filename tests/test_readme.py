@@ -15,7 +15,9 @@ from lmtrain.recipe import DECLARED, RECIPES, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CI, METRICS, DATA = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md", "data.md"))
+CI, METRICS, DATA, PROBE = (
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("ci.md", "metrics.md", "data.md", "probe.md")
+)
 BLOCKS = re.findall(r"```\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [
@@ -36,9 +38,9 @@ def test_every_training_command_is_understood(line: str):
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("page", [README, CI, METRICS, DATA], ids=["README", "ci", "metrics", "data"])
+@pytest.mark.parametrize("page", [README, CI, METRICS, DATA, PROBE], ids=["README", "ci", "metrics", "data", "probe"])
 def test_every_flag_that_is_named_exists(page: str):
-    commands = ("clm", "mlm", "seq2seq", "eval", "generate")
+    commands = ("clm", "mlm", "seq2seq", "eval", "generate", "probe")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
     declared = {leaf for section in DECLARED for leaf in leaves(section)}
@@ -60,8 +62,9 @@ def test_every_count_of_the_ledger_is_explained():
 
 def test_every_figure_is_defined():
     names = {name for recipe in RECIPES.values() for name in recipe.model_fields["eval"].annotation.METRICS}
+    names |= set(metrics.PROBE_METRICS)
     assert names == metrics.HIGHER_IS_BETTER | metrics.LOWER_IS_BETTER
-    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS))
+    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS + PROBE))
     assert names <= defined, names - defined
 
 
