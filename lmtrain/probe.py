@@ -19,6 +19,7 @@ from transformers import set_seed
 from lmtrain import __version__, features, labels, resampling, tagging
 from lmtrain.console import Console
 from lmtrain.corpus import Sides
+from lmtrain.errors import InputError
 from lmtrain.features import Encoder, Ids
 from lmtrain.labels import Labels
 from lmtrain.ledger import chained, total
@@ -30,6 +31,8 @@ GRADIENT = 1e-5
 """Where no derivative of the mean loss is larger, the regression has converged."""
 ROUNDS, STEPS = 100, 10
 """Of L-BFGS: rounds of so many steps at most."""
+ROUNDING = 1e-6
+"""Relative: smaller differences between features in float32 say nothing."""
 WARMUP = 0.1
 """The share of fine-tuning's steps in which the learning rate rises."""
 
@@ -168,6 +171,10 @@ def _judge(model: Any, section: Any, task: Task, console: Console) -> Finding:
         train, held = task.encoded(encoder)
     _tell_losses(encoder, train, held, console)
     targets = task.targets(train)
+    if not len(targets):
+        raise InputError(
+            f"--max-length {encoder.max_length}: no word of the training data is left of it; ask for more"
+        )
     learn = _fine_tuned if section.fine_tune else _frozen
     guesses, told = learn(encoder, train, targets, held, len(task.classes), section, console)
     signature = "|".join([
@@ -215,7 +222,7 @@ def _frozen(
     seen = encoder.features(train, section.batch_size, console, "encoding the training data")
     new = encoder.features(held, section.batch_size, console, "encoding the evaluation data")
     mean, deviation = seen.mean(0), seen.std(0)
-    deviation[deviation == 0] = 1.0
+    deviation[deviation <= ROUNDING * np.abs(seen).max(0)] = 1.0  # it does not vary, but for rounding
     for vectors in (seen, new):
         vectors -= mean
         vectors /= deviation

@@ -13,9 +13,10 @@ from conftest import NOUNS, lmtrain, sentences, trained
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from lmtrain import corpus, features, probe
+from lmtrain import corpus, features, probe, readers
 from lmtrain.console import Console
 from lmtrain.recipe import LabelledData, MlmData, Model, Probing
+from lmtrain.sources import load
 
 
 def probed(*arguments) -> dict:
@@ -297,6 +298,20 @@ def test_words_that_are_cut_off_are_said_and_guessed(bert: Path):
     assert outcome.json["models"][0]["rows_truncated"]["eval"] > 0
 
 
+def test_classes_of_a_dataset_have_their_names():
+    import datasets
+
+    tags = datasets.ClassLabel(names=["O", "B-PER"])
+    schema = {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(tags), "kind": tags}
+    rows = {"tokens": [["the", "king"], ["a"]], "ner_tags": [[0, 1], [0]], "kind": [1, -1]}
+    Path("named").mkdir()
+    datasets.Dataset.from_dict(rows, features=datasets.Features(schema)).to_parquet("named/train.parquet")
+    section = LabelledData(train=["named@train"])
+    assert load(section.train, section).values == [(["the", "king"], ["O", "B-PER"]), (["a"], ["O"])]
+    (_, first), (_, second) = readers.read_dataset("named", None, "train")
+    assert (first["kind"], second["kind"]) == ("B-PER", None)
+
+
 def test_tags_without_an_outside_are_judged_one_by_one(bert: Path):
     lines = [line.split() for line in sentences(60)]
     data = written("x.jsonl", [{"w": w, "t": ["N" if x in NOUNS else "X" for x in w]} for w in lines])
@@ -319,6 +334,7 @@ MISTAKES = {
     "a gate on another kind's figure": (["--assert", "entity_f1>0"], 2, "no figure 'entity_f1'; with these settings there are accuracy, macro_f1"),
     "no model": (["--model", "nowhere/at/all"], 3, "nowhere/at/all: no such folder"),
     "too long": (["-L", "129"], 2, "--max-length 129"),
+    "no word is read": (["--data", "tags.conll", "-L", "2"], 3, "--max-length 2: no word of the training data is left"),
     "nothing held out": (["--val-split", "0"], 2, "--val-split"),
 }  # fmt: skip
 
@@ -331,6 +347,7 @@ def test_a_mistake_is_one_sentence(mistake: str, bert: Path):
     written("float.jsonl", [{"text": "x", "label": 0.5}])
     written("blank.jsonl", [{"text": "", "label": "a"}, {"text": " ", "label": "b"}])
     Path("text.txt").write_text("word\n")
+    Path("tags.conll").write_text("the O\nking B-PER\n\n" * 4)
     flags, code, message = MISTAKES[mistake]
     data = [] if "--data" in flags else ["--data", "good.jsonl"]
     model = [] if "--model" in flags else ["--model", bert]
