@@ -63,6 +63,7 @@ def test_macro_f1_is_the_mean_over_the_labels_that_are_true_or_predicted():
     # a: 2 right, 3 true, 2 predicted; b: 1, 1, 2; c: 0, 1, 0; d: 0, 0, 1.
     assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3 + 0 + 0) / 4)
     assert found["accuracy"].value == pytest.approx(3 / 5)
+    assert found["macro_f1"].of_row(0) == 1.0, "labels that are not there do not count"
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
