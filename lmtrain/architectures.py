@@ -184,6 +184,15 @@ def _check_pair(model: Model, weights: bool) -> None:
         raise UsageError("a pair from scratch has no tokenizer; train one with --tokenizer bpe:8000, or name one")
 
 
+def check_encoder(model: Model) -> None:
+    """`check_model` for a model of whatever objective. Raises InputError."""
+    check_path(model.name, "--model")
+    if objective := objective_of_folder(model.name):
+        check_model(objective, model)
+    else:
+        check_name(model.name)
+
+
 def check_name(name: str) -> None:
     """Raise InputError for what is no folder and cannot be the name of a model of the hub."""
     if Path(name).exists():

@@ -23,6 +23,7 @@ from lmtrain.recipe import (
     RECIPES,
     Document,
     Leaf,
+    Probe,
     Recipe,
     Request,
     build,
@@ -32,6 +33,7 @@ from lmtrain.recipe import (
     leaves,
     merge,
     objective_of,
+    probe_leaves,
     read_yaml,
     to_yaml,
     untrained_leaves,
@@ -95,7 +97,9 @@ def says_what_is_wrong(command: Callable[..., None]) -> Callable[..., None]:
             # torch's own is no MemoryError, and torch may not have been imported.
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                 raise
-            console.error("out of memory; use a smaller --eval-batch-size, fewer beams or a shorter --max-length")
+            console.error(
+                "out of memory; use smaller batches (--eval-batch-size, --batch-size), fewer beams or a shorter --max-length"
+            )
             raise typer.Exit(5) from None
 
     return wrapped
@@ -219,9 +223,15 @@ def _check_gates(recipe: Any) -> Document | None:
     """The baseline, after what can be known of the gates before any work. Raises UsageError, InputError."""
     from lmtrain import report
 
-    report.check_can_be_written(recipe.gates.junit, "--junit")
     report.check_can_be_written(recipe.eval.predictions, "--predictions")
-    return gates.read_baseline(recipe.gates.baseline, recipe.objective)
+    return _baseline(recipe.gates, recipe.objective)
+
+
+def _baseline(section: Any, objective: str) -> Document | None:
+    from lmtrain import report
+
+    report.check_can_be_written(section.junit, "--junit")
+    return gates.read_baseline(section.baseline, objective)
 
 
 def _conclude(recipe: Any, results: Document, baseline: Document | None, console: Console, folder: Any = None) -> None:
@@ -332,7 +342,7 @@ def _preview(recipe: Any, batches: int, explain: bool, full: bool, console: Cons
     preview.preview(recipe, corpus, batches, explain, full, console)
 
 
-# --- eval, generate ---------------------------------------------------------------------------------------------------
+# --- eval, generate, probe --------------------------------------------------------------------------------------------
 
 Objective = Annotated[
     str | None,
@@ -411,6 +421,34 @@ def _generate(
     ask.ask(request, objective, asked, kind, console)
 
 
+def _probe(ctx: typer.Context, json: Json = False, quiet: Quiet = False, **flags: Any) -> None:
+    """See what encoders are good for: how well their states tell the labels of texts, or the tags of words, apart.
+
+    The encoder is frozen and a logistic regression learnt on top, or with --fine-tune both are trained.
+    """
+    from lmtrain import architectures, labels, report
+
+    console = Console(quiet=quiet, as_json=json)
+    request = build(Probe, merge(from_environment(Probe), typed(ctx, flags)), "the command line")
+    _environment(request.run.offline)
+    baseline = _baseline(request.gates, "probe")
+    for model in request.encoders():
+        architectures.check_encoder(model)
+    with console.working("reading the data"):
+        sides = labels.sides(request.data, request.probe.seed, request.gates.assertions)
+    with console.working("loading torch and transformers"):
+        from lmtrain import machine, probe
+
+    machine.quiet_libraries()
+    results = probe.probe(request, sides, console)
+    try:
+        gates.settle(request.gates, results, baseline)
+    finally:
+        header, rows = probe.table(results, [_short(name) for name in request.model.name])
+        console.result(results, rows, f"probe: {results['data']['kind']} rows", report.signatures(results), header)
+    gates.enforce(results)
+
+
 def _add_command(
     name: str, command: Callable[..., None], options: tuple[Leaf, ...], panel: str | None, to: typer.Typer = app
 ) -> None:
@@ -427,6 +465,7 @@ for _recipe_class in RECIPES.values():
     _add_command(_name, _previewing(_recipe_class), leaves(_recipe_class), None, preview_app)
 _add_command("eval", _evaluate, untrained_leaves(*RECIPES.values()), "Use")
 _add_command("generate", _generate, untrained_leaves(Request), "Use")
+_add_command("probe", _probe, probe_leaves(), "Use")
 
 
 @app.command("merge", rich_help_panel="Use", no_args_is_help=True, context_settings=SETTINGS)

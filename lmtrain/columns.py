@@ -1,7 +1,7 @@
 """Which columns of the data are meant, and whether a row's values there can be used.
 
-Four kinds of rows: `text` (one string), `prompt` (prompt, completion), `messages` (a chat) and `pairs` (source,
-target). Columns are named by flags or found by name; what is found is said aloud, never assumed in silence.
+Six kinds of rows: `text` (one string), `prompt` (prompt, completion), `messages` (a chat), `pairs` (source,
+target), `labelled` (text, label) and `tagged` (words, tags). Columns are named by flags or found by name; what is found is said aloud, never assumed in silence.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmtrain.errors import InputError, UsageError, suggestion, visible
-from lmtrain.recipe import Data
+from lmtrain.recipe import Split
 
 Record = Mapping[str, Any]
 
@@ -20,6 +20,8 @@ OPTIONS = {
     "prompt": ("prompt_column", "completion_column"),
     "text": ("text_column",),
     "pairs": ("source_column", "target_column"),
+    "labelled": ("text_column", "label_column"),
+    "tagged": ("tokens_column", "tags_column"),
 }
 
 # In order: what names its purpose comes before what might also be something else.
@@ -42,6 +44,10 @@ FAMILIAR = (
     ("pairs", ("input", "target")),
     ("pairs", ("input", "output")),
     ("pairs", ("question", "answer")),
+    ("labelled", ("text", "label")),
+    ("labelled", ("sentence", "label")),
+    ("tagged", ("tokens", "tags")),
+    ("tagged", ("tokens", "ner_tags")),
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -66,13 +72,17 @@ class Selection:
     def value(self, record: Record) -> Any:
         """The usable value of a record; None where it is empty. Raises BadRow.
 
-        A string for `text`, two for `prompt`; for `pairs` the source and one or several targets; a list of messages
-        for `messages`.
+        A string for `text`, two for `prompt` and `labelled`; for `pairs` the source and one or several targets; a list
+        of messages for `messages`; two lists of strings for `tagged`.
         """
         if self.kind == "messages":
             return _chat(reach(record, self.paths[0]), self.paths[0])
         if self.kind == "pairs":
             return _pair(record, *self.paths)
+        if self.kind == "labelled":
+            return _labelled(record, *self.paths)
+        if self.kind == "tagged":
+            return _tagged(record, *self.paths)
         strings = [_text(record, path) for path in self.paths]
         if any(not string.strip() for string in strings):
             return None
@@ -85,6 +95,31 @@ def _pair(record: Record, source_path: str, target_path: str) -> tuple[str, ...]
     several = target if isinstance(target, list | tuple) else [target]
     targets = [text for text in (_string(value, target_path) for value in several) if text.strip()]
     return (source, *targets) if source.strip() and targets else None
+
+
+def _labelled(record: Record, text_path: str, label_path: str) -> tuple[str, str] | None:
+    text, label = _text(record, text_path), _label(reach(record, label_path), label_path)
+    return (text, label) if text.strip() else None
+
+
+def _tagged(record: Record, words_path: str, tags_path: str) -> tuple[list[str], list[str]] | None:
+    words, tags = (reach(record, path) for path in (words_path, tags_path))
+    words = [
+        _string(word, words_path)
+        for word in (words if isinstance(words, list) else _string(words, words_path).split())
+    ]
+    tags = [_label(tag, tags_path) for tag in (tags if isinstance(tags, list) else _string(tags, tags_path).split())]
+    if len(words) != len(tags):
+        raise BadRow(f"columns '{words_path}' and '{tags_path}': {len(words)} words, but {len(tags)} tags")
+    return (words, tags) if words else None
+
+
+def _label(value: Any, path: str) -> str:
+    """A label as text: names, numbers of classes, true and false."""
+    label = str(value) if isinstance(value, bool | int) else _string(value, path)
+    if not label.strip():
+        raise BadRow(f"column '{path}': is empty")
+    return label
 
 
 ABSENT = object()
@@ -155,7 +190,7 @@ def _chat(value: Any, path: str) -> list[dict[str, str]] | None:
     return messages
 
 
-def choose(first: Record, data: Data, where: str) -> Selection:
+def choose(first: Record, data: Split, where: str) -> Selection:
     """The columns to read, decided on the first record of a file.
 
     Raises UsageError for half a pair of flags, InputError for a column that is not there or cannot be guessed.

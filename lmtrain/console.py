@@ -104,17 +104,18 @@ class Console:
             )
 
     def result(
-        self, document: dict[str, Any], rows: list[tuple[str, str]], title: str, below: Sequence[str] = ()
-    ) -> None:
+        self, document: dict[str, Any], rows: Sequence[Sequence[str]], title: str, below: Sequence[str] = (),
+        header: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         if not self.main_process:
             return
         if self.as_json:
             sys.stdout.write(to_json(in_document(document), indent=2) + "\n")
             sys.stdout.flush()
             return
-        table = Table(title=_safe(title), show_header=False, title_justify="left")
-        for name, value in rows:
-            table.add_row(_safe(name), _safe(value))
+        table = Table(*map(_safe, header), title=_safe(title), show_header=bool(header), title_justify="left")
+        for row in rows:
+            table.add_row(*map(_safe, row))
         self.out.print(table)
         for line in below:
             self.out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)

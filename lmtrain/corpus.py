@@ -11,7 +11,7 @@ from pathlib import Path
 from lmtrain.cache import Cache
 from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.ledger import Ledger
-from lmtrain.recipe import Data
+from lmtrain.recipe import Data, Split
 from lmtrain.sources import Position, Reading, Rows, chunks, load
 from lmtrain.tables import Table, is_stdin, open_tables
 
@@ -127,7 +127,7 @@ def _content(file: Path) -> bytes:
         raise InputError(f"{file}: {error.strerror}") from None
 
 
-def read(data: Data, seed: int) -> tuple[Rows, Rows | None]:
+def read(data: Split, seed: int) -> tuple[Rows, Rows | None]:
     """(rows to train on, rows to evaluate on), as the recipe's data section says. Raises InputError."""
     train = load(data.train, data)
     if data.eval:

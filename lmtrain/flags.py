@@ -10,13 +10,14 @@ import typer
 from pydantic import BeforeValidator
 
 from lmtrain.errors import UsageError
-from lmtrain.recipe import RECIPES, Document, Leaf, Request, leaves
+from lmtrain.recipe import DECLARED, Document, Leaf, leaves
 
 PANELS = {
     "model": "Model",
     "data": "Data",
     "train": "Training",
     "generate": "Generation",
+    "probe": "Probe",
     "eval": "Evaluation",
     "gates": "Gates",
     "run": "Run",
@@ -31,7 +32,7 @@ def canonical(token: str) -> str:
 
 _ALIASES = {
     alias.replace("_", "-"): leaf.flag.replace("_", "-")
-    for section_class in (*RECIPES.values(), Request)
+    for section_class in DECLARED
     for leaf in leaves(section_class)
     for alias in leaf.aliases
 }

@@ -10,8 +10,11 @@ TEXT_METRICS = (
 )  # fmt: skip
 """Figures of generated text, all of them between 0 and 100 (TER may be more)."""
 
+PROBE_METRICS = ("accuracy", "macro_f1", "entity_precision", "entity_recall", "entity_f1")
+"""Figures of `lmtrain probe`, between 0 and 1."""
+
 HIGHER_IS_BETTER = frozenset(
-    ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", *TEXT_METRICS]
+    ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", *TEXT_METRICS, *PROBE_METRICS]
 ) - {"ter"}  # fmt: skip
 
 LOWER_IS_BETTER = frozenset(["eval_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "ter"])

@@ -42,8 +42,8 @@ LOADING = (
 )
 
 
-def load_config(model: Model, objective: str) -> PretrainedConfig:
-    """The model's configuration (of an adapter: its base's).
+def load_config(model: Model, objective: str | None) -> PretrainedConfig:
+    """The model's configuration (of an adapter: its base's); with `objective` None of a language model of any kind.
 
     Raises InputError where there is none, or for another objective.
     """
@@ -55,7 +55,7 @@ def load_config(model: Model, objective: str) -> PretrainedConfig:
         return AutoConfig.for_model(model.name)
     name = adapter_base(model.name) or model.name
     config = _config_of(model, name)
-    check_objective(config.model_type, objective, name)
+    check_objective(config.model_type, objective or made_for(config.model_type) or "", name)
     return config
 
 
@@ -196,7 +196,7 @@ def load_network(
         return _joined(model, config, tokenizer)
     base = adapter_base(model.name)
     network, report = _from_weights(model, base or model.name, config, auto_model)
-    notes = _check_weights(network, report, base or model.name)
+    notes = _check_weights(network, report, base or model.name, headless=auto_model is AutoModel)
     check_vocabulary(network, tokenizer, model.name)
     added, told = _fit_vocabulary(network, tokenizer)
     notes += told
@@ -208,6 +208,17 @@ def load_network(
         network = lora.merged(network, model.name)
         notes.append(f"the adapter {model.name} is merged into {base}")
     return network, notes
+
+
+def load_encoder(
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, headed: Any
+) -> PreTrainedModel:
+    """What reads, without a head and, of an encoder-decoder, without the decoder. Raises InputError as `load_network`.
+
+    An adapter knows the weights by their names in the model with its head, which is of class `headed`.
+    """
+    network, _ = load_network(model, config, tokenizer, headed if adapter_base(model.name) else AutoModel)
+    return network.get_encoder() if config.is_encoder_decoder else network.base_model
 
 
 def _from_scratch(
@@ -237,7 +248,7 @@ def _joined(
     ):
         half, report = _from_weights(model, name, own, auto_model)
         report["missing_keys"] = {key for key in report["missing_keys"] if not is_between(key)}
-        notes += _check_weights(half, report, name)
+        notes += _check_weights(half, report, name, headless=auto_model is AutoModel)
         halves.append(half)
     network = join(*halves)
     speak(network, tokenizer)
@@ -373,14 +384,19 @@ def _by_first_name(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str,
     return {config.attribute_map.get(name, name): value for name, value in sizes.items()}
 
 
-def _check_weights(network: PreTrainedModel, report: dict[str, Any], name: str) -> list[str]:
-    """Say which head is new and which weights are left out; everything else that does not fit is an error."""
+def _check_weights(network: PreTrainedModel, report: dict[str, Any], name: str, headless: bool) -> list[str]:
+    """Say which head is new and which weights are left out; everything else that does not fit is an error.
+
+    A `headless` network needs no head, so there is nothing to say of one; nor of a pooler, which only heads read.
+    """
     body = f"{network.base_model_prefix}."
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if headless:
+        missing = [key for key in missing if not key.startswith("pooler.")]
     if report["mismatched_keys"]:
         raise InputError(f"{name}: weights of another shape than config.json says: {_some(report['mismatched_keys'])}")
     same_class = type(network).__name__ in (network.config.architectures or [])
-    lost = [key for key in missing if same_class or key.startswith(body)]
+    lost = [key for key in missing if same_class or headless or key.startswith(body)]
     if lost:
         raise InputError(f"{name}: weights are missing: {_some(lost)}; the file is damaged or not of this model")
     strange = [key for key in unexpected if key.startswith(body) and ".pooler." not in f".{key}"]
@@ -389,6 +405,8 @@ def _check_weights(network: PreTrainedModel, report: dict[str, Any], name: str) 
     for key, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{name}: {key} holds NaN or infinity; the file is damaged")
+    if headless:
+        return []
     notes = [f"the head is new and starts at random: {_some(missing)}"] if missing else []
     return notes + ([f"not needed here and left out: {_some(unexpected)}"] if unexpected else [])
 

@@ -358,4 +358,26 @@ def read_dataset(name: str, config: str | None, split: str) -> Numbered:
         raise InputError(
             f"{name}: no such file, and as a hub dataset it cannot be loaded: {visible(reason, 200)}"
         ) from None
-    yield from enumerate(table, 1)
+    named = _class_names(table.features)
+    for number, record in enumerate(table, 1):
+        yield number, {**record, **{column: name(record[column]) for column, name in named.items()}}
+
+
+def _class_names(features: Any) -> dict[str, Callable[[Any], Any]]:
+    """Column -> the names of its values, for the columns that hold numbers of classes, or lists of them."""
+    named: dict[str, Callable[[Any], Any]] = {}
+    for column, feature in (features or {}).items():
+        if names := getattr(feature, "names", None):
+            named[column] = partial(_name, names)
+        elif names := getattr(getattr(feature, "feature", None), "names", None):
+            named[column] = partial(_each_name, names)
+    return named
+
+
+def _name(names: list[str], number: int | None) -> Any:
+    """Some data sets mark rows without a class by -1."""
+    return names[number] if number is not None and 0 <= number < len(names) else None
+
+
+def _each_name(names: list[str], numbers: list[int] | None) -> Any:
+    return numbers and [_name(names, number) for number in numbers]

@@ -199,7 +199,9 @@ class Model(Section):
         return self
 
 
-class Data(Section):
+class Split(Section):
+    """What is trained and evaluated on."""
+
     KINDS: ClassVar[tuple[str, ...]]
     """The kinds of rows that this objective can read, see columns.py."""
 
@@ -217,6 +219,14 @@ class Data(Section):
     """A row without usable text: stop and name it, or leave it out and count it."""
     on_leak: Literal["warn", "drop", "error"] = option("warn", hidden=True)
     """Evaluation rows that also are training rows: say so, leave them out of training, or stop."""
+
+    @property
+    def unit(self) -> str:
+        """What one document of a text file is: line, sentence, paragraph or document."""
+        return "line"
+
+
+class Data(Split):
     weights: Annotated[list[float], BeforeValidator(_numbers)] = option([], flag="data_weights", hidden=True)
     """With several --data: the share of each in an epoch, e.g. 3,1. Default: every row once."""
     streaming: bool = option(False, hidden="use")
@@ -265,11 +275,6 @@ class Data(Section):
     def shares(self) -> bool:
         """Whether whole documents share a row, kept apart."""
         return False
-
-    @property
-    def unit(self) -> str:
-        """What one document of a text file is: line, paragraph or document."""
-        return "line"
 
 
 class TextData(Data):
@@ -703,6 +708,68 @@ class Request(Section):
     run: Run = Field(default_factory=Run)
 
 
+class Encoders(Model):
+    name: Strings = option(..., flag="model", short="m", aliases=("model_name_or_path", "model"), min_length=1)
+    """Hub id, folder, run folder or LoRA adapter. Repeatable: the others are compared with the first."""
+
+
+class LabelledData(Split):
+    KINDS = ("labelled", "tagged")
+
+    eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"))
+    val_split: float = option(0.2, aliases=("validation_split",), gt=0, lt=1)
+    """Without --eval-data: the share of the rows held out, shuffled by --seed as for training."""
+    text_column: str | None = option(None, aliases=("dataset_text_field",))
+    """Column of the texts to classify. Default: found by name, and said."""
+    label_column: str | None = option(None)
+    """Column of their labels: text, numbers or true and false."""
+    tokens_column: str | None = option(None)
+    """For tagging: column of the words, a list or a string that is split at white space."""
+    tags_column: str | None = option(None)
+    """Column of their tags, one a word. A text file is read as CoNLL: a word a line, its tag last."""
+
+    @property
+    def unit(self) -> str:
+        return "sentence"
+
+
+class Probing(Section):
+    fine_tune: bool = option(False)
+    """Train the encoder too, with a linear layer on top. Default: it is frozen, a logistic regression on top."""
+    l2: float = option(1.0, gt=0)
+    """Weight of the L2 penalty of the logistic regression: the inverse of scikit-learn's C. Default: 1."""
+    epochs: int = option(3, aliases=("num_train_epochs",), ge=1)
+    """With --fine-tune: times through the data."""
+    learning_rate: float = option(5e-5, aliases=("lr",), gt=0)
+    """With --fine-tune: peak learning rate, after a rise over a tenth of the steps."""
+    batch_size: int = option(32, short="b", aliases=("per_device_train_batch_size",), ge=1, le=1_000_000)
+    """Rows at once; the figures of a frozen encoder do not depend on it."""
+    max_length: Length | None = option(None, short="L", aliases=("max_seq_length",))
+    """Tokens of a row at most, longer ones are cut. Default: the model's positions, 512 at most."""
+    seed: int = option(42, ge=0)
+    """Decides the split and, with --fine-tune, order and dropout."""
+
+
+class Probe(Section):
+    """See what an encoder is good for: how well its states tell the labels of sentences or words apart."""
+
+    model: Encoders
+    data: LabelledData
+    probe: Probing = Field(default_factory=Probing)
+    gates: Gates = Field(default_factory=Gates)
+    run: Run = Field(default_factory=Run)
+
+    @model_validator(mode="after")
+    def _gates_are_known(self) -> Self:
+        gates.check_names(self.gates.assertions, metrics.PROBE_METRICS, evaluates=True)
+        return self
+
+    def encoders(self) -> list[Model]:
+        """Each of the models by itself."""
+        settings = self.model.model_dump(include=WITHOUT_TRAINING["model"])
+        return [Model(**{**settings, "name": name}) for name in self.model.name]
+
+
 def _describe_fields() -> None:
     """Make the string under a field its description.
 
@@ -732,9 +799,12 @@ def _all_subclasses(root: type[Section]) -> Iterator[type[Section]]:
 
 _describe_fields()
 
-SECTIONS = ("model", "data", "generate", "train", "eval", "gates", "run")
+SECTIONS = ("model", "data", "generate", "probe", "train", "eval", "gates", "run")
 
 RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq}
+
+DECLARED: tuple[type[Section], ...] = (*RECIPES.values(), Request, Probe)
+"""All that declare options."""
 
 
 # --- the leaves of a recipe class, from which flags and documentation are made ---------------------------------------
@@ -804,6 +874,11 @@ def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
         if launches or leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name} - TRAINING_ALONE):
             found.setdefault((leaf.section, leaf.name), leaf)
     return tuple(sorted(found.values(), key=lambda leaf: list(SECTIONS).index(leaf.section)))
+
+
+def probe_leaves() -> tuple[Leaf, ...]:
+    """The options of `lmtrain probe`."""
+    return tuple(leaf for leaf in leaves(Probe) if leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name}))
 
 
 def names_of(leaf: Leaf) -> Iterator[str]:
@@ -1026,12 +1101,7 @@ def merge(*documents: Document) -> Document:
 def from_environment(recipe_class: type[Section], environment: Mapping[str, str] = os.environ) -> Document:
     """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
     own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
-    everywhere = {
-        name.upper()
-        for other in (*RECIPES.values(), Request)
-        for leaf in leaves(other)
-        for name in (leaf.flag, *leaf.aliases)
-    }
+    everywhere = {name.upper() for other in DECLARED for leaf in leaves(other) for name in (leaf.flag, *leaf.aliases)}
     document = {}
     for variable, text in environment.items():
         name = variable.removeprefix("LMTRAIN_")

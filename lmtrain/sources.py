@@ -3,7 +3,7 @@
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from lmtrain.columns import BadRow, Record, Selection, choose
 from lmtrain.errors import InputError, visible
 from lmtrain.ledger import Ledger
-from lmtrain.recipe import Data
+from lmtrain.recipe import Split
 from lmtrain.tables import Table, open_tables
+from lmtrain.tagging import sentences
 
 LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
 """Characters: a longer line of running text, or a longer row, is tokenised in pieces, cut before white space."""
@@ -153,7 +154,7 @@ A row without values that is not bad is empty. Plain tuples, because there may b
 class Reading:
     """Passes over tables, row by row; finds out which columns are meant and says so."""
 
-    def __init__(self, tables: tuple[Table, ...], data: Data):
+    def __init__(self, tables: tuple[Table, ...], data: Split):
         self.tables, self.data = tables, data
         self.kind = ""
         self._found: dict[str, dict[str, None]] = {}  # columns that were found by name, and the tables they are in
@@ -169,8 +170,7 @@ class Reading:
 
     def _entries(self, index: int) -> Iterator[Entry]:
         table = self.tables[index]
-        paragraph = self.data.unit == "paragraph" and table.is_text
-        numbered = iter(_paragraphs(table) if paragraph else table)
+        numbered = iter(_UNITS.get(self.data.unit, iter)(table) if table.is_text else table)
         peeked = list(islice(numbered, 100))  # a column may be missing in some rows, the first one too
         if not peeked:
             return
@@ -235,7 +235,7 @@ class Reading:
         return Rows(self.kind, self.tables, values, table_of, numbers, serials, array("q"), last, ledgers, self.notes)
 
 
-def load(specifications: list[str], data: Data, split: str = "train") -> Rows:
+def load(specifications: list[str], data: Split, split: str = "train") -> Rows:
     """Read everything that `specifications` name and pick out the usable values.
 
     Raises InputError for data that is not there, broken, without the columns meant, or without a usable row.
@@ -276,6 +276,10 @@ def _paragraphs(table: Table) -> Iterator[tuple[int, Record]]:
             lines = []
     if lines:
         yield start, {"text": "".join(lines)}
+
+
+_UNITS: dict[str, Callable[[Table], Iterable[tuple[int, Record]]]] = {"paragraph": _paragraphs, "sentence": sentences}
+"""How the lines of a text file become documents, where they are not these themselves."""
 
 
 def _pieces(line: str) -> Iterator[str]:

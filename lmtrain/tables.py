@@ -31,7 +31,7 @@ from lmtrain.readers import (
     read_parallel,
     read_text,
 )
-from lmtrain.recipe import Data
+from lmtrain.recipe import Split
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 LOCAL_DATASET = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
@@ -73,7 +73,7 @@ def is_stdin(specification: str) -> bool:
     return re.fullmatch(r"-(#\d+)?", specification) is not None
 
 
-def open_tables(specifications: list[str], data: Data, split: str = "train") -> tuple[Table, ...]:
+def open_tables(specifications: list[str], data: Split, split: str = "train") -> tuple[Table, ...]:
     """The tables that the `--data` or `--eval-data` arguments name. Raises InputError."""
     return tuple(
         replace(table, source=source)
@@ -82,7 +82,7 @@ def open_tables(specifications: list[str], data: Data, split: str = "train") -> 
     )
 
 
-def _resolve(specification: str, data: Data, split: str) -> list[Table]:
+def _resolve(specification: str, data: Split, split: str) -> list[Table]:
     try:
         specification.encode()
     except UnicodeEncodeError:
@@ -102,7 +102,7 @@ def _resolve(specification: str, data: Data, split: str) -> list[Table]:
     return [Table(path, whole, first.unit, first.is_text, limit, files=files, notes=notes)]
 
 
-def _tables(path: str, data: Data, split: str) -> Iterable[Table]:
+def _tables(path: str, data: Split, split: str) -> Iterable[Table]:
     if path == "-":
         return [_stdin(data)]
     if path.startswith("example:"):
@@ -143,7 +143,7 @@ def _example(path: str) -> Table:
     return Table(path, read, "line" if is_text else "row", is_text, version=f"{path} {sys.version}")
 
 
-def _folder(folder: Path, data: Data, split: str) -> list[Table]:
+def _folder(folder: Path, data: Split, split: str) -> list[Table]:
     if (folder / "dataset_dict.json").exists():  # as datasets' save_to_disk writes several splits
         splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         wanted = next((s for s in (split, "valid", "dev", "test") if s in splits), None) if split != "train" else split
@@ -177,7 +177,7 @@ def _is_inside(file: Path, folder: Path) -> bool:
     return any(target.is_relative_to(place) for place in (whole, *blobs))
 
 
-def _file(path: Path, data: Data) -> Table:
+def _file(path: Path, data: Split) -> Table:
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -191,7 +191,7 @@ def _file(path: Path, data: Data) -> Table:
     return Table(name, partial(guarded, READERS[form], path, data.encoding), is_text=form in TEXT, files=(path,))
 
 
-def _parallel(stem: str, data: Data) -> Table | None:
+def _parallel(stem: str, data: Split) -> Table | None:
     """STEM.de and STEM.en, compressed or not, as one table with the columns de and en."""
     languages = getattr(data, "source_lang", None), getattr(data, "target_lang", None)
     if not all(languages):
@@ -206,7 +206,7 @@ def _parallel(stem: str, data: Data) -> Table | None:
     return Table(stem, partial(read_parallel, found, languages, data.encoding), files=tuple(found))
 
 
-def _stdin(data: Data) -> Table:
+def _stdin(data: Split) -> Table:
     """Standard input, kept in memory: it can be read only once. JSON lines where the first line is one, else text."""
     content = sys.stdin.buffer.read()
     name = "standard input"

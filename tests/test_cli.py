@@ -26,7 +26,8 @@ def imported_by(*arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["clm", "--help"], ["recipes"], ["clm", "--model", "gpt2", "--data", "x", "--dry-run"],
-     ["clm", "--model", "gpt2", "--data", "no-such-file.txt"], ["clm", "--from-scratch", "--model", "t5", "--data", "x"]],
+     ["clm", "--model", "gpt2", "--data", "no-such-file.txt"], ["clm", "--from-scratch", "--model", "t5", "--data", "x"],
+     ["probe", "--help"], ["probe", "--model", "bert-base-cased", "--data", "no-such-file.csv"]],
 )  # fmt: skip
 def test_what_needs_no_torch_imports_none_of_the_heavy_libraries(arguments: list[str]):
     assert not imported_by(*arguments) & set(HEAVY)

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from lmtrain import metrics
 from lmtrain.ledger import Ledger
-from lmtrain.recipe import RECIPES, Request, leaves
+from lmtrain.recipe import DECLARED, RECIPES, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,10 +39,10 @@ def test_every_training_command_is_understood(line: str):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_is_named_exists(page: str):
-    commands = ("clm", "mlm", "seq2seq", "eval", "generate", "merge")
+    commands = ("clm", "mlm", "seq2seq", "eval", "generate", "merge", "probe")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
-    declared = {leaf for section in (*RECIPES.values(), Request) for leaf in leaves(section)}
+    declared = {leaf for section in DECLARED for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
         no + name.replace("_", "-")
         for leaf in declared
@@ -66,8 +66,9 @@ def test_every_count_of_the_ledger_is_explained():
 
 def test_every_figure_is_defined():
     names = {name for recipe in RECIPES.values() for name in recipe.model_fields["eval"].annotation.METRICS}
+    names |= set(metrics.PROBE_METRICS)
     assert names == metrics.HIGHER_IS_BETTER | metrics.LOWER_IS_BETTER
-    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS))
+    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS + PROBE))
     assert names <= defined, names - defined
 
 
