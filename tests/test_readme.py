@@ -68,7 +68,7 @@ def test_every_figure_is_defined():
     names = {name for recipe in RECIPES.values() for name in recipe.model_fields["eval"].annotation.METRICS}
     names |= set(metrics.PROBE_METRICS)
     assert names == metrics.HIGHER_IS_BETTER | metrics.LOWER_IS_BETTER
-    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS + PROBE))
+    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS + PAGES["probe"]))
     assert names <= defined, names - defined
 
 
