@@ -86,7 +86,7 @@ def _small(recipe: Any, folder: Path, console: Console) -> Document:
         return {"name": model_type, "config": config, "tokenizer": _small_tokenizer(model.tokenizer)}
     console.note(f"a small {model_type} with random weights in the place of {model.name}")
     objective = OBJECTIVES[recipe.objective]
-    tokenizer = tokenizers.train(f"bpe:{VOCABULARY}", list(_sentences()), objective.frame)
+    tokenizer = tokenizers.train(f"bpe:{VOCABULARY}", list(_sentences()), objective.frame_for(recipe.data))
     set_seed(recipe.train.seed)
     scratch = Model(name=model_type, from_scratch=True, config=config)
     network, _ = load_network(scratch, AutoConfig.for_model(model_type), tokenizer, objective.auto_model)
