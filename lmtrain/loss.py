@@ -6,7 +6,7 @@ the sum over a micro-batch is divided by the count over the step, whatever the m
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from lmtrain.collate import IGNORED, Batch
+from lmtrain.projection import cross_entropy
 
 OWN_LOSS_TOLERANCE = 2e-5
 """Relative; on random weights even a quite different loss comes out close to the log of the vocabulary."""
@@ -54,8 +55,8 @@ class TokenLoss:
     `shift` is 1 where position t predicts label t + 1 (causal), 0 where logits and labels are aligned. `own` says
     that the model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary
     terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well. `head_last` says
-    that the logits are what the output embeddings give and nothing else: then evaluation projects the supervised
-    positions alone, some at a time, and never holds the logits of a batch. `apart` makes of a batch in which texts share
+    that the logits are what the output embeddings give, and a constant bias: then the supervised positions alone are
+    projected, some at a time, and the logits of a batch are never held (projection.py). `apart` makes of a batch in which texts share
     rows what the model wants to keep them apart (apart.py); without it they read one another.
     """
 
@@ -64,6 +65,8 @@ class TokenLoss:
     own: bool = False
     head_last: bool = False
     apart: Callable[[Batch], dict[str, Any]] | None = None
+    whole_logits: bool = False
+    """In training, all logits after all: where the head's weights are not at hand by themselves (sharded, compiled)."""
 
     def __call__(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
         """The share of this micro-batch in the loss of a step with `items` supervised tokens; summed up it is exact.
@@ -75,6 +78,8 @@ class TokenLoss:
             tokens = (batch["labels"] != IGNORED).sum()
             # A micro-batch without a label has no mean: nothing, but with a gradient, so that processes keep step.
             return output.loss * tokens / items.clamp(min=1) if tokens else output.logits.sum() * 0.0
+        if self.head_last and not self.whole_logits:
+            return self._projected(network, batch, items)
         logits, labels = self.aligned(network, batch)
         total = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
@@ -85,6 +90,21 @@ class TokenLoss:
         )
         # A step in which chance masks nothing at all has a loss of 0, not 0 / 0.
         return total / items.clamp(min=1)
+
+    def _projected(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
+        model, labels = _bare(network), batch["labels"]
+        head, bias = model.get_output_embeddings(), _later_bias(model)
+
+        def loss(states: torch.Tensor) -> torch.Tensor:
+            some, truth = (states[:, : -self.shift], labels[:, self.shift :]) if self.shift else (states, labels)
+            at = truth != IGNORED
+            total = cross_entropy(some[at], head, truth[at], 1 / items.clamp(min=1), self.label_smoothing, bias)
+            return total.expand(*states.shape[:2], 1)
+
+        # Inside of the model, so that its wrappers (DistributedDataParallel) see the head being used.
+        with _in_the_place_of(model, head, loss):
+            logits, _ = self.aligned(network, batch)
+        return logits[0, 0, 0]
 
     def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""
@@ -107,8 +127,9 @@ class TokenLoss:
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:
         """Plain log-likelihoods, never smoothed, never the model's own loss: what perplexity is made of."""
-        head = _bare(network).get_output_embeddings() if self.head_last else None
-        with _left_out(head):
+        model = _bare(network)
+        head, bias = (model.get_output_embeddings(), _later_bias(model)) if self.head_last else (None, None)
+        with _left_out(model, head):
             states, labels = self.aligned(network, batch)
         precise = torch.float32 if states.device.type == "mps" else torch.float64
         counted = labels != IGNORED
@@ -119,6 +140,7 @@ class TokenLoss:
             best_of_row = [torch.empty(0, dtype=torch.long, device=labels.device)]
             for some, truth in zip(states[row][at].split(AT_ONCE), labels[row][at].split(AT_ONCE), strict=True):
                 scores = (head(some) if head else some).float()
+                scores = scores if bias is None else scores + bias
                 nll[row] += F.cross_entropy(scores, truth, reduction="none").to(precise).sum()
                 best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
                 correct[row] += (best[:, 0] == truth).sum()
@@ -168,26 +190,46 @@ def is_head_last(network: PreTrainedModel, batch: Batch) -> bool:
     with evaluating(network):
         logits, _ = TokenLoss(0).aligned(network, batch)
         try:
-            with _left_out(head):
+            with _left_out(network, head):
                 states, _ = TokenLoss(0).aligned(network, batch)
-        except RuntimeError:  # something behind the head wants logits: BART's bias, ProphetNet's streams
+        except RuntimeError:  # something behind the head wants logits: ProphetNet's streams
             return False
         if states.shape[:2] != logits.shape[:2] or states.shape[-1] != getattr(head, "in_features", None):
             return False
-        return bool((head(states) - logits).abs().max() <= HEAD_TOLERANCE * logits.abs().max())
+        bias = _later_bias(network)
+        made = head(states) if bias is None else head(states) + bias
+        return bool((made - logits).abs().max() <= HEAD_TOLERANCE * logits.abs().max())
+
+
+def _later_bias(model: Any) -> torch.Tensor | None:
+    """[vocabulary], what BART and its kin add to the logits behind the head."""
+    bias = getattr(model, LATER_BIAS, None)
+    return None if bias is None else bias[0]
+
+
+LATER_BIAS = "final_logits_bias"
+
+
+def _left_out(model: Any, head: torch.nn.Module | None) -> AbstractContextManager[None]:
+    """While the model runs, its `head` hands on what it is given, and no bias is added behind it."""
+    return _in_the_place_of(model, head, lambda states: states) if head else nullcontext()
 
 
 @contextmanager
-def _left_out(module: torch.nn.Module | None) -> Iterator[None]:
-    """While the model runs, `module` hands on what it is given."""
-    if module is None:
-        yield
-        return
-    module.forward = lambda states: states
+def _in_the_place_of(
+    model: Any, head: torch.nn.Module, made: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """While the model runs, `made` takes the states in the place of its `head`, and no bias is added behind it."""
+    bias = getattr(model, LATER_BIAS, None)
+    head.forward = made
+    if bias is not None:
+        setattr(model, LATER_BIAS, bias.new_zeros(1, 1))
     try:
         yield
     finally:
-        del module.forward  # what the class says
+        del head.forward  # what the class says
+        if bias is not None:
+            setattr(model, LATER_BIAS, bias)
 
 
 @torch.no_grad()
@@ -198,7 +240,7 @@ def reads_padding(network: PreTrainedModel, alone: Batch, together: Batch, head_
     relative positions of its predicting streams are mixed up over the length of the batch).
     """
     head = network.get_output_embeddings() if head_last else None
-    with evaluating(network), _left_out(head):
+    with evaluating(network), _left_out(network, head):
         (bare, _), (padded, _) = (TokenLoss(0).aligned(network, batch) for batch in (alone, together))
         bare = bare[0][: min(bare.shape[1], padded.shape[1])]
         counted = (alone["labels"][0] != IGNORED)[: len(bare)]

@@ -26,6 +26,7 @@ from lmtrain import chat, hub, lora
 from lmtrain.architectures import TRAINED, adapter_base, check_objective, is_architecture, made_for
 from lmtrain.encoder_decoder import check_vocabularies, is_between, join, paired_config, small_config, speak
 from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.kernels import fuse
 from lmtrain.loss import decoder_inputs
 from lmtrain.recipe import Model
 
@@ -207,6 +208,7 @@ def load_network(
     elif base:
         network = lora.merged(network, model.name)
         notes.append(f"the adapter {model.name} is merged into {base}")
+    fuse(network)
     return network, notes
 
 
@@ -234,6 +236,7 @@ def _from_scratch(
     else:
         _start_as_trained(network)
     check_vocabulary(network, tokenizer, model.name)
+    fuse(network)
     return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -25,6 +25,7 @@ from lmtrain.corpus import Corpus
 from lmtrain.dataset import Limits
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Scores, figures_of
+from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, part, peak_memory, precision
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
@@ -71,9 +72,10 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
     collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
     loss = replace(loss, apart=packing.apart)
     loss = objective.fit_to_train(network, examples, loss, collate, recipe.train.label_smoothing)
+    loss = replace(loss, whole_logits=recipe.train.compile or _is_sharded())
+    floats = precision(recipe.train.precision, config.model_type)
     process = arguments.process_index, arguments.world_size
     batches = feed(recipe, corpus, objective, tokenizer, packing, prepared, collate, limits, process)
-    floats = precision(recipe.train.precision, config.model_type)
     evaluation = held_out and evaluate.prepare(
         recipe, objective, held_out, tokenizer, collate, loss, limits, floats, console
     )
@@ -158,7 +160,7 @@ def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None) -> None:
     if checkpoint:
         trainer.recall(checkpoint)
     try:
-        with suppress(Finished):
+        with suppress(Finished), nullcontext() if recipe.train.compile else quick_dropout():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         for callback in trainer.callback_handler.callbacks:
@@ -196,6 +198,11 @@ def _check_end(recipe: Any, checkpoint: Path | None, evaluates: bool) -> None:
         raise UsageError("--early-stop needs evaluation data: --eval-data or --val-split")
     if checkpoint and recipe.train.max_steps and step_of(checkpoint) > recipe.train.max_steps:
         raise UsageError(f"{checkpoint} is beyond --max-steps {recipe.train.max_steps}; ask for more steps")
+
+
+def _is_sharded() -> bool:
+    """Whether no process has a layer's weights to itself."""
+    return PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def _facts(
