@@ -65,7 +65,8 @@ def carry_through(objective: str, family: str, material: Path, monkeypatch: pyte
     _asked("run", objective)
     network, report = AUTO[objective].from_pretrained("run", output_loading_info=True)
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.equal(logits(network), at_save[-1]), "what is read again is what was trained"
+    # Equal weights; GPT-2's and T5's GELU is computed in one pass by lmtrain, in eight by transformers.
+    assert torch.allclose(logits(network), at_save[-1], rtol=0, atol=2e-6 * float(at_save[-1].abs().max()))
 
     adapted = trained(objective, "--model", "run", *common, "--lora", "--lora-r", 4, "--lr", 5e-3, "-o", "adapter")
     assert adapted["metrics"]["eval_loss"] < whole["metrics"]["eval_loss"]
