@@ -7,7 +7,7 @@ the sum over a micro-batch is divided by the count over the step, whatever the m
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -103,8 +103,8 @@ class TokenLoss:
 
         # Inside of the model, so that its wrappers (DistributedDataParallel) see the head being used.
         with _in_the_place_of(model, head, loss):
-            logits, _ = self.aligned(network, batch)
-        return logits[0, 0, 0]
+            everywhere, _ = replace(self, shift=0).aligned(network, batch)
+        return everywhere[0, 0, 0]
 
     def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""

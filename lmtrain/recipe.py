@@ -225,6 +225,11 @@ class Split(Section):
         """What one document of a text file is: line, sentence, paragraph or document."""
         return "line"
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of the KINDS that these settings read."""
+        return self.KINDS
+
 
 class Data(Split):
     weights: Annotated[list[float], BeforeValidator(_numbers)] = option([], flag="data_weights", hidden=True)
@@ -260,11 +265,6 @@ class Data(Split):
         if self.streaming and self.on_leak != "warn":
             raise ValueError("--on-leak: a stream is not compared with the evaluation data; drop one of the two")
         return self
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Those of the KINDS that these settings read."""
-        return self.KINDS
 
     @property
     def blocks(self) -> bool:
@@ -458,7 +458,7 @@ class Train(Section):
     """Less memory for about a third more time."""
     log_every: int = option(10, aliases=("logging_steps",), ge=1, hidden=True)
     """Steps between two lines of the log."""
-    save_every: Every = option("epoch", aliases=("save_steps",))
+    save_every: Every = option("epoch", aliases=("save_steps",), hidden=True)
     """Steps between two checkpoints, or 'epoch'."""
     keep: int = option(2, aliases=("save_total_limit",), ge=1, hidden=True)
     """Checkpoints to keep, the best one among them."""

@@ -54,6 +54,7 @@ def test_every_flag_that_is_named_exists(page: str):
         "--paired-bs",
         "--smoke",
         "--signal",
+        "--requeue",
     }
     assert named <= known, named - known
 
