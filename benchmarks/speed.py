@@ -1,0 +1,367 @@
+"""The same model, the same weights, the same tokens, in the same order: trained by lmtrain and by a plain Trainer.
+
+    python -m benchmarks.speed [CASE …] [--rounds 5] [--steps 20] [--pairs multi30k/train]
+
+The baseline does what the public example scripts do: transformers' Trainer with its defaults and the stock collators, for
+language models of texts padded to the longest, for translation batches drawn at random. Both run in processes of their
+own, in turn; each measures the rate of a large matrix product before it begins. What is told are medians over the rounds.
+Every case is also trained for 50 steps without dropout, to compare the losses.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmtrain import collate
+from lmtrain.batching import Order
+from lmtrain.recipe import RECIPES
+
+HERE = Path(__file__).parent
+WARM = 3
+"""Steps at the start that are not counted."""
+
+
+@dataclass(frozen=True)
+class Case:
+    objective: str
+    architecture: str
+    sizes: dict[str, Any]
+    words: int
+    """Entries of the vocabulary."""
+    batch: int
+    length: tuple[int, int]
+    """Words of a text: at least, at most."""
+    dropout: tuple[str, ...]
+    """Names of the dropout rates."""
+    flags: tuple[str, ...] = ()
+    """What lmtrain is told besides."""
+    must: float = 1.0
+    goal: float = 1.0
+    memory: float | None = None
+
+
+GPT2 = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+BERT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+CASES = {
+    "clm-small": Case(
+        "clm", "gpt2", {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 256}, 8_000, 8, (255, 255), GPT2,
+        ("--no-packing",), must=1.2, goal=1.5, memory=0.75,
+    ),
+    "clm-large-vocabulary": Case(
+        "clm", "gpt2", {"n_layer": 4, "n_embd": 768, "n_head": 12, "n_positions": 512}, 50_257, 4, (511, 511), GPT2,
+        ("--no-packing",), must=1.4, goal=2.0, memory=0.8,
+    ),
+    "mlm-small": Case(
+        "mlm", "bert", {"num_hidden_layers": 6, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024,
+                        "max_position_embeddings": 256}, 8_000, 8, (254, 254), BERT, ("--no-packing",), must=1.3, goal=1.6,
+    ),
+    "mlm-large-vocabulary": Case(
+        "mlm", "bert", {"num_hidden_layers": 4, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
+                        "max_position_embeddings": 512}, 30_522, 8, (254, 254), BERT, ("--no-packing",), must=1.5, goal=2.0,
+    ),
+    "seq2seq-translation": Case(
+        "seq2seq", "marian", {"d_model": 256, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4,
+                              "decoder_attention_heads": 4, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024,
+                              "max_position_embeddings": 128}, 8_000, 32, (4, 40), ("dropout",),
+        ("--batch-tokens", "1000"), must=1.6, goal=2.5,
+    ),
+    "clm-short-documents": Case(
+        "clm", "gpt2", {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 256}, 8_000, 32, (5, 60), GPT2,
+        ("-L", "256", "-b", "8"), must=2.5, goal=5.0,
+    ),
+}  # fmt: skip
+
+
+# --- what is trained -------------------------------------------------------------------------------------------------
+
+
+def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> None:
+    """Model, tokenizer and data in a folder, the same for both; `pairs`: STEM of STEM.de and STEM.en, to be translated."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, PreTrainedTokenizerFast, set_seed
+
+    from lmtrain.objectives import OBJECTIVES
+    from lmtrain.tokenizer import train as train_tokenizer
+
+    frame = OBJECTIVES[case.objective].frame
+    words = [*frame.tokens.values(), *(f"w{number}" for number in range(case.words - len(frame.tokens)))]
+    backend = Tokenizer(
+        models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=frame.tokens["unk_token"])
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    template = "$A" if case.objective == "clm" else frame.template
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[(t, backend.token_to_id(t)) for t in frame.tokens.values() if t in template]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **frame.tokens
+    )
+    rates = {} if dropout else dict.fromkeys(case.dropout, 0.0)
+    ids = {"vocab_size": case.words, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if case.objective == "seq2seq":
+        ids |= {"decoder_vocab_size": case.words, "decoder_start_token_id": tokenizer.pad_token_id, "scale_embedding": True,
+                "forced_eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    real = pairs and case.objective == "seq2seq"
+    if real:
+        sides = [Path(f"{pairs}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
+        tokenizer = train_tokenizer(f"bpe:{case.words}", [*sides[0], *sides[1]], frame)
+    set_seed(0)
+    config = AutoConfig.for_model(case.architecture, **case.sizes, **rates, **ids)
+    OBJECTIVES[case.objective].auto_model.from_config(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    chance = random.Random(1)
+    ordinary = words[len(frame.tokens) :]
+    weights = [1 / (n + 10) for n in range(len(ordinary))]
+    rows_at_least, (least, most) = 4096 if case.length[1] < 100 else 640, case.length
+    # Many short ones and a few long ones, as sentences and reviews are.
+    lengths = [min(least + int(chance.expovariate(1 / 15)), most) for _ in range(rows_at_least)]
+
+    def text(length: int) -> str:
+        return " ".join(chance.choices(ordinary, weights, k=length))
+
+    rows = [{"text": text(n)} for n in lengths]
+    if case.objective == "seq2seq":
+        rows = [{"source": text(n), "target": text(max(n + chance.randint(-3, 3), 1))} for n in lengths]
+    if real:
+        rows = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# --- the two ways ----------------------------------------------------------------------------------------------------
+
+
+def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> list[float]:
+    """The moments at which its steps ended; `alike`: in the batches of the baseline, to compare the losses."""
+    from lmtrain import trainer
+    from lmtrain.cli import app
+
+    ends: list[float] = []
+    after = trainer.ExactTrainer._maybe_log_save_evaluate
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> None:
+        ends.append(time.perf_counter())
+        TOKENS.append(int(self.tokens[0]))
+        PLACES.append(int(self.tokens[2]))
+        after(self, *arguments, **options)
+
+    trainer.ExactTrainer._maybe_log_save_evaluate = noted
+    flags = [case.objective, "--model", folder / "model", "--data", folder / "data.jsonl", "--val-split", 0, "-b", case.batch,
+             "--max-steps", steps, "--lr", 1e-4, "--log-every", 1, "--save-every", 10**6, "--no-preflight", "--no-cache", "-q",
+             "-o", folder / "run", "--overwrite", "--set", "train.dataloader_num_workers=0", *(PLAIN[case.objective] if alike else case.flags)]  # fmt: skip
+    app([str(flag) for flag in flags], standalone_mode=False)
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    LOSSES.extend(line["loss"] for line in lines if "loss" in line)
+    return ends
+
+
+PLAIN = {"clm": ["--no-packing"], "mlm": ["--no-packing"], "seq2seq": []}
+
+
+def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> list[float]:
+    """The same, as the public example scripts do it; `alike`: in the order and with the masks of lmtrain."""
+    from datasets import load_dataset
+    from transformers import (
+        AutoTokenizer,
+        DataCollatorForLanguageModeling,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from lmtrain.objectives import OBJECTIVES
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    network = OBJECTIVES[case.objective].auto_model.from_pretrained(folder / "model")
+    data = load_dataset("json", data_files=str(folder / "data.jsonl"), split="train")
+    if case.objective == "seq2seq":
+        data = data.map(lambda rows: tokenizer(rows["source"], text_target=rows["target"]), batched=True,
+                        remove_columns=data.column_names)  # fmt: skip
+        collator: Any = DataCollatorForSeq2Seq(tokenizer, model=network)
+    else:
+        end = [tokenizer.eos_token_id] if case.objective == "clm" else []
+        data = data.map(
+            lambda rows: {"input_ids": [ids + end for ids in tokenizer(rows["text"])["input_ids"]]},
+            batched=True, remove_columns=data.column_names,
+        )  # fmt: skip
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm=case.objective == "mlm")
+    if alike:
+        data = data.select(Order(np.zeros(len(data), np.int64), 42).of(0).tolist())
+        stock, collator = collator, lambda rows: _alike(case, tokenizer, stock, rows)
+        data = data.add_column("row", Order(np.zeros(len(data), np.int64), 42).of(0).tolist())
+    ends: list[float] = []
+
+    class Noted(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    def counted(rows: list[Any]) -> Any:
+        batch = collator(rows)
+        own = [batch["attention_mask"]] + ([batch["labels"] != -100] if case.objective == "seq2seq" else [])
+        TOKENS.append((TOKENS[-1] if TOKENS else 0) + sum(int(mask.sum()) for mask in own))
+        PLACES.append((PLACES[-1] if PLACES else 0) + sum(mask.numel() for mask in own))
+        return batch
+
+    arguments = TrainingArguments(
+        str(folder / "baseline"), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=1e-4, logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, dataloader_num_workers=0, seed=42,
+        remove_unused_columns=False, train_sampling_strategy="sequential" if alike else "random",
+    )  # fmt: skip
+    trainer = Trainer(network, arguments, data_collator=counted, train_dataset=data, callbacks=[Noted()])
+    trainer.train()
+    LOSSES.extend(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    return ends
+
+
+def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -> Any:
+    """The batch with lmtrain's masks, and without the label of a text's first token, which nothing predicts."""
+    numbers = [row.pop("row") for row in rows]
+    if case.objective == "mlm":
+        section = RECIPES["mlm"].model_fields["data"].annotation(train=["made up"])
+        masked = collate.masked(tokenizer, section, 42)
+        return masked([
+            {"input_ids": np.array(row["input_ids"]), "lengths": np.array([len(row["input_ids"])]), "numbers": np.array([number]),
+             "epoch": 0, "progress": 0.0} for number, row in zip(numbers, rows, strict=True)
+        ])  # fmt: skip
+    batch = stock(rows)
+    if case.objective == "clm":
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        batch["labels"][:, 0] = -100
+    return batch
+
+
+TOKENS: list[int] = []
+PLACES: list[int] = []
+LOSSES: list[float] = []
+"""After each step: tokens and places for tokens so far; the loss of each step."""
+
+WAYS = {"lmtrain": by_lmtrain, "trainer": by_trainer}
+
+
+def matrix_rate() -> float:
+    """Multiplications and additions per second of a product of 1,024 × 1,024 matrices, the best of several."""
+    import torch
+
+    matrix, times = torch.randn(1024, 1024), []
+    for _ in range(6):
+        begin = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - begin)
+    return 2 * 1024**3 / min(times)
+
+
+def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str, Any]:
+    """One way, once, in this process."""
+    import psutil
+
+    began, case = time.perf_counter(), CASES[name]
+    rate = matrix_rate()
+    before, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    sys.stdout, out = sys.stderr, sys.stdout
+    ends = WAYS[way](case, folder, steps, alike)
+    sys.stdout = out
+    after, own_after = psutil.cpu_times(), psutil.Process().cpu_times()
+    busy = sum(getattr(after, n) - getattr(before, n) for n in ("user", "system"))
+    ours = sum(getattr(own_after, n) - getattr(own, n) for n in ("user", "system"))
+    seconds = ends[-1] - ends[WARM - 1]
+    return {
+        "tokens_per_second": (TOKENS[len(ends) - 1] - TOKENS[WARM - 1]) / seconds,
+        "step": statistics.median(b - a for a, b in zip(ends[WARM - 1 :], ends[WARM:], strict=False)),
+        "padding": 1 - TOKENS[len(ends) - 1] / PLACES[len(ends) - 1], "first_step": ends[0] - began,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "rate": rate,
+        "others": max(busy - ours, 0) / (time.perf_counter() - began), "losses": LOSSES,
+    }  # fmt: skip
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+def once(name: str, way: str, folder: Path, steps: int, alike: bool = False) -> dict[str, Any]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    command = [sys.executable, "-m", "benchmarks.speed", "--work", name, way, str(folder), "--steps", str(steps)]
+    command += ["--alike"] if alike else []
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=HERE.parent)
+    if done.returncode:
+        raise RuntimeError(f"{name} by {way}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@dataclass
+class Figures:
+    name: str
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    gap: float | None = None
+
+    def median(self, way: str, what: str) -> float:
+        return statistics.median(found[what] for found in self.rounds[way])
+
+    def ratio(self, what: str) -> float:
+        """The median over the rounds of lmtrain's figure by that of the baseline beside it."""
+        pairs = zip(self.rounds["lmtrain"], self.rounds["trainer"], strict=True)
+        return statistics.median(ours[what] / theirs[what] for ours, theirs in pairs)
+
+    def line(self) -> str:
+        case = CASES[self.name]
+        memory = f" (≤ {case.memory})" if case.memory else ""
+        gap = "" if self.gap is None else f"{self.gap:.1e}"
+        cells = [
+            self.name, f"**{self.ratio('tokens_per_second'):.2f}**", f"{case.must} / {case.goal}",
+            f"{self.median('lmtrain', 'tokens_per_second'):,.0f} / {self.median('trainer', 'tokens_per_second'):,.0f}",
+            f"{self.ratio('memory'):.2f}{memory}", f"{self.median('lmtrain', 'padding'):.1%} / {self.median('trainer', 'padding'):.1%}",
+            gap, f"{max(found['others'] for found in self.rounds['lmtrain'] + self.rounds['trainer']):.0%}",
+        ]  # fmt: skip
+        return "| " + " | ".join(cells) + " |"
+
+
+HEAD = """| case | useful tokens/s, × | must / goal | lmtrain / Trainer | peak memory, × | padding | losses differ by | other processes' CPU, at most |
+|---|---|---|---|---|---|---|---|"""
+
+
+def side_by_side(name: str, rounds: int, steps: int, losses: bool, pairs: str | None) -> Figures:
+    figures = Figures(name)
+    with tempfile.TemporaryDirectory() as folder:
+        made(CASES[name], Path(folder), True, pairs)
+        for number in range(rounds):
+            for way in list(WAYS)[:: 1 if number % 2 else -1]:
+                figures.rounds[way].append(once(name, way, Path(folder), steps))
+                print(name, way, {k: v for k, v in figures.rounds[way][-1].items() if k != "losses"}, file=sys.stderr)
+        if losses:
+            made(CASES[name], Path(folder), False, pairs)
+            ours, theirs = (once(name, way, Path(folder), 50, alike=True)["losses"] for way in WAYS)
+            figures.gap = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*", default=[])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pairs", help="STEM of STEM.de and STEM.en, for the translation; random words without it")
+    parser.add_argument("--work", nargs=3)
+    parser.add_argument("--alike", action="store_true")
+    parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args()
+    if options.work:
+        name, way, folder = options.work
+        print(json.dumps(work(name, way, Path(folder), options.steps, options.alike)))
+        return
+    print(HEAD)
+    for name in options.cases or CASES:
+        print(side_by_side(name, options.rounds, options.steps, options.losses, options.pairs).line(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
