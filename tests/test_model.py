@@ -275,3 +275,15 @@ def test_a_folder_with_a_bare_vocabulary_is_a_tokenizer(material: Path, bert: Pa
         assert outcome.code == 0, outcome.err
         assert AutoTokenizer.from_pretrained(f"run-{folder}").mask_token == "[MASK]"
     assert "declares no mask_token" in outcome.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["transfo-xl", "xlm-prophetnet"])
+def test_what_transformers_no_longer_ships_is_said_by_name(name: str, material: Path):
+    objective = "clm" if name == "transfo-xl" else "seq2seq"
+    data = material / ("text.jsonl" if objective == "clm" else "pairs.jsonl")
+    outcome = lmtrain(objective, "--model", name, "--from-scratch", "--tokenizer", "char", "--data", data)
+    assert outcome.code == 3 and f"{name}: transformers 5 no longer ships" in outcome.err.replace("\n", " ")
+    Path("old").mkdir()
+    Path("old/config.json").write_text(json.dumps({"model_type": name}))
+    outcome = lmtrain(objective, "--model", "old", "--data", data)
+    assert outcome.code == 3 and "no longer ships" in outcome.err.replace("\n", " ")
