@@ -166,7 +166,11 @@ def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> list[float]
     return ends
 
 
-PLAIN = {"clm": ["--no-packing"], "mlm": ["--no-packing"], "seq2seq": []}
+PLAIN = {
+    "clm": ["--no-packing"],
+    "mlm": ["--no-packing"],
+    "seq2seq": ["--max-source-length", "128", "--max-target-length", "128"],
+}
 
 
 def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> list[float]:
