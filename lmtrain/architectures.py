@@ -166,8 +166,9 @@ def _check_pair(model: Model, weights: bool) -> None:
         check_path(str(name), flag)
         folder = Path(str(name))
         if folder.is_dir() and not model.from_scratch:
-            _check_files(folder, read_config(folder), model, weights)
-            model_type = str(read_config(folder)["model_type"])
+            config = read_config(folder)
+            _check_files(folder, config, model, weights)
+            model_type = str(config["model_type"])
         elif model.from_scratch:
             model_type = str(name)
             if model_type not in _table(TABLES[table][0]):

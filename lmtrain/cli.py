@@ -254,6 +254,12 @@ def _conclude(recipe: Any, results: Document, baseline: Document | None, console
     gates.enforce(results)
 
 
+def _check_new(folder: Path) -> None:
+    """Raise UsageError for a folder that holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--output-dir {folder} is there already; name another folder")
+
+
 def _short(name: str) -> str:
     """The last part of a folder's path, a hub id in full."""
     return Path(name).resolve().name if Path(name).exists() else name
@@ -485,8 +491,7 @@ def merge_adapter(
 
     _environment(offline)
     architectures.check_is_adapter(adapter)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UsageError(f"--output-dir {output_dir} is there already; name another folder")
+    _check_new(output_dir)
     model = Model(name=adapter, trust_remote_code=trust_remote_code)
     objective = trained.objective_of_model(model)
     architectures.check_model(objective, model)
@@ -617,8 +622,7 @@ def tokenizer_train(
         raise UsageError(f"--kind {kind}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
     if objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UsageError(f"--output-dir {output_dir} is there already; name another folder")
+    _check_new(output_dir)
     rows = _text_rows(data, text_column)
     from lmtrain import tokenizer
     from lmtrain.objectives import OBJECTIVES

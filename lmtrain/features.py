@@ -169,7 +169,7 @@ def load(model: Model, max_length: int | None, console: Console) -> Encoder:
     most = positions(network)
     if max_length and most and max_length > most:
         raise UsageError(f"--max-length {max_length}: {model.name} has {most} positions")
-    if objective == "clm":
+    if OBJECTIVES[objective].shift:
         told.append(f"{model.name} reads from left to right: what a word is can only depend on what is before it")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return Encoder(network.to(device), tokenizer, max_length or min(most or LONGEST, LONGEST), tuple(told))

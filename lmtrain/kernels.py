@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 BITS = 1 << 16
@@ -31,14 +32,13 @@ def quick_dropout() -> Iterator[None]:
     torch draws a number of 32 bits or more for each element, one after another, which is a fifth of the time of a small
     model's step, and more where attention drops out as well.
     """
-    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
     F.dropout = _dropout
     ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
     try:
         yield
     finally:
         F.dropout = TORCH_DROPOUT
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = TORCH_ATTENTION
 
 
 TORCH_DROPOUT, TORCH_ATTENTION = F.dropout, ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -82,8 +82,7 @@ def _attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **more
         )
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
     if position_bias is not None:
         scores = scores + position_bias

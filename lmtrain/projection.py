@@ -54,9 +54,7 @@ class _CrossEntropy(torch.autograd.Function):
         buffer = torch.empty(min(rows, len(states)), vocabulary, dtype=dtype, device=states.device)
         grads = (
             torch.empty_like(states) if wanted[0] else None,
-            (torch.empty_like if len(states) else torch.zeros_like)(weight, dtype=torch.float32)
-            if wanted[1]
-            else None,
+            torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None,
         )
         for start in range(0, len(states), rows):
@@ -113,13 +111,7 @@ def _add(
     narrow = delta.to(weight.dtype)
     if of_states is not None:
         of_states[start : start + len(states)] = narrow @ weight
-    if of_weight is None:
-        return
-    if start == 0:
-        of_weight.copy_(narrow.T @ states) if narrow.dtype != of_weight.dtype else torch.mm(
-            narrow.T, states, out=of_weight
-        )
-    elif narrow.dtype == of_weight.dtype:
+    if of_weight is not None and narrow.dtype == of_weight.dtype:
         of_weight.addmm_(narrow.T, states)
-    else:
+    elif of_weight is not None:
         of_weight += narrow.T @ states

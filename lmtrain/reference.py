@@ -40,11 +40,11 @@ def _schema_of(objective: str, values: Document) -> Document:
     recipe_class = RECIPES[objective]
     own = [leaf for leaf in leaves(recipe_class) if (leaf.section, leaf.name) not in ONLY_TYPED]
     sections = {leaf.section: recipe_class.model_fields[leaf.section].annotation for leaf in own}
-    described = {section: annotation.model_json_schema() for section, annotation in sections.items()}  # type: ignore[union-attr]
+    schemas = {section: annotation.model_json_schema() for section, annotation in sections.items()}  # type: ignore[union-attr]
     properties: Document = {"objective": {}}
     inside: Document = {section: {} for section in sections}
     for leaf in own:
-        value = _named(objective, leaf, _value(leaf, described[leaf.section]), values)
+        value = _named(objective, leaf, _value(leaf, schemas[leaf.section]), values)
         inside[leaf.section] |= {name: value for name in (leaf.name, leaf.flag, *leaf.aliases)}
         properties |= {name: value for name in (leaf.flag, *leaf.aliases)}  # at the top, by the names of its flag
     for section, keys in inside.items():
@@ -128,13 +128,9 @@ def _line(by_objective: dict[str, Leaf]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def main() -> None:

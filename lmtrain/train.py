@@ -70,12 +70,11 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
         prepared = prepare(corpus, objective, tokenizer, packing.data, limits)
     examples, held_out = prepared.train, prepared.held_out
     collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
-    loss = replace(loss, apart=packing.apart)
+    loss = replace(loss, apart=packing.apart, whole_logits=recipe.train.compile or _is_sharded())
     loss = objective.fit_to_train(network, examples, loss, collate, recipe.train.label_smoothing)
-    loss = replace(loss, whole_logits=recipe.train.compile or _is_sharded())
-    floats = precision(recipe.train.precision, config.model_type)
     process = arguments.process_index, arguments.world_size
     batches = feed(recipe, corpus, objective, tokenizer, packing, prepared, collate, limits, process)
+    floats = precision(recipe.train.precision, config.model_type)
     evaluation = held_out and evaluate.prepare(
         recipe, objective, held_out, tokenizer, collate, loss, limits, floats, console
     )
