@@ -1,11 +1,13 @@
 """The same model, the same weights, the same tokens, in the same order: trained by lmtrain and by a plain Trainer.
 
-    python -m benchmarks.speed [CASE …] [--rounds 5] [--steps 20] [--pairs multi30k/train]
+    python -m benchmarks.speed [CASE …] [--rounds 5] [--pairs multi30k/train] [--profile]
 
 The baseline does what the public example scripts do: transformers' Trainer with its defaults and the stock collators, for
 language models of texts padded to the longest, for translation batches drawn at random. Both run in processes of their
 own, in turn; each measures the rate of a large matrix product before it begins. What is told are medians over the rounds.
-Every case is also trained for 50 steps without dropout, to compare the losses.
+Every case is also trained for 50 steps without dropout, to compare the losses. The share of the matrix rate is that of the
+arithmetic which the useful tokens need (lmtrain.bench) in the rate of the large product. --profile tells instead where
+lmtrain's own time goes.
 """
 
 import argparse
@@ -50,6 +52,9 @@ class Case:
     must: float = 1.0
     goal: float = 1.0
     memory: float | None = None
+    steps: int = 20
+    rate: float = 0.1
+    """Of dropout."""
 
 
 GPT2 = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -81,6 +86,10 @@ CASES = {
         "clm", "gpt2", {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 256}, 8_000, 32, (5, 60), GPT2,
         ("-L", "256", "-b", "8"), must=2.5, goal=5.0,
     ),
+    "clm-shakespeare-char": Case(
+        "clm", "gpt2", {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 64}, 65, 12, (63, 63), GPT2,
+        ("--no-packing",), must=1 / 0.9, goal=1.2, steps=300, rate=0.0,
+    ),
 }  # fmt: skip
 
 
@@ -108,7 +117,7 @@ def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> N
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **frame.tokens
     )
-    rates = {} if dropout else dict.fromkeys(case.dropout, 0.0)
+    rates = dict.fromkeys(case.dropout, case.rate if dropout else 0.0)
     ids = {"vocab_size": case.words, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     if case.objective == "seq2seq":
         ids |= {"decoder_vocab_size": case.words, "decoder_start_token_id": tokenizer.pad_token_id, "scale_embedding": True,
@@ -152,13 +161,16 @@ def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> list[float]
 
     def noted(self: Any, *arguments: Any, **options: Any) -> None:
         ends.append(time.perf_counter())
+        TRAINER[:] = [self]
+        if PROFILER and len(ends) == WARM:
+            PROFILER[0].start()
         TOKENS.append(int(self.tokens[0]))
         PLACES.append(int(self.tokens[2]))
         after(self, *arguments, **options)
 
     trainer.ExactTrainer._maybe_log_save_evaluate = noted
     flags = [case.objective, "--model", folder / "model", "--data", folder / "data.jsonl", "--val-split", 0, "-b", case.batch,
-             "--max-steps", steps, "--lr", 1e-4, "--log-every", 1, "--save-every", 10**6, "--no-preflight", "--no-cache", "-q",
+             "--max-steps", steps, "--lr", 1e-4, "--log-every", 1 if alike else 10, "--save-every", 10**6, "--no-preflight", "--no-cache", "-q",
              "-o", folder / "run", "--overwrite", "--set", "train.dataloader_num_workers=0", *(PLAIN[case.objective] if alike else case.flags)]  # fmt: skip
     app([str(flag) for flag in flags], standalone_mode=False)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -219,7 +231,7 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> list[float]
         return batch
 
     arguments = TrainingArguments(
-        str(folder / "baseline"), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=1e-4, logging_steps=1,
+        str(folder / "baseline"), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=1e-4, logging_steps=1 if alike else 10,
         save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, dataloader_num_workers=0, seed=42,
         remove_unused_columns=False, train_sampling_strategy="sequential" if alike else "random",
     )  # fmt: skip
@@ -246,6 +258,8 @@ def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -
     return batch
 
 
+TRAINER: list[Any] = []
+PROFILER: list[Any] = []
 TOKENS: list[int] = []
 PLACES: list[int] = []
 LOSSES: list[float] = []
@@ -270,6 +284,8 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
     """One way, once, in this process."""
     import psutil
 
+    from lmtrain.bench import flops_per_token
+
     began, case = time.perf_counter(), CASES[name]
     rate = matrix_rate()
     before, own = psutil.cpu_times(), psutil.Process().cpu_times()
@@ -280,11 +296,12 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
     busy = sum(getattr(after, n) - getattr(before, n) for n in ("user", "system"))
     ours = sum(getattr(own_after, n) - getattr(own, n) for n in ("user", "system"))
     seconds = ends[-1] - ends[WARM - 1]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tokens_per_second": (TOKENS[len(ends) - 1] - TOKENS[WARM - 1]) / seconds,
         "step": statistics.median(b - a for a, b in zip(ends[WARM - 1 :], ends[WARM:], strict=False)),
-        "padding": 1 - TOKENS[len(ends) - 1] / PLACES[len(ends) - 1], "first_step": ends[0] - began,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "rate": rate,
+        "padding": 1 - TOKENS[len(ends) - 1] / PLACES[len(ends) - 1], "memory": memory, "rate": rate,
+        "flops_per_token": flops_per_token(TRAINER[0]) if TRAINER else None,
         "others": max(busy - ours, 0) / (time.perf_counter() - began), "losses": LOSSES,
     }  # fmt: skip
 
@@ -316,30 +333,35 @@ class Figures:
         pairs = zip(self.rounds["lmtrain"], self.rounds["trainer"], strict=True)
         return statistics.median(ours[what] / theirs[what] for ours, theirs in pairs)
 
+    def share(self, way: str) -> float:
+        """Of the rate of a large product that was measured in the same run."""
+        needed = self.median("lmtrain", "flops_per_token")
+        return statistics.median(needed * found["tokens_per_second"] / found["rate"] for found in self.rounds[way])
+
     def line(self) -> str:
         case = CASES[self.name]
         memory = f" (≤ {case.memory})" if case.memory else ""
         gap = "" if self.gap is None else f"{self.gap:.1e}"
         cells = [
-            self.name, f"**{self.ratio('tokens_per_second'):.2f}**", f"{case.must} / {case.goal}",
+            self.name, f"**{self.ratio('tokens_per_second'):.2f}**", f"{case.must:.3g} / {case.goal}",
             f"{self.median('lmtrain', 'tokens_per_second'):,.0f} / {self.median('trainer', 'tokens_per_second'):,.0f}",
-            f"{self.ratio('memory'):.2f}{memory}", f"{self.median('lmtrain', 'padding'):.1%} / {self.median('trainer', 'padding'):.1%}",
+            f"{self.share('lmtrain'):.0%} / {self.share('trainer'):.0%}", f"{self.ratio('memory'):.2f}{memory}", f"{self.median('lmtrain', 'padding'):.1%} / {self.median('trainer', 'padding'):.1%}",
             gap, f"{max(found['others'] for found in self.rounds['lmtrain'] + self.rounds['trainer']):.0%}",
         ]  # fmt: skip
         return "| " + " | ".join(cells) + " |"
 
 
-HEAD = """| case | useful tokens/s, × | must / goal | lmtrain / Trainer | peak memory, × | padding | losses differ by | other processes' CPU, at most |
-|---|---|---|---|---|---|---|---|"""
+HEAD = """| case | useful tokens/s, × | must / goal | lmtrain / Trainer | of the matrix rate | peak memory, × | padding | losses differ by | other processes' CPU, at most |
+|---|---|---|---|---|---|---|---|---|"""
 
 
-def side_by_side(name: str, rounds: int, steps: int, losses: bool, pairs: str | None) -> Figures:
+def side_by_side(name: str, rounds: int, steps: int | None, losses: bool, pairs: str | None) -> Figures:
     figures = Figures(name)
     with tempfile.TemporaryDirectory() as folder:
         made(CASES[name], Path(folder), True, pairs)
         for number in range(rounds):
             for way in list(WAYS)[:: 1 if number % 2 else -1]:
-                figures.rounds[way].append(once(name, way, Path(folder), steps))
+                figures.rounds[way].append(once(name, way, Path(folder), steps or CASES[name].steps))
                 print(name, way, {k: v for k, v in figures.rounds[way][-1].items() if k != "losses"}, file=sys.stderr)
         if losses:
             made(CASES[name], Path(folder), False, pairs)
@@ -348,19 +370,58 @@ def side_by_side(name: str, rounds: int, steps: int, losses: bool, pairs: str | 
     return figures
 
 
+# --- where the time goes ---------------------------------------------------------------------------------------------
+
+KINDS = {
+    "products": r"aten::(mm|addmm_?|bmm|baddbmm)$",
+    "attention": r"aten::(_scaled_dot_product.*|_softmax.*)|_Attention.*",
+    "dropout": r"_Dropout.*|aten::ge",
+    "the head's cross entropy": r"_CrossEntropy.*|aten::(exp_|log_softmax.*|gather|amax)",
+    "optimiser and norm": r"aten::(_fused_adamw_|_foreach.*|linalg_vector_norm)",
+    "norms and activations": r"aten::(native_layer_norm.*|gelu.*|tanh.*|silu.*|relu.*)",
+    "moving and filling": r"aten::(copy_|fill_|zero_|cat|index.*|_index.*|embedding.*)",
+}
+"""What an operation is counted as; all other ones are `other`, and time in none of them is `between operations`."""
+
+
+def where_time_goes(name: str, pairs: str | None) -> str:
+    """One line: the shares of lmtrain's time in a case, in this process."""
+    import re
+
+    from torch.profiler import ProfilerActivity, profile
+
+    PROFILER[:] = [profile(activities=[ProfilerActivity.CPU])]
+    with tempfile.TemporaryDirectory() as folder:
+        made(CASES[name], Path(folder), True, pairs)
+        ends = by_lmtrain(CASES[name], Path(folder), WARM + 8, False)
+        PROFILER[0].stop()
+    found = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in PROFILER[0].key_averages():
+        kind = next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, event.key)), "other")
+        found[kind] += event.self_cpu_time_total / 1e6
+    seconds = ends[-1] - ends[WARM - 1]
+    found["between operations"] = max(seconds - sum(found.values()), 0.0)
+    return f"{name}: " + ", ".join(f"{kind} {took / seconds:.0%}" for kind, took in found.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="The default is the case's own.")
     parser.add_argument("--pairs", help="STEM of STEM.de and STEM.en, for the translation; random words without it")
     parser.add_argument("--work", nargs=3)
     parser.add_argument("--alike", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     if options.work:
         name, way, folder = options.work
         print(json.dumps(work(name, way, Path(folder), options.steps, options.alike)))
+        return
+    if options.profile:
+        for name in options.cases or CASES:
+            print(where_time_goes(name, options.pairs), flush=True)
         return
     print(HEAD)
     for name in options.cases or CASES:

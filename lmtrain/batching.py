@@ -14,8 +14,9 @@ from lmtrain.collate import IGNORED, Collate
 from lmtrain.dataset import Examples, Key
 from lmtrain.packing import Ragged
 
-POOL = 100
-"""Batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay random."""
+POOL = {1: 100, 2: 500}
+"""Columns -> batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay
+random. A batch of pairs has to be alike in two lengths, for which it takes more rows to choose from."""
 
 AT_ONCE = 1 << 18
 """Tokens whose labels are counted at once."""
@@ -114,7 +115,7 @@ class Batches(Sampler[list[Key]]):
         order = self.order.of(epoch)
         if not (self.tokens or self.alike):
             return _cut(order, self.size)
-        pools = _cut(order, POOL * self._rows_of_batch())
+        pools = _cut(order, POOL[len(self.lengths)] * self._rows_of_batch())
         whole = sum(int(column.sum()) for column in self.lengths)
         batches = [batch for pool in pools for batch in self._of_pool(pool, whole)]
         shuffled = np.random.default_rng((self.order.seed, epoch, 1)).permutation(len(batches))

@@ -2,12 +2,13 @@
 
 import errno
 import functools
+import gc
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,9 @@ tokenizer_app = typer.Typer(help="Train a tokenizer, or see how one suits a text
                             context_settings=SETTINGS)  # fmt: skip
 preview_app = typer.Typer(help="Show what a model will see, token by token; trains nothing.", no_args_is_help=True,
                           context_settings=SETTINGS)  # fmt: skip
+bench_app = typer.Typer(help="How fast a training would be here, and how much of the machine it uses.", no_args_is_help=True,
+                        context_settings=SETTINGS)  # fmt: skip
+app.add_typer(bench_app, name="bench", rich_help_panel="Look and prepare")
 app.add_typer(preview_app, name="preview", rich_help_panel="Look and prepare")
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look and prepare")
 app.add_typer(tokenizer_app, name="tokenizer", rich_help_panel="Look and prepare")
@@ -194,10 +198,8 @@ def _train(recipe: Any, console: Console, kept: bool = True) -> Document:
             del corpus  # read to be checked; every process reads for itself
             raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
 
-        with console.working("loading torch and transformers"):
-            from lmtrain import machine, train
-
-        machine.quiet_libraries()
+        with _loading_libraries(console):
+            from lmtrain import train
         results = train.train(recipe, corpus, folder, continued, console)
         if console.main_process:
             _conclude(recipe, results, baseline, console, folder if kept else None)
@@ -208,10 +210,8 @@ def _smoke(recipe: Any, console: Console) -> Document:
     """Train as the recipe says, but small, offline and in seconds; the results."""
     _environment(offline=True)
     began = time.monotonic()
-    with console.working("loading torch and transformers"):
-        from lmtrain import machine, smoke
-
-    machine.quiet_libraries()
+    with _loading_libraries(console):
+        from lmtrain import smoke
     kept = recipe.run.output_dir is not None
     with smoke.shrunk(recipe, console) as small:
         results = _train(small, console, kept)
@@ -263,6 +263,26 @@ def _check_new(folder: Path) -> None:
 def _short(name: str) -> str:
     """The last part of a folder's path, a hub id in full."""
     return Path(name).resolve().name if Path(name).exists() else name
+
+
+@contextmanager
+def _loading_libraries(console: Console) -> Iterator[None]:
+    """What is imported in here may take seconds.
+
+    Python looks for garbage ever again while modules make a million objects, all of which stay: a third of the time. So
+    it does not look, and leaves them out for good.
+    """
+    first = "torch" not in sys.modules
+    with console.working("loading torch and transformers"):
+        gc.disable()
+        try:
+            yield
+            from lmtrain import machine
+        finally:
+            gc.enable()
+    if first:
+        gc.freeze()
+    machine.quiet_libraries()
 
 
 def _environment(offline: bool, threads: int | None = None) -> None:
@@ -341,11 +361,53 @@ def _preview(recipe: Any, batches: int, explain: bool, full: bool, console: Cons
     corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
     with console.working("reading the data"):
         corpus.check()
-    with console.working("loading torch and transformers"):
-        from lmtrain import machine, preview
-
-    machine.quiet_libraries()
+    with _loading_libraries(console):
+        from lmtrain import preview
     preview.preview(recipe, corpus, batches, explain, full, console)
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def _benching(recipe_class: type[Recipe]) -> Callable[..., None]:
+    def command(
+        ctx: typer.Context,
+        seconds: Annotated[
+            float, typer.Option("--seconds", min=1, metavar="S", help="How long to train.", rich_help_panel="Bench")
+        ] = 20.0,
+        config: Config = None,
+        set_: Assignments = None,
+        json: Json = False,
+        quiet: Quiet = False,
+        **flags: Any,
+    ) -> None:
+        recipe = _resolve(recipe_class, config, set_ or [], typed(ctx, flags))
+        _bench(recipe, seconds, Console(quiet=quiet, as_json=json))
+
+    command.__doc__ = (
+        f"{recipe_class.__doc__}\n\n"
+        "Takes some steps of the training that the same flags describe, and tells how fast it is and how long all of it "
+        "would take; keeps nothing."
+    )
+    return command
+
+
+def _bench(recipe: Any, seconds: float, console: Console) -> None:
+    """As training goes, but for evaluations, saves and the end."""
+    from lmtrain import architectures, launch
+    from lmtrain.cache import Cache
+    from lmtrain.corpus import Corpus
+
+    _environment(recipe.run.offline, recipe.run.num_proc)
+    if launch.wanted(recipe.run):
+        raise UsageError("bench measures one process; leave out --num-processes and --accelerate-config")
+    architectures.check_model(recipe.objective, recipe.model)
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
+    with console.working("reading the data"):
+        corpus.check()
+    with _loading_libraries(console):
+        from lmtrain import bench
+    bench.show(bench.bench(recipe, corpus, seconds, console), console)
 
 
 # --- eval, generate, probe --------------------------------------------------------------------------------------------
@@ -391,10 +453,8 @@ def _evaluate(
     if launch.wanted(recipe.run):
         raise typer.Exit(launch.relaunch(recipe.run, data or [], sys.argv[1:]))
 
-    with console.working("loading torch and transformers"):
-        from lmtrain import machine, score
-
-    machine.quiet_libraries()
+    with _loading_libraries(console):
+        from lmtrain import score
     results = score.score(recipe, rows, against, console)
     if console.main_process:
         _conclude(recipe, results, baseline, console)
@@ -420,10 +480,8 @@ def _generate(
     asked, empty = prompts.read(request.data)
     if empty:
         console.warn(f"{empty:,} empty prompts are left out")
-    with console.working("loading torch and transformers"):
-        from lmtrain import ask, machine
-
-    machine.quiet_libraries()
+    with _loading_libraries(console):
+        from lmtrain import ask
     ask.ask(request, objective, asked, kind, console)
 
 
@@ -442,10 +500,8 @@ def _probe(ctx: typer.Context, json: Json = False, quiet: Quiet = False, **flags
         architectures.check_encoder(model)
     with console.working("reading the data"):
         sides = labels.sides(request.data, request.probe.seed, request.gates.assertions)
-    with console.working("loading torch and transformers"):
-        from lmtrain import machine, probe
-
-    machine.quiet_libraries()
+    with _loading_libraries(console):
+        from lmtrain import probe
     results = probe.probe(request, sides, console)
     try:
         gates.settle(request.gates, results, baseline)
@@ -468,6 +524,7 @@ def _add_command(
 for _recipe_class in RECIPES.values():
     _name = _recipe_class.model_fields["objective"].default
     _add_command(_name, _training(_recipe_class), leaves(_recipe_class), "Train")
+    _add_command(_name, _benching(_recipe_class), leaves(_recipe_class), None, bench_app)
     _add_command(_name, _previewing(_recipe_class), leaves(_recipe_class), None, preview_app)
 _add_command("eval", _evaluate, untrained_leaves(*RECIPES.values()), "Use")
 _add_command("generate", _generate, untrained_leaves(Request), "Use")
@@ -496,11 +553,8 @@ def merge_adapter(
     objective = trained.objective_of_model(model)
     architectures.check_model(objective, model)
     console = Console(quiet=quiet)
-    with console.working("loading torch and transformers"):
-        from lmtrain import machine
+    with _loading_libraries(console):
         from lmtrain import merge as merging
-
-    machine.quiet_libraries()
     merging.merge(model, objective, output_dir, console)
 
 
@@ -645,13 +699,12 @@ def tokenizer_stats(
 ) -> None:
     """Tokens per word, bytes per token and the share of unknown tokens on your text."""
     rows = _text_rows(data, text_column)
-    from lmtrain import machine, model
-    from lmtrain import tokenizer as tokenizers
-
-    machine.quiet_libraries()
+    with _loading_libraries(console := Console(as_json=json)):
+        from lmtrain import model
+        from lmtrain import tokenizer as tokenizers
     loaded, _ = model.load_tokenizer(model.Model(name=tokenizer))
     figures = tokenizers.stats(loaded, rows.texts())
-    Console(as_json=json).result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
+    console.result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------
@@ -663,10 +716,9 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
     """Environment and devices, and whether loss and resume are exact on this machine."""
     if find_spec("torch") is None:
         raise UsageError("torch is not installed; pip install lmtrain brings it")
-    from lmtrain import exactness, machine
-
-    machine.quiet_libraries()
     console = Console(quiet=quiet, as_json=json)
+    with _loading_libraries(console):
+        from lmtrain import exactness
     report = exactness.report(console)
     exactness.show(report, console)
     raise typer.Exit(0 if report["exact"] else 1)

@@ -16,6 +16,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 BITS = 1 << 16
 """Chances are whole numbers of so many parts: a tenth is 6554 of them, and what is left is scaled by just that."""
 
+QUERIES = 64
+"""Of causal attention, at once: few enough to leave out most of what is masked, enough to keep a CPU at its rate."""
+
 
 def fuse(network: PreTrainedModel) -> None:
     """Let torch's own kernel compute `gelu_new`, which it calls the approximation by tanh: one pass rather than eight."""
@@ -51,24 +54,32 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 
 
 class _Dropout(torch.autograd.Function):
+    """What was dropped is not remembered: backward draws the same again, which takes less time than to keep it."""
+
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, threshold: int) -> torch.Tensor:
-        dropped = _drawn(states.numel()).view(states.shape) < threshold - BITS // 2
-        ctx.save_for_backward(dropped)
-        ctx.scale = BITS / (BITS - threshold)
-        return (states * ctx.scale).masked_fill_(dropped, 0.0)
+        ctx.seed, ctx.threshold, ctx.scale = _seed(), threshold, BITS / (BITS - threshold)
+        return (states * ctx.scale).mul_(_kept(states, threshold, _chances(ctx.seed)))
 
     @staticmethod
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        (dropped,) = ctx.saved_tensors
-        return (outer * ctx.scale).masked_fill_(dropped, 0.0), None
+        return (outer * ctx.scale).mul_(_kept(outer, ctx.threshold, _chances(ctx.seed))), None
 
 
-def _drawn(count: int) -> torch.Tensor:
-    """[count] int16, every value as likely: a function of torch's generator, so that a run goes on as it would have."""
-    generator = np.random.Generator(np.random.SFC64(int(torch.randint(1 << 62, ()))))
-    words = generator.integers(0, 1 << 64, size=-(-count // 4), dtype=np.uint64)
-    return torch.from_numpy(words.view(np.int16))[:count]
+def _seed() -> int:
+    """From torch's generator, so that a run goes on as it would have."""
+    return int(torch.randint(1 << 62, ()))
+
+
+def _chances(seed: int) -> np.random.SFC64:
+    return np.random.SFC64(seed)
+
+
+def _kept(states: torch.Tensor, threshold: int, chances: np.random.SFC64) -> torch.Tensor:
+    """Shaped and typed as `states`: 1, or at `threshold` of `BITS` places 0. Numbers, for they multiply ten times faster."""
+    words = chances.random_raw(-(-states.numel() // 4))
+    drawn = torch.from_numpy(words.view(np.int16))[: states.numel()].view(states.shape)
+    return torch.ge(drawn, threshold - BITS // 2, out=torch.empty(states.shape, dtype=states.dtype))
 
 
 def _attention(
@@ -83,15 +94,72 @@ def _attention(
         )
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
-    if position_bias is not None:
-        scores = scores + position_bias
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is None and causal and query.shape[2] > 1:
-        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    weights = _dropout(scores.softmax(-1), dropout)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    allowed, bias = attention_mask, position_bias
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        allowed, bias = None, attention_mask if bias is None else bias + attention_mask
+    same = [states.to(value.dtype).contiguous() for states in (query, key, value)]
+    with torch.autocast("cpu", enabled=False):
+        out = _Attention.apply(*same, allowed, bias, causal, round(dropout * BITS))
+    return out.transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    """Attention some queries at a time, so that causal attention is spared most of the keys that no query sees.
+
+    The gradient is that of FlashAttention (Dao et al. 2022, appendix B.2): what the softmax takes from a query's row is
+    the product of the row's output and the gradient there, also with dropout.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor | None,
+        bias: torch.Tensor | None, causal: bool, threshold: int,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.scale, ctx.threshold, ctx.seed = BITS / (BITS - threshold), threshold, _seed()
+        chances, saved = _chances(ctx.seed), []
+        out = value.new_empty(*query.shape[:3], value.shape[3])
+        ctx.spans = _spans(query.shape[2], key.shape[2], causal)
+        for queries, seen in ctx.spans:
+            scores = query[:, :, queries] @ key[:, :, seen].transpose(2, 3)
+            if bias is not None:
+                scores += bias
+            if causal:
+                own = scores[..., queries]
+                own += torch.full(own.shape[-2:], torch.finfo(own.dtype).min).triu_(1)
+            if allowed is not None:
+                scores.masked_fill_(~allowed, torch.finfo(scores.dtype).min)
+            odds = scores.softmax(-1)
+            out[:, :, queries] = _kept(odds, threshold, chances).mul_(odds) @ value[:, :, seen]
+            saved.append(odds)
+        out *= ctx.scale
+        ctx.save_for_backward(query, key, value, bias, out, *saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, bias, out, *saved = ctx.saved_tensors
+        taken = (outer * out).sum(-1, keepdim=True)
+        outer = (outer * ctx.scale).contiguous()
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        of_bias, chances = None, _chances(ctx.seed)
+        for (queries, seen), odds in zip(ctx.spans, saved, strict=True):
+            kept = _kept(odds, ctx.threshold, chances).mul_(odds)
+            of_value[:, :, seen] += kept.transpose(2, 3) @ outer[:, :, queries]
+            delta = (outer[:, :, queries] @ value[:, :, seen].transpose(2, 3)).mul_(kept)
+            delta.addcmul_(odds, taken[:, :, queries], value=-1)
+            of_query[:, :, queries] = delta @ key[:, :, seen]
+            of_key[:, :, seen] += delta.transpose(2, 3) @ query[:, :, queries]
+            if ctx.needs_input_grad[4]:  # there is one span then, that of all
+                of_bias = delta.sum_to_size(bias.shape)
+        return of_query, of_key, of_value, None, of_bias, None, None
+
+
+def _spans(queries: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
+    """Which queries are treated at once, and the keys that any of them sees."""
+    if not causal:
+        return [(slice(0, queries), slice(0, keys))]
+    ends = [min(start + QUERIES, queries) for start in range(0, queries, QUERIES)]
+    return [(slice(start, end), slice(0, end)) for start, end in zip(range(0, queries, QUERIES), ends, strict=True)]

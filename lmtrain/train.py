@@ -27,7 +27,7 @@ from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError,
 from lmtrain.evaluate import Scores, figures_of
 from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
-from lmtrain.machine import T5_FAMILY, environment, part, peak_memory, precision
+from lmtrain.machine import T5_FAMILY, environment, keep_memory, part, peak_memory, precision
 from lmtrain.model import load_config, load_network, load_tokenizer, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.preflight import is_wanted, preflight
@@ -47,6 +47,18 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
     """
     started = time.monotonic()
     folder, continued = _shared(folder, continued)
+    trainer, run, prepared = assemble(recipe, corpus, folder, continued, console)
+    results = _carry_out(recipe, trainer, run, prepared, continued.checkpoint, started)
+    part()
+    if run.stopped_by:
+        raise Interrupted(_to_go_on(trainer, folder), run.stopped_by)
+    return results
+
+
+def assemble(
+    recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console
+) -> tuple[ExactTrainer, Watch, Prepared]:
+    """All that a run needs, ready for its first step, and the run folder made. Raises as `train` does."""
     evaluates = bool(recipe.data.eval or recipe.data.val_split)
     _check_end(recipe, continued.checkpoint, evaluates)
     config = load_config(recipe.model, recipe.objective)
@@ -101,11 +113,7 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     run.trainer = trainer
-    results = _carry_out(recipe, trainer, run, prepared, continued.checkpoint, started)
-    part()
-    if run.stopped_by:
-        raise Interrupted(_to_go_on(trainer, folder), run.stopped_by)
-    return results
+    return trainer, run, prepared
 
 
 def _enter(
@@ -137,7 +145,7 @@ def _carry_out(
         with _spoken_of(folder), run.stoppable():
             if is_wanted(recipe):
                 preflight(trainer, run.evaluation, prepared.train, folder.checkpoints, run.console)
-            _train(trainer, recipe, checkpoint)
+            take_steps(trainer, recipe, checkpoint)
             scores = run.final_scores()
             results = _results(recipe, trainer, run, scores, prepared, started, "completed")
             _save(trainer, run, scores, results)
@@ -153,11 +161,14 @@ def _to_go_on(trainer: ExactTrainer, folder: RunFolder) -> str:
     return f"interrupted at step {step}, {saved}; go on with\n  {folder.command('--resume auto')} -o {folder.path}"
 
 
-def _train(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None) -> None:
+def take_steps(trainer: ExactTrainer, recipe: Any, checkpoint: Path | None = None) -> None:
+    """All steps of the training, those after `checkpoint`'s if there is one."""
     if recipe.train.max_steps == 0:
         return
     if checkpoint:
         trainer.recall(checkpoint)
+    if trainer.args.device.type == "cpu":
+        keep_memory()
     try:
         with suppress(Finished), nullcontext() if recipe.train.compile else quick_dropout():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,0 +1,42 @@
+"""Training a causal language model on a text file as the public example script does: the baseline of benchmarks.start.
+
+python benchmarks/plain.py MODEL FILE FOLDER
+"""
+
+import sys
+from itertools import chain
+
+from datasets import load_dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+)
+
+LENGTH = 256
+
+
+def main(model: str, file: str, folder: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForCausalLM.from_pretrained(model)
+    raw = load_dataset("text", data_files=file, split="train")
+    ids = raw.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])
+
+    def group(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: list(chain(*column)) for name, column in rows.items()}
+        total = len(joined["input_ids"]) // LENGTH * LENGTH
+        cut = {name: [column[i : i + LENGTH] for i in range(0, total, LENGTH)] for name, column in joined.items()}
+        return {**cut, "labels": cut["input_ids"].copy()}
+
+    grouped = ids.map(group, batched=True)
+    arguments = TrainingArguments(
+        folder, max_steps=1, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True
+    )
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    Trainer(network, arguments, data_collator=collator, train_dataset=grouped).train()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
