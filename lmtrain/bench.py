@@ -65,7 +65,7 @@ def bench(recipe: Any, corpus: Corpus, seconds: float, console: Console) -> dict
     run_section = recipe.run.model_copy(update={"resume": None, "overwrite": False})
     recipe = recipe.model_copy(update={"train": train_section, "run": run_section})
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _, _ = train.assemble(recipe, corpus, RunFolder(Path(folder)), Continued(), console)
+        trainer, *_ = train.assemble(recipe, corpus, RunFolder(Path(folder)), Continued(), console, kept=False)
         trainer.args.eval_on_start = False
         clock = Clock(trainer, seconds)
         trainer.add_callback(clock)

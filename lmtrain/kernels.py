@@ -17,7 +17,7 @@ BITS = 1 << 16
 """Chances are whole numbers of so many parts: a tenth is 6554 of them, and what is left is scaled by just that."""
 
 QUERIES = 64
-"""Of causal attention, at once: few enough to leave out most of what is masked, enough to keep a CPU at its rate."""
+"""Treated at once: few enough to leave out most of what they do not see, enough to keep a CPU at its rate."""
 
 
 def fuse(network: PreTrainedModel) -> None:
@@ -95,19 +95,20 @@ def _attention(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = causal and attention_mask is None and query.shape[2] > 1
     allowed, bias = attention_mask, position_bias
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
+    if attention_mask is None and query.shape[2] > 1:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        allowed = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril() if causal else None
+    elif attention_mask is not None and attention_mask.dtype != torch.bool:
         allowed, bias = None, attention_mask if bias is None else bias + attention_mask
     same = [states.to(value.dtype).contiguous() for states in (query, key, value)]
     with torch.autocast("cpu", enabled=False):
-        out = _Attention.apply(*same, allowed, bias, causal, round(dropout * BITS))
+        out = _Attention.apply(*same, allowed, bias, round(dropout * BITS))
     return out.transpose(1, 2).contiguous(), None
 
 
 class _Attention(torch.autograd.Function):
-    """Attention some queries at a time, so that causal attention is spared most of the keys that no query sees.
+    """Attention some queries at a time, which is spared the keys that none of them sees: later ones, other documents.
 
     The gradient is that of FlashAttention (Dao et al. 2022, appendix B.2): what the softmax takes from a query's row is
     the product of the row's output and the gradient there, also with dropout.
@@ -116,21 +117,19 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor | None,
-        bias: torch.Tensor | None, causal: bool, threshold: int,
+        bias: torch.Tensor | None, threshold: int,
     ) -> torch.Tensor:  # fmt: skip
         ctx.scale, ctx.threshold, ctx.seed = BITS / (BITS - threshold), threshold, _seed()
+        ctx.spans = _spans(query.shape[2], key.shape[2], allowed if bias is None else None)
         chances, saved = _chances(ctx.seed), []
+        hidden = None if allowed is None else _hidden(allowed, query)
         out = value.new_empty(*query.shape[:3], value.shape[3])
-        ctx.spans = _spans(query.shape[2], key.shape[2], causal)
         for queries, seen in ctx.spans:
             scores = query[:, :, queries] @ key[:, :, seen].transpose(2, 3)
             if bias is not None:
                 scores += bias
-            if causal:
-                own = scores[..., queries]
-                own += torch.full(own.shape[-2:], torch.finfo(own.dtype).min).triu_(1)
-            if allowed is not None:
-                scores.masked_fill_(~allowed, torch.finfo(scores.dtype).min)
+            if hidden is not None:
+                scores += hidden[:, :, queries, seen]
             odds = scores.softmax(-1)
             out[:, :, queries] = _kept(odds, threshold, chances).mul_(odds) @ value[:, :, seen]
             saved.append(odds)
@@ -152,14 +151,25 @@ class _Attention(torch.autograd.Function):
             delta.addcmul_(odds, taken[:, :, queries], value=-1)
             of_query[:, :, queries] = delta @ key[:, :, seen]
             of_key[:, :, seen] += delta.transpose(2, 3) @ query[:, :, queries]
-            if ctx.needs_input_grad[4]:  # there is one span then, that of all
+            if ctx.needs_input_grad[4]:  # there is one span then, of all
                 of_bias = delta.sum_to_size(bias.shape)
-        return of_query, of_key, of_value, None, of_bias, None, None
+        return of_query, of_key, of_value, None, of_bias, None
 
 
-def _spans(queries: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
-    """Which queries are treated at once, and the keys that any of them sees."""
-    if not causal:
-        return [(slice(0, queries), slice(0, keys))]
-    ends = [min(start + QUERIES, queries) for start in range(0, queries, QUERIES)]
-    return [(slice(start, end), slice(0, end)) for start, end in zip(range(0, queries, QUERIES), ends, strict=True)]
+def _hidden(allowed: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """What to add to scores: nothing, or at what is not to be seen the lowest number. [rows or 1, heads or 1, queries, keys]"""
+    hidden = torch.zeros(allowed.shape, dtype=query.dtype).masked_fill_(~allowed, torch.finfo(query.dtype).min)
+    return hidden.expand(-1, -1, query.shape[2], -1)
+
+
+def _spans(queries: int, keys: int, allowed: torch.Tensor | None) -> list[tuple[slice, slice]]:
+    """Which queries are treated at once, and from where to where there are keys that any of them sees."""
+    everything = [(slice(0, queries), slice(0, keys))]
+    if allowed is None or allowed.shape[2] == 1:
+        return everything
+    spans = []
+    for start in range(0, queries, QUERIES):
+        some = slice(start, min(start + QUERIES, queries))
+        seen = allowed[:, :, some].flatten(0, 2).any(0).nonzero()
+        spans.append((some, slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, keys)))
+    return everything if all(seen == slice(0, keys) for _, seen in spans) else spans

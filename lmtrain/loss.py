@@ -160,6 +160,8 @@ def decoder_inputs(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor
 
 
 def _bare(network: Any) -> PreTrainedModel:
+    if isinstance(network, PreTrainedModel):
+        return network  # accelerate would look for DeepSpeed on the disk, at every step
     from accelerate.utils import extract_model_from_parallel
 
     return extract_model_from_parallel(network)

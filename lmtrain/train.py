@@ -56,9 +56,9 @@ def train(recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, 
 
 
 def assemble(
-    recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console
+    recipe: Any, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console, kept: bool = True
 ) -> tuple[ExactTrainer, Watch, Prepared]:
-    """All that a run needs, ready for its first step, and the run folder made. Raises as `train` does."""
+    """All that a run needs, ready for its first step; if it is to be `kept`, the run folder as well. Raises as `train` does."""
     evaluates = bool(recipe.data.eval or recipe.data.val_split)
     _check_end(recipe, continued.checkpoint, evaluates)
     config = load_config(recipe.model, recipe.objective)
@@ -99,7 +99,7 @@ def assemble(
     show_ledgers(recipe, prepared, batches, console)
 
     arguments.output_dir = str(folder.checkpoints)
-    if PartialState().is_main_process:
+    if kept and PartialState().is_main_process:
         _enter(folder, recipe, continued, limits, network, console)
     PartialState().wait_for_everyone()
 

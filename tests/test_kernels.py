@@ -38,19 +38,61 @@ def test_dropout_is_a_function_of_torchs_seed_and_ends_with_its_block():
     assert F.dropout is TORCH_DROPOUT
 
 
+LONG = 150
+"""More than is treated at once."""
+DOCUMENTS = torch.arange(LONG) // 20
+MASKS = {
+    "causal": None,
+    "none": None,
+    "bool": torch.rand(2, 1, LONG, LONG, generator=torch.Generator().manual_seed(1)) + torch.eye(LONG) > 0.3,
+    "padding": (torch.arange(LONG) < torch.tensor([[90], [LONG]]))[:, None, None],
+    "documents": (DOCUMENTS[:, None] == DOCUMENTS)[None, None],
+    "documents, causal": ((DOCUMENTS[:, None] == DOCUMENTS).tril())[None, None],
+    "float": torch.randn(2, 1, LONG, LONG, generator=torch.Generator().manual_seed(2)),
+}
+
+
 @pytest.mark.parametrize("heads", [4, 2])
-@pytest.mark.parametrize("mask", ["causal", "bool", "float", "none"])
-def test_attention_with_next_to_no_dropout_is_that_of_torch(mask: str, heads: int):
+@pytest.mark.parametrize("mask", MASKS)
+def test_attention_with_next_to_no_dropout_is_that_of_torch_and_so_are_its_gradients(mask: str, heads: int):
     torch.manual_seed(0)
-    query, key, value = (torch.randn(2, n, 7, 8) for n in (4, heads, heads))
+    states = [torch.randn(2, n, LONG, 8, requires_grad=True) for n in (4, heads, heads)]
     module = torch.nn.Module()
     module.is_causal, module.num_key_value_groups = mask == "causal", 4 // heads
-    allowed = torch.rand(2, 1, 7, 7) > 0.3
-    allowed |= torch.eye(7, dtype=torch.bool)
-    given = {"bool": allowed, "float": torch.randn(2, 1, 7, 7)}.get(mask)
-    expected, _ = TORCH_ATTENTION(module, query, key, value, given)
-    found, _ = _attention(module, query, key, value, given, dropout=1e-9)
+    outer = torch.randn(2, LONG, 4, 8)
+    expected, _ = TORCH_ATTENTION(module, *states, MASKS[mask])
+    found, _ = _attention(module, *states, MASKS[mask], dropout=1e-9)
     assert torch.allclose(found, expected, atol=1e-6)
+    gradients = [torch.autograd.grad(out, states, outer) for out in (expected, found)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_gradient_of_attention_with_dropout_is_that_of_what_it_computes(masked: bool):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 70, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 2, 70, 70, dtype=torch.float64, requires_grad=True)
+    module = torch.nn.Module()
+    module.is_causal = True
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return _attention(module, query, key, value, None, dropout=0.3, position_bias=None if masked else bias)[0]
+
+    inputs = (query, key, value, bias)
+    assert torch.autograd.gradcheck(attention, inputs, fast_mode=True)
+
+
+def test_attention_drops_that_share_of_what_is_looked_at():
+    """Of values that are all one, what comes out is the sum of the weights that are kept, over what is kept on average."""
+    torch.manual_seed(0)
+    query, key = torch.randn(8, 4, LONG, 8), torch.randn(8, 4, LONG, 8)
+    module = torch.nn.Module()
+    module.is_causal = True
+    out, _ = _attention(module, query, key, torch.ones(8, 4, LONG, 8), None, dropout=0.25)
+    assert out.mean().item() == pytest.approx(1, abs=0.01) and out.std() > 0.05
+    first = out[:, 0]  # the first query sees one key
+    assert first.unique().tolist() == pytest.approx([0, 4 / 3])
 
 
 def test_gelu_in_one_pass_is_gelu_new():
