@@ -153,6 +153,8 @@ def main() -> None:
 
 def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
     """The folder of a tokenizer that both sides can load."""
+    from tokenizers import processors
+
     from lmtrain.model import load_tokenizer
     from lmtrain.objectives import OBJECTIVES
     from lmtrain.recipe import Model
@@ -162,6 +164,8 @@ def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
         made, _ = load_tokenizer(Model(name=name))
     else:
         made = train("bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].frame)
+        # As GPT-2's: the script would begin every line anew otherwise.
+        made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     made.save_pretrained(folder / "tokenizer")
     return folder / "tokenizer"
 

@@ -334,9 +334,9 @@ class Figures:
         return statistics.median(ours[what] / theirs[what] for ours, theirs in pairs)
 
     def share(self, way: str) -> float:
-        """Of the rate of a large product that was measured in the same run."""
-        needed = self.median("lmtrain", "flops_per_token")
-        return statistics.median(needed * found["tokens_per_second"] / found["rate"] for found in self.rounds[way])
+        """Of the highest rate of a large product that any of the rounds has measured."""
+        highest = max(found["rate"] for rounds in self.rounds.values() for found in rounds)
+        return self.median("lmtrain", "flops_per_token") * self.median(way, "tokens_per_second") / highest
 
     def line(self) -> str:
         case = CASES[self.name]
