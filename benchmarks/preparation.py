@@ -24,9 +24,9 @@ LENGTH = 1024
 
 def baseline(text: str, folder: str) -> dict[str, Any]:
     import time
-    from itertools import chain
 
     import datasets
+    from plain import two_maps
     from transformers import AutoTokenizer
 
     datasets.disable_progress_bars()
@@ -34,15 +34,7 @@ def baseline(text: str, folder: str) -> dict[str, Any]:
     loading = time.perf_counter()
     raw = datasets.load_dataset("text", data_files=text, split="train", keep_linebreaks=True)
     started = time.perf_counter()
-    tokenised = raw.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])
-
-    def group(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-        joined = {name: list(chain(*column)) for name, column in rows.items()}
-        total = len(joined["input_ids"]) // LENGTH * LENGTH
-        cut = {name: [column[i : i + LENGTH] for i in range(0, total, LENGTH)] for name, column in joined.items()}
-        return {**cut, "labels": cut["input_ids"].copy()}
-
-    grouped = tokenised.map(group, batched=True)
+    tokenised, grouped = two_maps(raw, tokenizer, LENGTH)
     seconds = time.perf_counter() - started
     kept = sum(map(len, grouped["input_ids"]))
     ids = [i for row in tokenised["input_ids"] for i in row]

@@ -268,26 +268,15 @@ LOSSES: list[float] = []
 WAYS = {"lmtrain": by_lmtrain, "trainer": by_trainer}
 
 
-def matrix_rate() -> float:
-    """Multiplications and additions per second of a product of 1,024 × 1,024 matrices, the best of several."""
-    import torch
-
-    matrix, times = torch.randn(1024, 1024), []
-    for _ in range(6):
-        begin = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - begin)
-    return 2 * 1024**3 / min(times)
-
-
 def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str, Any]:
     """One way, once, in this process."""
     import psutil
+    import torch
 
-    from lmtrain.bench import flops_per_token
+    from lmtrain.bench import flops_per_token, matrix_rate
 
     began, case = time.perf_counter(), CASES[name]
-    rate = matrix_rate()
+    rate = matrix_rate(torch.device("cpu"), torch.float32)
     before, own = psutil.cpu_times(), psutil.Process().cpu_times()
     sys.stdout, out = sys.stderr, sys.stdout
     ends = WAYS[way](case, folder, steps, alike)

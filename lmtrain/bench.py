@@ -69,7 +69,7 @@ def bench(recipe: Any, corpus: Corpus, seconds: float, console: Console) -> dict
         trainer.args.eval_on_start = False
         clock = Clock(trainer, seconds)
         trainer.add_callback(clock)
-        rate = matrix_rate(trainer.args)
+        rate = matrix_rate(trainer.args.device, _dtype(trainer.args))
         with console.working(f"training for about {seconds:g} s"):
             train.take_steps(trainer, recipe)
     if len(clock.ends) <= WARM:
@@ -102,7 +102,7 @@ def _figures(recipe: Any, trainer: ExactTrainer, clock: Clock, rate: float) -> d
 
 
 def flops_per_token(trainer: ExactTrainer) -> float:
-    """Multiplications and additions in the matrix products of forward and backward, per token that is no padding.
+    """Multiplications and additions in the matrix products of forward and backward, per token, one of padding included.
 
     Counted in a forward pass over the last step's batches: backward takes two products for each of forward's. Attention
     counts in full, also where half of it is masked, as is usual (PaLM, Chowdhery et al. 2022, appendix B).
@@ -120,11 +120,15 @@ def flops_per_token(trainer: ExactTrainer) -> float:
     return 3 * counter.get_total_flops() / max(places, 1)
 
 
-def matrix_rate(arguments: Any) -> float:
-    """Multiplications and additions per second of a large product of square matrices as training computes it."""
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
-    size = 1024 if arguments.device.type == "cpu" else 8192
-    matrix = torch.randn(size, size, dtype=dtype, device=arguments.device)
+def _dtype(arguments: Any) -> torch.dtype:
+    """In which training multiplies matrices."""
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiplications and additions per second of a large product of square matrices, the best of several."""
+    size = 1024 if device.type == "cpu" else 8192
+    matrix = torch.randn(size, size, dtype=dtype, device=device)
     times = []
     for _ in range(8):
         began = time.perf_counter()

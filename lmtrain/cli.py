@@ -164,8 +164,6 @@ def _train(recipe: Any, console: Console, kept: bool = True) -> Document:
     The results; where the run folder is not `kept`, nothing is said of it.
     """
     from lmtrain import architectures, checkpoint, drift, launch, lock, report
-    from lmtrain.cache import Cache
-    from lmtrain.corpus import Corpus
 
     _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = launch.is_first()
@@ -191,9 +189,7 @@ def _train(recipe: Any, console: Console, kept: bool = True) -> Document:
                 console.note("the run is completed already; these are its results")
                 _conclude(recipe, done, baseline, console, folder)
                 return done
-        corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
-        with console.working("reading the data"):
-            corpus.check()
+        corpus = _corpus(recipe, console)
         if launch.wanted(recipe.run):
             del corpus  # read to be checked; every process reads for itself
             raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
@@ -263,6 +259,17 @@ def _check_new(folder: Path) -> None:
 def _short(name: str) -> str:
     """The last part of a folder's path, a hub id in full."""
     return Path(name).resolve().name if Path(name).exists() else name
+
+
+def _corpus(recipe: Any, console: Console) -> Any:
+    """The recipe's data, read and found to be sound. Raises InputError."""
+    from lmtrain.cache import Cache
+    from lmtrain.corpus import Corpus
+
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
+    with console.working("reading the data"):
+        corpus.check()
+    return corpus
 
 
 @contextmanager
@@ -352,15 +359,11 @@ def _previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
 def _preview(recipe: Any, batches: int, explain: bool, full: bool, console: Console) -> None:
     """As far as training goes before its first step, by the configuration and the tokenizer alone."""
     from lmtrain import architectures, launch
-    from lmtrain.cache import Cache
-    from lmtrain.corpus import Corpus
 
     _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = launch.is_first()
     architectures.check_model(recipe.objective, recipe.model, weights=False)
-    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
-    with console.working("reading the data"):
-        corpus.check()
+    corpus = _corpus(recipe, console)
     with _loading_libraries(console):
         from lmtrain import preview
     preview.preview(recipe, corpus, batches, explain, full, console)
@@ -395,16 +398,12 @@ def _benching(recipe_class: type[Recipe]) -> Callable[..., None]:
 def _bench(recipe: Any, seconds: float, console: Console) -> None:
     """As training goes, but for evaluations, saves and the end."""
     from lmtrain import architectures, launch
-    from lmtrain.cache import Cache
-    from lmtrain.corpus import Corpus
 
     _environment(recipe.run.offline, recipe.run.num_proc)
     if launch.wanted(recipe.run):
         raise UsageError("bench measures one process; leave out --num-processes and --accelerate-config")
     architectures.check_model(recipe.objective, recipe.model)
-    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
-    with console.working("reading the data"):
-        corpus.check()
+    corpus = _corpus(recipe, console)
     with _loading_libraries(console):
         from lmtrain import bench
     bench.show(bench.bench(recipe, corpus, seconds, console), console)
