@@ -80,7 +80,7 @@ CASES = {
         "seq2seq", "marian", {"d_model": 256, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4,
                               "decoder_attention_heads": 4, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024,
                               "max_position_embeddings": 128}, 8_000, 32, (4, 40), ("dropout",),
-        ("--batch-tokens", "1000"), must=1.6, goal=2.5,
+        (), must=1.6, goal=2.5,
     ),
     "clm-short-documents": Case(
         "clm", "gpt2", {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 256}, 8_000, 32, (5, 60), GPT2,

@@ -42,8 +42,8 @@ class Apart:
     dtype: torch.dtype
     window: int
 
-    def __call__(self, batch: Batch) -> dict[str, Any]:
-        """The batch as the model wants it; `documents` [rows, length] are used up."""
+    def __call__(self, network: Any, batch: Batch) -> Any:
+        """What the model says of the batch, whose `documents` are [rows, length]."""
         documents = batch["documents"]
         inputs: dict[str, Any] = {n: t for n, t in batch.items() if n not in ("documents", "attention_mask")}
         masks = self.masks(self, documents)
@@ -53,16 +53,18 @@ class Apart:
             inputs["position_ids"] = positions(documents) + self.first_position
         if self.takes_cache:
             inputs["use_cache"] = False  # with a cache, the model would not look at the positions
-        return inputs
+        return network(**inputs)
 
     def mask(self, allowed: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, length, length]"""
-        allowed = allowed[:, None]
-        if not self.additive:
-            return allowed
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill(
-            ~allowed, torch.finfo(self.dtype).min
-        )
+        return mask(allowed, self.dtype if self.additive else None)
+
+
+def mask(allowed: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """[rows, 1, queries, keys] from `allowed` without the 1: as it is, or in `dtype` to be added to scores."""
+    allowed = allowed[:, None]
+    if dtype is None:
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def positions(documents: torch.Tensor) -> torch.Tensor:
@@ -122,19 +124,23 @@ WAYS = (_by_positions, _one_mask, _mask_by_layer)
 def keep_apart(network: PreTrainedModel, causal: bool) -> Apart | None:
     """The way that keeps texts apart in this very model; None where none does."""
     takes = signature(network.forward).parameters
-    embeddings = [module for name, module in network.named_modules()
-                  if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")]  # fmt: skip
-    paddings = [table.padding_idx for table in embeddings if table.padding_idx is not None]
     config = network.config
     for way in WAYS:
         apart = Apart(
-            way, causal, paddings[0] + 1 if paddings else 0, "position_ids" in takes, "use_cache" in takes,
+            way, causal, first_position(network), "position_ids" in takes, "use_cache" in takes,
             config._attn_implementation == "eager", network.dtype,
             getattr(config, "sliding_window", None) or getattr(config, "local_attention", 0) // 2,
         )  # fmt: skip
         if _holds(network, apart):
             return apart
     return None
+
+
+def first_position(network: torch.nn.Module) -> int:
+    embeddings = [module for name, module in network.named_modules()
+                  if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")]  # fmt: skip
+    paddings = [table.padding_idx for table in embeddings if table.padding_idx is not None]
+    return paddings[0] + 1 if paddings else 0
 
 
 @torch.no_grad()

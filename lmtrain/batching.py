@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.dataset import Examples, Key
-from lmtrain.packing import Ragged
+from lmtrain.packing import Ragged, places_in_rows
 
 POOL = {1: 100, 2: 500}
 """Columns -> batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay
@@ -62,6 +62,8 @@ class Order:
 class Batches(Sampler[list[Key]]):
     """The batches of this process, as rows of each: `size` at a time, or about `tokens` tokens, or of like length.
 
+    Where the pairs of a batch are laid end to end, in rows of `width` tokens (joining.py), those of about `tokens` tokens
+    are drawn by chance: there is no padding that like lengths would spare.
     Every epoch has the same number of batches. Where they do not come out even for several processes, batches of the
     blank row, number `rows`, which trains nothing, fill the gap: no row counts twice (accelerate would repeat some).
     """
@@ -69,13 +71,14 @@ class Batches(Sampler[list[Key]]):
     def __init__(
         self, examples: Examples, seed: int, size: int, tokens: int | None = None, alike: bool = False,
         weights: tuple[float, ...] = (), process: tuple[int, int] = (0, 1), grad_accum: int = 1,
-        epochs: float = 1.0, max_steps: int | None = None,
+        epochs: float = 1.0, max_steps: int | None = None, width: int | None = None,
     ):  # fmt: skip
         self.examples, self.lengths = examples, examples.lengths_by_column()
         self.order = Order(examples.source_of_rows(), seed, weights)
         self.size, self.tokens, self.alike = size, tokens, alike
         self.process, self.processes = process
         self.grad_accum, self.epochs, self.max_steps = grad_accum, epochs, max_steps
+        self.width = width
         self.epoch = 0
         self.of = lru_cache(maxsize=2)(self._of)
 
@@ -101,25 +104,47 @@ class Batches(Sampler[list[Key]]):
         return min((epoch * in_epoch + number // self.grad_accum) / max(steps - 1, 1), 1.0)
 
     def largest(self) -> list[Key]:
-        """The batch that is padded to the most tokens in the first epoch."""
+        """The batch of the first epoch that takes the most places for tokens."""
         batches = self.of(0)
-        longest = [np.maximum.reduceat(column[batches.values], batches.offsets[:-1]) for column in self.lengths]
-        number = int((sum(longest) * batches.lengths).argmax())  # type: ignore[attr-defined]
-        return [(0, row) for row in batches[number].tolist()]
+        return [(0, row) for row in batches[int(self._places(batches).argmax())].tolist()]
 
     def padding_fraction(self) -> float:
         """In the first epoch."""
-        return padding_fraction(self.lengths, self.of(0))
+        batches = self.of(0)
+        read = sum(int(column[batches.values].sum()) for column in self.lengths)
+        return 1 - read / max(int(self._places(batches).sum()), 1)
+
+    def _places(self, batches: Ragged) -> np.ndarray:
+        """[batches] for tokens, padding included."""
+        if self.width is None:
+            return padded_places(self.lengths, batches)
+        pairs = np.stack(self.lengths, 1)
+        tokens = np.add.reduceat(pairs[batches.values], batches.offsets[:-1])
+        places = tokens.sum(1)  # of those that make one row
+        for number in np.flatnonzero((tokens > self.width).any(1)):
+            places[number] = places_in_rows(pairs[batches[number]], self.width)
+        return places
 
     def _of(self, epoch: int) -> Ragged:
         order = self.order.of(epoch)
         if not (self.tokens or self.alike):
             return _cut(order, self.size)
+        if self.tokens and self.width:
+            return self._of_tokens(order)
         pools = _cut(order, POOL[len(self.lengths)] * self._rows_of_batch())
         whole = sum(int(column.sum()) for column in self.lengths)
         batches = [batch for pool in pools for batch in self._of_pool(pool, whole)]
         shuffled = np.random.default_rng((self.order.seed, epoch, 1)).permutation(len(batches))
         return Ragged.of((batches[number] for number in shuffled), np.int64)
+
+    def _of_tokens(self, order: np.ndarray) -> Ragged:
+        """The rows in their order, cut after every `tokens` tokens or so, in equally many batches every epoch."""
+        ends = np.cumsum(sum(column[order] for column in self.lengths))
+        count = min(max(round(int(ends[-1]) / self.tokens), 1), len(order))
+        at = np.arange(1, count)
+        cuts = np.searchsorted(ends, ends[-1] * at / count, "right")
+        cuts = np.maximum.accumulate(cuts.clip(1) - at) + at  # at least a row each, however long it is,
+        return Ragged(order, np.array([0, *np.minimum(cuts, len(order) - count + at), len(order)], np.int64))
 
     def _rows_of_batch(self) -> int:
         """Of a batch of `tokens`, how many rows it has on average."""
@@ -218,6 +243,11 @@ def longest_first(lengths: np.ndarray, size: int) -> Ragged:
 
 def padding_fraction(lengths: list[np.ndarray], batches: Ragged) -> float:
     """The share of padding among all ids that the model reads in one epoch; `lengths` holds one array a column."""
+    read = sum(int(column[batches.values].sum()) for column in lengths)
+    return 1 - read / max(int(padded_places(lengths, batches).sum()), 1)
+
+
+def padded_places(lengths: list[np.ndarray], batches: Ragged) -> np.ndarray:
+    """[batches] places for tokens where every row of a batch is as long as its longest."""
     longest = [np.maximum.reduceat(column[batches.values], batches.offsets[:-1]) for column in lengths]
-    read = sum(int((column * batches.lengths).sum()) for column in longest)
-    return 1 - sum(int(column[batches.values].sum()) for column in lengths) / max(read, 1)
+    return sum(longest) * batches.lengths  # type: ignore[no-any-return]

@@ -137,3 +137,10 @@ class Examples:
     @property
     def ledger(self) -> Ledger:
         return total(self.ledgers, self.fingerprint)
+
+
+def longest(examples: Examples, limits: Limits, streaming: bool) -> list[int]:
+    """Tokens of the longest text (source and target); of a stream, of which only the beginning is known, what they may have."""
+    if streaming:
+        return [*limits.resolved.values()]
+    return [int(column.max()) for column in examples.lengths_by_column()]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingA
 from lmtrain.batching import Batches
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.console import Console, figure
-from lmtrain.dataset import Examples, Limits
+from lmtrain.dataset import Examples, Limits, longest
+from lmtrain.joining import choose as choose_joining
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import environment
 from lmtrain.model import load_network
@@ -96,13 +98,15 @@ def _step(family: str, batch_size: int, micro_batches: int) -> tuple[float, floa
 
 def _trainer(family: str, **settings: Any) -> ExactTrainer:
     network, examples, collate, loss = _case(family)
+    joining = choose_joining(network, loss, collate, longest(examples, Limits(None, {}), False))
+    loss = replace(loss, apart=joining.apart) if joining else loss
     arguments = TrainingArguments(
         **settings, seed=1, report_to="none", remove_unused_columns=False, disable_tqdm=True, bf16=False
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = ExactTrainer(model=network, args=arguments, train_dataset=examples, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
-    return trainer.prepare(loss, None, _batches(examples, trainer.args))
+    return trainer.prepare(loss, None, _batches(examples, trainer.args), joining=joining)
 
 
 def _batches(examples: Examples, arguments: TrainingArguments) -> Batches:

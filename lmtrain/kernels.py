@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ BITS = 1 << 16
 
 QUERIES = 64
 """Treated at once: few enough to leave out most of what they do not see, enough to keep a CPU at its rate."""
+
+SPARSE = 0.25
+"""Of all pairs of query and key the share up to which it pays to treat texts that share rows each by itself."""
 
 
 def fuse(network: PreTrainedModel) -> None:
@@ -87,8 +92,25 @@ def _attention(
     attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     is_causal: bool | None = None, position_bias: torch.Tensor | None = None, **more: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Scaled dot-product attention [rows, heads, length, width] with dropout; without it torch's fused kernel."""
-    if not dropout or query.device.type != "cpu":
+    """Scaled dot-product attention [rows, heads, length, width], of texts that share rows each by itself."""
+    told: Any = (dropout, scaling, is_causal, position_bias)
+    if query.device.type != "cpu":
+        return TORCH_ATTENTION(module, query, key, value, attention_mask, *told, **more)
+    texts = None if attention_mask is None or position_bias is not None else _texts(attention_mask)
+    if texts is None or (len(query), len(key)) != (texts.rows, texts.rows):
+        return _together(module, query, key, value, attention_mask, *told, **more)
+    apart = [texts.asking.apart(query), texts.asked.apart(key), texts.asked.apart(value)]
+    out, _ = _together(module, *apart, texts.mask, *told, **more)
+    return texts.asking.together(out).view(len(query), -1, *out.shape[2:]), None
+
+
+def _together(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, dropout: float, scaling: float | None, is_causal: bool | None,
+    position_bias: torch.Tensor | None, **more: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Every row at once: with dropout by blocks, without it by torch's fused kernel."""
+    if not dropout:
         return TORCH_ATTENTION(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, position_bias, **more
         )
@@ -101,10 +123,104 @@ def _attention(
         allowed = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril() if causal else None
     elif attention_mask is not None and attention_mask.dtype != torch.bool:
         allowed, bias = None, attention_mask if bias is None else bias + attention_mask
+    if bias is not None:
+        bias = bias.expand(-1, -1, query.shape[2], key.shape[2])
     same = [states.to(value.dtype).contiguous() for states in (query, key, value)]
     with torch.autocast("cpu", enabled=False):
         out = _Attention.apply(*same, allowed, bias, round(dropout * BITS))
     return out.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Where the tokens of texts are, in rows that they share and in a padded row for each."""
+
+    shape: tuple[int, int]
+    """[texts, longest]"""
+    there: torch.Tensor
+    """[texts * longest] of each place its token's number in the rows; of padding that of another token of the text."""
+    back: torch.Tensor
+    """[rows * length] of each token its place."""
+    filled: torch.Tensor
+    """[texts * longest, 1, 1] whether there is a token of its own, as a number."""
+
+    @classmethod
+    def of(cls, starts: torch.Tensor, lengths: torch.Tensor, tokens: int) -> "_Side":
+        """`starts` and `lengths` [texts] of texts that lie one after another among `tokens`."""
+        whole = bool(lengths.sum() == tokens)
+        within = torch.arange(int(lengths.max()) + (not whole))
+        filled = within < lengths[:, None]
+        there = torch.minimum(starts[:, None] + within, (starts + lengths - 1)[:, None]).flatten()
+        filled = filled.flatten()
+        # A token of no text has the gradient of padding: that at the end of the first one is of no token.
+        back = torch.full((tokens,), len(within) - 1)
+        back[there[filled]] = filled.nonzero()[:, 0]
+        return cls((len(starts), len(within)), there, back, filled[:, None, None].float())
+
+    def apart(self, states: torch.Tensor) -> torch.Tensor:
+        """[rows, heads, length, width] -> [texts, heads, longest, width]"""
+        tokens = states.transpose(1, 2).flatten(0, 1)
+        return _Moved.apply(tokens, self.there, self.back, None).view(*self.shape, *tokens.shape[1:]).transpose(1, 2)
+
+    def together(self, states: torch.Tensor) -> torch.Tensor:
+        """[texts, longest, heads, width] -> [rows * length, heads, width]"""
+        return _Moved.apply(states.flatten(0, 1), self.back, self.there, self.filled)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts that share rows, each of which attends to one stretch of tokens that no other attends to."""
+
+    rows: int
+    asking: _Side
+    asked: _Side
+    mask: torch.Tensor
+    """[texts, 1, longest, longest] true where a token of the text sees one of its stretch."""
+
+
+@lru_cache(maxsize=4)
+def _texts(mask: torch.Tensor) -> _Texts | None:
+    """What `mask` [rows, 1, queries, keys] says of texts; None where it is no such mask, or they are hardly worth it.
+
+    Kept, because a model asks in each of its layers with the same one.
+    """
+    if mask.dtype != torch.bool or mask.shape[1] != 1 or mask.shape[2] == 1:
+        return None
+    rows, _, queries, keys = mask.shape
+    seen = mask[:, 0].to(torch.uint8)
+    first, last = seen.argmax(2), keys - 1 - seen.flip(2).argmax(2)
+    new = torch.ones_like(first, dtype=torch.bool)
+    new[:, 1:] = first[:, 1:] != first[:, :-1]
+    new = new.flatten()
+    starts, text = new.nonzero()[:, 0], new.cumsum(0) - 1
+    ends = torch.zeros_like(starts).scatter_reduce(
+        0, text, (last + keys * torch.arange(rows)[:, None]).flatten(), "amax"
+    )
+    key_starts = first.flatten()[starts] + keys * (starts // queries)
+    lengths, key_lengths = torch.diff(starts, append=torch.tensor([rows * queries])), ends - key_starts + 1
+    work = len(starts) * int(lengths.max()) * int(key_lengths.max())
+    if work > SPARSE * mask.numel() or (key_starts[1:] < ends[:-1]).any():
+        return None
+    asking, asked = _Side.of(starts, lengths, rows * queries), _Side.of(key_starts, key_lengths, rows * keys)
+    at, of = asking.there.view(asking.shape)[:, :, None], asked.there.view(asked.shape)[:, None, :]
+    inside = mask[at // queries, 0, at % queries, of % keys] & (asked.filled.view(asked.shape)[:, None, :] > 0)
+    return _Texts(rows, asking, asked, inside[:, None])
+
+
+class _Moved(torch.autograd.Function):
+    """Rows moved elsewhere, and their gradient back; padding has none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, there: torch.Tensor, back: torch.Tensor, filled: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.back, ctx.filled = back, filled
+        return states.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        moved = outer.index_select(0, ctx.back)
+        return moved if ctx.filled is None else moved.mul_(ctx.filled.to(moved.dtype)), None, None, None
 
 
 class _Attention(torch.autograd.Function):
@@ -120,14 +236,14 @@ class _Attention(torch.autograd.Function):
         bias: torch.Tensor | None, threshold: int,
     ) -> torch.Tensor:  # fmt: skip
         ctx.scale, ctx.threshold, ctx.seed = BITS / (BITS - threshold), threshold, _seed()
-        ctx.spans = _spans(query.shape[2], key.shape[2], allowed if bias is None else None)
+        ctx.spans = _spans(query.shape[2], key.shape[2], allowed)
         chances, saved = _chances(ctx.seed), []
         hidden = None if allowed is None else _hidden(allowed, query)
         out = value.new_empty(*query.shape[:3], value.shape[3])
         for queries, seen in ctx.spans:
             scores = query[:, :, queries] @ key[:, :, seen].transpose(2, 3)
             if bias is not None:
-                scores += bias
+                scores += bias[:, :, queries, seen]
             if hidden is not None:
                 scores += hidden[:, :, queries, seen]
             odds = scores.softmax(-1)
@@ -143,7 +259,8 @@ class _Attention(torch.autograd.Function):
         taken = (outer * out).sum(-1, keepdim=True)
         outer = (outer * ctx.scale).contiguous()
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        of_bias, chances = None, _chances(ctx.seed)
+        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
+        chances = _chances(ctx.seed)
         for (queries, seen), odds in zip(ctx.spans, saved, strict=True):
             kept = _kept(odds, ctx.threshold, chances).mul_(odds)
             of_value[:, :, seen] += kept.transpose(2, 3) @ outer[:, :, queries]
@@ -151,8 +268,8 @@ class _Attention(torch.autograd.Function):
             delta.addcmul_(odds, taken[:, :, queries], value=-1)
             of_query[:, :, queries] = delta @ key[:, :, seen]
             of_key[:, :, seen] += delta.transpose(2, 3) @ query[:, :, queries]
-            if ctx.needs_input_grad[4]:  # there is one span then, of all
-                of_bias = delta.sum_to_size(bias.shape)
+            if of_bias is not None:
+                of_bias[:, :, queries, seen] += delta.sum_to_size(*bias.shape[:2], *delta.shape[2:])
         return of_query, of_key, of_value, None, of_bias, None
 
 

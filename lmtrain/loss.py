@@ -56,15 +56,15 @@ class TokenLoss:
     that the model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary
     terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well. `head_last` says
     that the logits are what the output embeddings give, and a constant bias: then the supervised positions alone are
-    projected, some at a time, and the logits of a batch are never held (projection.py). `apart` makes of a batch in which texts share
-    rows what the model wants to keep them apart (apart.py); without it they read one another.
+    projected, some at a time, and the logits of a batch are never held (projection.py). `apart` calls the model on a batch
+    in which texts share rows so that they are kept apart (apart.py, joining.py); without it they read one another.
     """
 
     shift: int
     label_smoothing: float = 0.0
     own: bool = False
     head_last: bool = False
-    apart: Callable[[Batch], dict[str, Any]] | None = None
+    apart: Callable[[Any, Batch], Any] | None = None
     whole_logits: bool = False
     """In training, all logits after all: where the head's weights are not at hand by themselves (sharded, compiled)."""
 
@@ -74,7 +74,7 @@ class TokenLoss:
         `network` may be wrapped (DistributedDataParallel); `batch` holds `labels` [rows, length].
         """
         if self.own:
-            output = network(**self._told(batch))
+            output = self._output(network, batch)
             tokens = (batch["labels"] != IGNORED).sum()
             # A micro-batch without a label has no mean: nothing, but with a gradient, so that processes keep step.
             return output.loss * tokens / items.clamp(min=1) if tokens else output.logits.sum() * 0.0
@@ -108,21 +108,21 @@ class TokenLoss:
 
     def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""
-        inputs = self._told(batch)
+        inputs = dict(batch)
         labels = inputs.pop("labels")
         model = _bare(network)
-        if model.config.is_encoder_decoder:
+        if model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(model, labels)
-        logits = network(**inputs).logits
+        logits = self._output(network, inputs).logits
         if self.shift:
             return logits[:, : -self.shift], labels[:, self.shift :]
         return logits, labels
 
-    def _told(self, batch: Batch) -> dict[str, Any]:
-        """What the model is called with."""
-        if "documents" not in batch:
-            return dict(batch)
-        return self.apart(batch) if self.apart else {n: t for n, t in batch.items() if n != "documents"}
+    def _output(self, network: Any, batch: Batch) -> Any:
+        """What the model says of a batch."""
+        if "documents" in batch and self.apart:
+            return self.apart(network, batch)
+        return network(**{name: tensor for name, tensor in batch.items() if name != "documents"})
 
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:

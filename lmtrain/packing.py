@@ -1,4 +1,4 @@
-"""Rows of ids of different lengths in flat arrays, full rows cut from documents, and documents put into full rows."""
+"""Rows of ids of different lengths in flat arrays, full rows cut from documents, and documents or pairs put into rows."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -151,3 +151,25 @@ def best_fit(lengths: np.ndarray, room: int) -> Ragged:
     if not len(shared):  # all of them are whole rows
         return Ragged(np.arange(whole), np.arange(whole + 1))
     return Ragged(np.append(order[:whole], shared), _offsets(np.append(np.ones(whole, np.int64), sizes))).ordered()
+
+
+def level(lengths: np.ndarray, width: int) -> list[np.ndarray]:
+    """Which pairs share a row, by their `lengths` [pairs, 2]: as few rows as `width` calls for, filled alike.
+
+    The longest pair first, each into the row that is the emptiest (LPT, Graham, 1969).
+    """
+    count = int(-(-lengths.sum(0) // width).max())
+    if count == 1:
+        return [np.arange(len(lengths))]
+    whole, filled, found = lengths.sum(1), np.zeros(count, np.int64), [[] for _ in range(count)]  # type: ignore[var-annotated]
+    for pair in np.argsort(-whole, kind="stable").tolist():
+        row = int(filled.argmin())
+        found[row].append(pair)
+        filled[row] += whole[pair]
+    return [np.sort(row) for row in found if row]
+
+
+def places_in_rows(lengths: np.ndarray, width: int) -> int:
+    """For tokens, padding included, in the rows of pairs with `lengths` [pairs, 2]; never more than in a row for each."""
+    shared = [lengths[row].sum(0) for row in level(lengths, width)]
+    return min(len(shared) * int(np.max(shared, 0).sum()), len(lengths) * int(lengths.max(0).sum()))

@@ -115,9 +115,11 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def feed(
     recipe: Any, corpus: Corpus, objective: Objective, tokenizer: PreTrainedTokenizerBase, packing: Packing,
-    prepared: Prepared, collate: Collate, limits: Limits, process: tuple[int, int],
+    prepared: Prepared, collate: Collate, limits: Limits, process: tuple[int, int], width: int | None = None,
 ) -> Batches | Stream:  # fmt: skip
-    """The training data in batches, all at hand or read while training; `process` is (number, of how many)."""
+    """The training data in batches, all at hand or read while training; `process` is (number, of how many), `width`
+    that of the rows in which the pairs of a batch are laid end to end, if they are.
+    """
     section = recipe.train
 
     def shared(examples: Examples) -> Examples:
@@ -133,7 +135,7 @@ def feed(
         )  # fmt: skip
     return Batches(
         shared(prepared.train), section.seed, section.batch_size, section.batch_tokens, section.group_by_length,
-        tuple(recipe.data.weights), process, section.grad_accum, section.epochs, section.max_steps,
+        tuple(recipe.data.weights), process, section.grad_accum, section.epochs, section.max_steps, width,
     )  # fmt: skip
 
 

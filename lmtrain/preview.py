@@ -17,8 +17,9 @@ from lmtrain.batching import Batches
 from lmtrain.collate import Batch, Collate, Row
 from lmtrain.console import Console, ledger_table, to_json
 from lmtrain.corpus import Corpus
-from lmtrain.dataset import Examples, Limits
+from lmtrain.dataset import Examples, Limits, longest
 from lmtrain.errors import InputError, visible
+from lmtrain.joining import width_for
 from lmtrain.model import LOADING, check_vocabulary, load_config, load_tokenizer, positions, shaped
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
@@ -80,7 +81,8 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     """The first `count` batches, made as training makes them.
 
     Only what training asks the weights is answered without them: that texts which share a row can be kept apart is taken
-    for granted, and that no model reads padding (ProphetNet does: it is trained on rows of full length).
+    for granted, also that the pairs of a batch can be laid end to end, and that no model reads padding (ProphetNet does: it
+    is trained on rows of full length).
     """
     config = load_config(recipe.model, recipe.objective)
     objective = OBJECTIVES[recipe.objective]
@@ -94,16 +96,20 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     packing = Packing(recipe.data, _taken_for_granted(recipe.data, corpus.kind), [])
     with console.working("tokenising the data"):
         prepared = prepare(corpus, objective, tokenizer, packing.data, limits)
-    batches = feed(recipe, corpus, objective, tokenizer, packing, prepared, cast(Collate, collate), limits, (0, 1))
+    joins = network.config.is_encoder_decoder
+    width = width_for(longest(prepared.train, limits, recipe.data.streaming)) if joins else None
+    batches = feed(
+        recipe, corpus, objective, tokenizer, packing, prepared, cast(Collate, collate), limits, (0, 1), width
+    )
     given = list(islice(_given(batches, collate), count))
     lines = [zip(rows, objective.view.lines(rows, batch, tokenizer, network), strict=True) for rows, batch in given]
-    seen = [[(row["lengths"].tolist(), line) for row, line in batch] for batch in lines]
+    seen = [[(row["lengths"].tolist(), _bare(line) if joins else line) for row, line in batch] for batch in lines]
     padding, _ = fractions(seen, objective.view)
     examples = _of_first_part(prepared, packing, limits) if isinstance(batches, Stream) else batches.examples
     return Shown(
         recipe, objective.view, drawing.Texts(tokenizer), seen, None if isinstance(batches, Stream) else len(batches),
         examples.lengths_by_column(), data_document(recipe, prepared, batches, padding),
-        [*prepared.notes, *told, _spoken(limits, packing)], prepared.warnings,
+        [*prepared.notes, *told, _spoken(limits, packing, joins)], prepared.warnings,
     )  # fmt: skip
 
 
@@ -131,14 +137,22 @@ def _given(batches: Batches | Stream, collate: Opened) -> Iterator[tuple[list[Ro
         yield from (collate([batches.examples[key] for key in keys]) for keys in batches)
 
 
+def _bare(lines: Lines) -> Lines:
+    """Without padding, of which there is next to none where pairs lie end to end."""
+    bare = {name: [token for token in line if token.role != "pad"] for name, line in lines.items()}
+    # Behind the last label the decoder would be shown that one.
+    return bare | {"decoder_input": bare["decoder_input"][: len(bare["labels"])]}
+
+
 def _of_first_part(prepared: Prepared, packing: Packing, limits: Limits) -> Examples:
     return prepared.train.packed(limits.resolved["max_length"]) if packing.apart else prepared.train
 
 
-def _spoken(limits: Limits, packing: Packing) -> str:
+def _spoken(limits: Limits, packing: Packing, joins: bool) -> str:
     lengths = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in limits.resolved.items())
     apart = "; texts that share a row are kept apart, if training finds that this model can" if packing.apart else ""
-    return lengths + apart
+    end_to_end = "; training lays the pairs of a batch end to end, if it finds that this model can" if joins else ""
+    return lengths + apart + end_to_end
 
 
 # --- as a document --------------------------------------------------------------------------------------------------

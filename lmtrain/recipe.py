@@ -431,7 +431,7 @@ class Train(Section):
     batch_size: int = option(8, short="b", aliases=("per_device_train_batch_size",), ge=1, le=1_000_000)
     """Rows per device and micro-batch."""
     batch_tokens: int | None = option(None, ge=1)
-    """Rows vary so that a batch has about N tokens, of rows of like length: little padding. Instead of --batch-size."""
+    """Rows vary so that a batch has about N tokens; rows that have to be padded are of like length. Instead of --batch-size."""
     group_by_length: bool = option(False, hidden=True)
     """Batches of --batch-size rows of like length."""
     grad_accum: int = option(1, aliases=("gradient_accumulation_steps",), ge=1)
@@ -599,7 +599,7 @@ class Recipe(Section):
     def _batches_are_possible(self) -> Self:
         train, data = self.train, self.data  # type: ignore[attr-defined]
         if train.batch_tokens and train.group_by_length:
-            raise ValueError("--batch-tokens puts rows of like length together anyway; drop --group-by-length")
+            raise ValueError("--batch-tokens keeps padding small by itself; drop --group-by-length")
         if data.streaming and not train.max_steps:
             raise ValueError("--streaming: needs --max-steps above 0, because nobody knows how long a stream is")
         if data.streaming and (train.batch_tokens or train.group_by_length):

@@ -22,9 +22,10 @@ from lmtrain.apart import choose_packing
 from lmtrain.checkpoint import Continued, step_of
 from lmtrain.console import Console
 from lmtrain.corpus import Corpus
-from lmtrain.dataset import Limits
+from lmtrain.dataset import Limits, longest
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Scores, figures_of
+from lmtrain.joining import choose as choose_joining
 from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, keep_memory, part, peak_memory, precision
@@ -84,8 +85,11 @@ def assemble(
     collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
     loss = replace(loss, apart=packing.apart, whole_logits=recipe.train.compile or _is_sharded())
     loss = objective.fit_to_train(network, examples, loss, collate, recipe.train.label_smoothing)
+    joining = choose_joining(network, loss, collate, longest(examples, limits, recipe.data.streaming))
+    loss = replace(loss, apart=joining.apart) if joining else loss
     process = arguments.process_index, arguments.world_size
-    batches = feed(recipe, corpus, objective, tokenizer, packing, prepared, collate, limits, process)
+    width = joining.width if joining else None
+    batches = feed(recipe, corpus, objective, tokenizer, packing, prepared, collate, limits, process, width)
     floats = precision(recipe.train.precision, config.model_type)
     evaluation = held_out and evaluate.prepare(
         recipe, objective, held_out, tokenizer, collate, loss, limits, floats, console
@@ -109,7 +113,7 @@ def assemble(
         eval_dataset=held_out, data_collator=collate, processing_class=tokenizer,
         callbacks=_callbacks(recipe, run, console),
     ).prepare(
-        loss, evaluation, batches, drift.identity(recipe, facts, environment()), recipe.train.keep, console.warn
+        loss, evaluation, batches, drift.identity(recipe, facts, environment()), recipe.train.keep, console.warn, joining
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     run.trainer = trainer

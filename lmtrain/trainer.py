@@ -19,6 +19,7 @@ from lmtrain.batching import Batches, Loader
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.errors import OutOfMemory, UsageError
 from lmtrain.evaluate import Evaluation
+from lmtrain.joining import Joining
 from lmtrain.loss import TokenLoss
 from lmtrain.metrics import trainer_name
 from lmtrain.streaming import State, Stream
@@ -50,9 +51,12 @@ class ExactTrainer(Trainer):
     def prepare(
         self, loss: TokenLoss, evaluation: Evaluation | None, batches: Batches | Stream,
         identity: dict[str, Any] | None = None, keep: int = 2, warn: Callable[[str], None] = str,
+        joining: Joining | None = None,
     ) -> "ExactTrainer":  # fmt: skip
-        """`identity` is what checkpoints will know the run by, `keep` how many of them stay, `warn` says what happens."""
-        self.token_loss, self.evaluation, self.batches = loss, evaluation, batches
+        """`identity` is what checkpoints will know the run by, `keep` how many of them stay, `warn` says what happens;
+        with `joining` the pairs of a batch are laid end to end.
+        """
+        self.token_loss, self.evaluation, self.batches, self.joining = loss, evaluation, batches, joining
         self.identity, self.keep, self.warn = identity or {}, keep, warn
         # Trainer counts the labels of a whole step for models that say they divide by them: compute_loss does.
         self.model_accepts_loss_kwargs = True
@@ -134,8 +138,12 @@ class ExactTrainer(Trainer):
         for number, part in enumerate(parts, 1):
             # Gradients are exchanged once, with the last.
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, part, items))
+                losses.append(super().training_step(model, self._laid(part), items))
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _laid(self, batch: Batch) -> Batch:
+        """As the model reads it; here, before it goes to a device, lengths are known without waiting for one."""
+        return self.joining(self.model, batch) if self.joining else batch
 
     def _retreat(self, model: Any, batches: list[Batch]) -> None:
         """Back to the start of the step, with half the rows at once. Raises OutOfMemory where that was one."""

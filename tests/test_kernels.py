@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from lmtrain.kernels import TORCH_ATTENTION, TORCH_DROPOUT, _attention, fuse, quick_dropout
+from lmtrain.kernels import TORCH_ATTENTION, TORCH_DROPOUT, _attention, _texts, fuse, quick_dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -40,31 +40,47 @@ def test_dropout_is_a_function_of_torchs_seed_and_ends_with_its_block():
 
 LONG = 150
 """More than is treated at once."""
-DOCUMENTS = torch.arange(LONG) // 20
+DOCUMENTS = torch.stack([torch.arange(LONG) // 20, (torch.arange(LONG) + 7) // 16])
+SAME = (DOCUMENTS[:, :, None] == DOCUMENTS[:, None, :])[:, None]
+CLOSE = torch.ones(2, 1, LONG, LONG, dtype=torch.bool).tril().triu(-9)
 MASKS = {
     "causal": None,
     "none": None,
     "bool": torch.rand(2, 1, LONG, LONG, generator=torch.Generator().manual_seed(1)) + torch.eye(LONG) > 0.3,
     "padding": (torch.arange(LONG) < torch.tensor([[90], [LONG]]))[:, None, None],
-    "documents": (DOCUMENTS[:, None] == DOCUMENTS)[None, None],
-    "documents, causal": ((DOCUMENTS[:, None] == DOCUMENTS).tril())[None, None],
+    "documents": SAME,
+    "documents, causal": SAME.tril(),
+    "documents, one row for all": SAME[:1],
+    "documents, a key that none sees": SAME & (torch.arange(LONG) != 100),
+    "documents, a window": SAME & CLOSE,
+    "window": CLOSE,
     "float": torch.randn(2, 1, LONG, LONG, generator=torch.Generator().manual_seed(2)),
 }
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("mask", MASKS)
-def test_attention_with_next_to_no_dropout_is_that_of_torch_and_so_are_its_gradients(mask: str, heads: int):
+def test_attention_with_next_to_no_dropout_is_that_of_torch_and_so_are_its_gradients(
+    mask: str, heads: int, dropout: float
+):
     torch.manual_seed(0)
     states = [torch.randn(2, n, LONG, 8, requires_grad=True) for n in (4, heads, heads)]
     module = torch.nn.Module()
     module.is_causal, module.num_key_value_groups = mask == "causal", 4 // heads
     outer = torch.randn(2, LONG, 4, 8)
     expected, _ = TORCH_ATTENTION(module, *states, MASKS[mask])
-    found, _ = _attention(module, *states, MASKS[mask], dropout=1e-9)
+    found, _ = _attention(module, *states, MASKS[mask], dropout=dropout)
     assert torch.allclose(found, expected, atol=1e-6)
     gradients = [torch.autograd.grad(out, states, outer) for out in (expected, found)]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+def test_texts_that_share_rows_are_found_where_each_attends_to_a_stretch_of_its_own():
+    found = {name: _texts(mask) for name, mask in MASKS.items() if mask is not None}
+    apart = {name for name, texts in found.items() if texts}
+    assert apart == {"documents", "documents, causal", "documents, one row for all", "documents, a key that none sees"}
+    assert found["documents"].mask.shape == (8 + 10, 1, 20, 20)
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import lmtrain, scratch, trained
 from transformers import BertForMaskedLM, GPT2LMHeadModel, T5ForConditionalGeneration
+from trials import rows_of
 
 from lmtrain.trainer import ExactTrainer
 
@@ -30,9 +31,9 @@ def full_above(rows: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> list[i
     forward, seen = model.forward, []
 
     def limited(self: Any, *arguments: Any, **inputs: Any) -> Any:
-        count = len(inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["decoder_input_ids"])
-        # Before training the model is asked a few questions about four rows, where it is not short of memory.
-        if count > (rows if self.training else max(rows, 4)):
+        count = rows_of([t for t in (*arguments, *inputs.values()) if isinstance(t, torch.Tensor) and t.dim()])
+        # Before training the model is asked a few questions about a few rows, where it is not short of memory.
+        if count > (rows if self.training else max(rows, 8)):
             raise torch.OutOfMemoryError("faked")
         seen.append(count)
         return forward(self, *arguments, **inputs)

@@ -534,12 +534,18 @@ def _out_of_memory_above(rows: int, first_step: int, evaluation: bool) -> None:
     _see_steps()
 
     def called(network: Any, given: list[torch.Tensor]) -> None:
-        count = given[0].shape[0] if given else 0
+        count = rows_of(given)
         trains = network.training and torch.is_grad_enabled()
         if count > rows and _step() + 1 >= first_step and (trains or evaluation):
             raise torch.OutOfMemoryError(f"faked: CUDA out of memory. {count} rows, of which {rows} fit")
 
     _before_forward(called)
+
+
+def rows_of(given: list[Any]) -> int:
+    """How many rows a model is given with these tensors, or pairs that share rows: a token that sees itself alone begins one."""
+    starts = [int((t.sum(-1) == 1).sum()) for t in given if t.dim() == 4 and not t.float().triu(1).any()]
+    return starts[0] if starts else given[0].shape[0] if given else 0
 
 
 def _before_forward(called: Callable[[Any, list[Any]], None]) -> None:

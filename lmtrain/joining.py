@@ -1,0 +1,173 @@
+"""The pairs of a batch end to end in rows, rather than each in a row of its own that is filled up with padding.
+
+A batch of sentence pairs drawn by chance is nearly half padding. Pairs of like length need less, but a step of them
+teaches less (benchmarks/speed.md). Here a step keeps the pairs that it has, and its loss and gradient; only where they
+lie differs, and none of them sees another. As in apart.py, a model is tried before it is trusted.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lmtrain.apart import TOLERANCE, first_position, mask, positions
+from lmtrain.collate import IGNORED, Batch, Collate, padded
+from lmtrain.loss import TokenLoss, decoder_inputs, evaluating
+from lmtrain.packing import level, places_in_rows
+
+WIDTH = 512
+"""Tokens that a row has room for on either side, or as many as the longest text: attention costs the square of a row."""
+
+MADE_UP = (((5, 4), (3, 6)), ((4, 3), (6, 5)))
+"""(source, target) tokens of the pairs that two rows are made of to try a model; the first row gets the longest as well."""
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How the pairs of a batch share rows, and how a model is told."""
+
+    width: int
+    apart: "PairsApart"
+
+    def __call__(self, network: PreTrainedModel, batch: Batch) -> Batch:
+        """The batch with its pairs end to end, `documents` and `decoder_documents` numbering them from 1 on in each row,
+        and `decoder_input_ids`, which follow from the labels of each pair; the batch itself where that saves nothing.
+        """
+        lengths = lengths_of(batch)
+        if places_in_rows(lengths, self.width) == len(lengths) * int(lengths.max(0).sum()):
+            return batch
+        return laid(network, batch, lengths, level(lengths, self.width))
+
+
+def lengths_of(batch: Batch) -> np.ndarray:
+    """[pairs, 2] tokens of source and target."""
+    asked = batch["labels"] != IGNORED
+    at = torch.arange(1, asked.shape[1] + 1)
+    return torch.stack([batch["attention_mask"].sum(1), (asked * at).amax(1).clamp(min=1)], 1).numpy()
+
+
+def laid(network: PreTrainedModel, batch: Batch, lengths: np.ndarray, shared: Sequence[np.ndarray]) -> Batch:
+    columns = {
+        "input_ids": (batch["input_ids"], 0, 0),
+        "labels": (batch["labels"], 1, IGNORED),
+        "decoder_input_ids": (decoder_inputs(network, batch["labels"]), 1, 0),
+    }
+    made = {
+        name: padded([np.concatenate([values[pair, : lengths[pair, side]] for pair in row]) for row in shared], fill)
+        for name, (tensor, side, fill) in columns.items()
+        for values in [tensor.numpy()]
+    }
+    for side, name in enumerate(("documents", "decoder_documents")):
+        made[name] = padded([np.repeat(np.arange(1, len(row) + 1), lengths[row, side]) for row in shared], 0)
+    return made | {"attention_mask": (made["documents"] > 0).long()}
+
+
+@dataclass(frozen=True)
+class PairsApart:
+    """Calls an encoder-decoder on joined pairs: the masks and positions of each of its sides are put in its way."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    dtype: torch.dtype | None
+    """Of masks that are added to scores (eager); None: they are read as true and false (sdpa)."""
+
+    def __call__(self, network: Any, batch: Batch) -> Any:
+        """What the model says of the batch (see Joining), logits [rows, target length, vocabulary]."""
+        sources, targets = batch["documents"], batch["decoder_documents"]
+        # What fills up a row of targets sees the row's last source: a query that sees nothing has no softmax.
+        asking = torch.where(targets > 0, targets, sources.amax(1, keepdim=True))
+        own, before = _same(sources, sources), _same(targets, targets).tril()
+        with ExitStack() as stack:
+            stack.enter_context(_told(self.encoder, sources, attention_mask=mask(own, self.dtype)))
+            stack.enter_context(_told(self.decoder, targets))
+            return network(
+                input_ids=batch["input_ids"], attention_mask=mask(_same(asking, sources), self.dtype), use_cache=False,
+                decoder_input_ids=batch["decoder_input_ids"], decoder_attention_mask=mask(before, self.dtype),
+            )  # fmt: skip
+
+
+def _same(asking: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    return asking[:, :, None] == asked[:, None, :]
+
+
+@contextmanager
+def _told(side: nn.Module, documents: torch.Tensor, **more: Any) -> Iterator[None]:
+    """While this is open, a side of the model is called with `more`, and begins the positions of each text anew."""
+    at = positions(documents)
+    changed = {
+        table: _from_table(table, at) for name, table in side.named_modules() if name.endswith("embed_positions")
+    }
+    if "position_ids" in signature(side.forward).parameters:
+        more["position_ids"] = at + first_position(side)
+    before = side.forward
+    changed[side] = lambda *given, **named: before(*given, **{**named, **more})
+    for module, forward in changed.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward  # what the class says
+
+
+def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
+    """In the place of a module that gives the embeddings of positions 0, 1, 2 and so on: those `at` [rows, length]."""
+    before = table.forward
+    if "position_ids" in signature(before).parameters:
+        return lambda shape, *_, **__: before(shape, position_ids=at.flatten()).view(*at.shape, -1)
+    count = int(at.max()) + 1
+    return lambda *_, **__: before(inputs_embeds=torch.empty(1, count, 1, device=at.device))[0][at]
+
+
+def width_for(longest: Sequence[int]) -> int:
+    """Of rows for pairs of which the `longest` source and target have so many tokens."""
+    return max(WIDTH, *longest)
+
+
+def choose(network: PreTrainedModel, loss: TokenLoss, collate: Collate, longest: Sequence[int]) -> Joining | None:
+    """For pairs of which the `longest` source and target have so many tokens; None where the model cannot keep them apart.
+
+    Nor where its loss is not a sum over tokens, or depends on padding.
+    """
+    if not network.config.is_encoder_decoder or loss.own or loss.whole_logits or collate.fixed:
+        return None
+    dtype = network.dtype if network.config._attn_implementation == "eager" else None
+    apart = PairsApart(network.get_encoder(), network.get_decoder(), dtype)
+    return Joining(width_for(longest), apart) if _holds(network, apart, longest) else None
+
+
+@torch.no_grad()
+def _holds(network: PreTrainedModel, apart: PairsApart, longest: Sequence[int]) -> bool:
+    """Whether made-up pairs that share rows have the logits that each has alone."""
+    shared = [[*MADE_UP[0], tuple(longest)], [*MADE_UP[1]]]
+    lengths = np.array([pair for row in shared for pair in row])
+    numbers = np.split(np.arange(len(lengths)), np.cumsum([*map(len, shared)])[:-1])
+    vocabulary = len(network.get_input_embeddings().weight)
+    random = np.random.default_rng(0)
+    sources, targets = (
+        [random.integers(vocabulary // 2, vocabulary, size=length) for length in side] for side in lengths.T
+    )
+    mask = padded([np.ones(len(ids), np.int64) for ids in sources], 0)
+    batch = {"input_ids": padded(sources, 0), "attention_mask": mask, "labels": padded(targets, IGNORED)}
+    with evaluating(network):
+        try:
+            joined = {n: t.to(network.device) for n, t in laid(network, batch, lengths, numbers).items()}
+            together, _ = TokenLoss(0, apart=apart).aligned(network, joined)
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, NotImplementedError):
+            return False  # the model does not take this
+        for row, pairs in enumerate(numbers):
+            starts = np.cumsum(lengths[pairs, 1]) - lengths[pairs, 1]
+            for start, pair in zip(starts.tolist(), pairs.tolist(), strict=True):
+                one = {"input_ids": padded([sources[pair]], 0), "labels": padded([targets[pair]], 0)}
+                one = {name: tensor.to(network.device) for name, tensor in one.items()}
+                alone, _ = TokenLoss(0).aligned(network, one | {"attention_mask": torch.ones_like(one["input_ids"])})
+                gap = (together[row, start : start + len(targets[pair])] - alone[0]).abs().max()
+                if not gap <= TOLERANCE * alone.abs().max():
+                    return False
+    return True

@@ -1,0 +1,159 @@
+"""Pairs end to end in rows: the loss and the gradient of pairs that are padded, none of which sees another."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentences, trained
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, set_seed
+
+from lmtrain import joining, tokenizer
+from lmtrain.collate import IGNORED
+from lmtrain.dataset import Limits
+from lmtrain.exactness import FAMILIES
+from lmtrain.kernels import quick_dropout
+from lmtrain.loss import TokenLoss
+from lmtrain.model import load_network
+from lmtrain.objectives import OBJECTIVES
+from lmtrain.packing import level, places_in_rows
+from lmtrain.recipe import RECIPES, Model
+from lmtrain.sources import Rows
+
+BART = FAMILIES["bart"][1]
+SIZES: dict[str, dict[str, Any]] = {
+    "t5": FAMILIES["t5"][1], "mt5": FAMILIES["t5"][1], "bart": BART, "marian": BART, "pegasus": BART, "mbart": BART,
+    "m2m_100": BART, "blenderbot": BART,
+}  # fmt: skip
+SOURCES = [text[: 3 + 11 * i % 37] for i, text in enumerate(sentences(40))]
+TARGETS = [text[: 2 + 7 * i % 31] for i, text in enumerate(sentences(40))]
+
+
+def made(family: str, attn: str | None = None, large: float = 3):
+    """(network, its batch of forty pairs, their collate)"""
+    objective = OBJECTIVES["seq2seq"]
+    byte = tokenizer.train("byte", [], objective.frame)
+    data = RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"])
+    set_seed(1)
+    model = Model(name=family, from_scratch=True, config=SIZES.get(family, FAMILIES["prophetnet"][1]), attn=attn)
+    network, _ = load_network(model, AutoConfig.for_model(family), byte, objective.auto_model)
+    with torch.no_grad():  # weights as large as those of a trained model: what leaks in would else hardly show
+        for parameter in network.parameters():
+            parameter.mul_(large if parameter.dim() > 1 else 1)
+    pairs = list(zip(SOURCES, TARGETS, strict=True))
+    examples = objective.encode(Rows.of("pairs", pairs), byte, data, Limits(None, {}), False)
+    collate = objective.collate(byte, data, 1)
+    return network.eval(), collate([examples[0, row] for row in range(len(examples))]), collate
+
+
+def loss_and_gradient(network, loss: TokenLoss, batch) -> tuple[float, torch.Tensor]:
+    network.zero_grad()
+    value = loss(network, batch, (batch["labels"] != IGNORED).sum())
+    value.backward()
+    return value.item(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("width", [64, 200, 4096])
+@pytest.mark.parametrize(("family", "attn"), [*((family, None) for family in SIZES), ("bart", "eager")])
+def test_loss_and_gradient_are_those_of_padded_pairs(family: str, attn: str | None, width: int):
+    network, batch, collate = made(family, attn, large=1 if "t5" in family else 3)
+    found = joining.choose(network, TokenLoss(0), collate, (37, 31))
+    assert found and found.width == joining.WIDTH
+    joined = replace(found, width=width)(network, batch)
+    assert joined["input_ids"].numel() < 0.8 * batch["input_ids"].numel()
+    assert (joined["labels"] != IGNORED).sum() == (batch["labels"] != IGNORED).sum()
+    padded = loss_and_gradient(network, TokenLoss(0), batch)
+    loss = TokenLoss(0, apart=found.apart)
+    with quick_dropout():
+        quick = loss_and_gradient(network, loss, joined)
+    for value, gradient in (quick, loss_and_gradient(network, loss, joined)):
+        assert value == pytest.approx(padded[0], rel=1e-5)
+        assert (gradient - padded[1]).norm() <= 1e-4 * padded[1].norm()
+
+
+@pytest.mark.parametrize("family", ["t5", "marian"])
+def test_a_changed_pair_changes_no_other(family: str):
+    network, batch, collate = made(family)
+    found = joining.choose(network, TokenLoss(0), collate, (37, 31))
+    joined = found(network, batch)
+    assert len(joined["labels"]) == 2
+    changed = {name: tensor.clone() for name, tensor in joined.items()}
+    for ids, documents in (("input_ids", "documents"), ("decoder_input_ids", "decoder_documents")):
+        changed[ids][0, joined[documents][0] == 3] += 1
+    with torch.no_grad():
+        before, after = (TokenLoss(0, apart=found.apart).aligned(network, b)[0] for b in (joined, changed))
+    moved = (before != after).any(-1)
+    assert torch.equal(moved, (joined["decoder_documents"] == 3) & (torch.arange(2) == 0)[:, None])
+
+
+def test_models_that_cannot_keep_pairs_apart_pad_them(monkeypatch: pytest.MonkeyPatch):
+    network, _, collate = made("prophetnet")
+    assert joining.choose(network, TokenLoss(0), collate, (37, 31)) is None
+    network, _, collate = made("bart")
+    assert joining.choose(network, TokenLoss(0, own=True), collate, (37, 31)) is None
+    assert joining.choose(network, TokenLoss(0, whole_logits=True), collate, (37, 31)) is None
+    monkeypatch.setattr(joining, "positions", lambda documents: torch.arange(documents.shape[1]).expand_as(documents))
+    assert joining.choose(network, TokenLoss(0), collate, (37, 31)) is None, "positions that run on would go unnoticed"
+
+
+def test_a_batch_of_pairs_that_are_all_of_one_length_stays_as_it_is():
+    network, batch, collate = made("t5")
+    same = {name: tensor[:1].repeat(4, 1) for name, tensor in batch.items()}
+    lengths = joining.lengths_of(same)[0]
+    trimmed = {name: tensor[:, : lengths[int(name == "labels")]] for name, tensor in same.items()}
+    assert joining.choose(network, TokenLoss(0), collate, (37, 31))(network, trimmed) is trimmed
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=80), st.integers(60, 300))
+def test_every_pair_has_a_place_and_rows_are_filled_alike(sizes: list, width: int):
+    lengths = np.array(sizes)
+    rows = level(lengths, width)
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(sizes)))
+    whole = [int(lengths[row].sum()) for row in rows]
+    assert max(whole) - min(whole) <= lengths.sum(1).max()
+    assert lengths.sum() <= places_in_rows(lengths, width) <= len(sizes) * lengths.max(0).sum()
+
+
+def test_training_reads_the_padding_that_its_account_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read, lay = [], joining.Joining.__call__
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        batch = lay(self, *arguments)
+        read.append(
+            (
+                batch["input_ids"].numel() + batch["labels"].numel(),
+                batch["attention_mask"].sum() + (batch["labels"] >= 0).sum(),
+            )
+        )
+        return batch
+
+    monkeypatch.setattr(joining.Joining, "__call__", watched)
+    lines = [{"source": s, "target": t} for s, t in zip(sentences(200), reversed(sentences(200)), strict=True)]
+    for number, line in enumerate(lines):
+        line["source"] = line["source"][: 2 + 5 * number % 29]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["seq2seq", "--model", "marian", "--from-scratch", "--tokenizer", "byte", "--val-split", 0,
+             "--model-config", ",".join(f"{name}={value}" for name, value in BART.items()), "--data", "pairs.jsonl"]  # fmt: skip
+    for size in (["-b", 32], ["--batch-tokens", 400]):
+        read.clear()
+        results = trained(*flags, *size, "-o", f"run{size[0]}", "--epochs", 1)
+        places, tokens = (int(sum(column)) for column in zip(*read, strict=True))
+        assert results["train"]["tokens_seen"] == tokens
+        assert results["data"]["train"]["padding_fraction"] == pytest.approx(1 - tokens / places)
+        assert results["data"]["train"]["padding_fraction"] < 0.05
+    assert max(seen for _, seen in read) < 500, "batches of about 400 tokens"
+
+
+def test_the_class_says_again_what_a_side_does_after_a_failure():
+    network, batch, _ = made("bart")
+    apart = joining.PairsApart(network.get_encoder(), network.get_decoder(), None)
+    with pytest.raises(KeyError):
+        apart(network, {"documents": batch["attention_mask"], "decoder_documents": batch["labels"], "input_ids": batch["input_ids"]})  # fmt: skip
+    assert not any("forward" in vars(module) for module in network.modules())
+    assert isinstance(network, AutoModelForSeq2SeqLM._model_mapping[type(network.config)])
