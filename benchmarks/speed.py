@@ -7,7 +7,7 @@ language models of texts padded to the longest, for translation batches drawn at
 own, in turn; each measures the rate of a large matrix product before it begins. What is told are medians over the rounds.
 Every case is also trained for 50 steps without dropout, to compare the losses. The share of the matrix rate is that of the
 arithmetic which the useful tokens need (lmtrain.bench) in the rate of the large product. --profile tells instead where
-lmtrain's own time goes.
+lmtrain's own time goes, --held-out what a translation has learnt after as many epochs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from lmtrain.recipe import RECIPES
 HERE = Path(__file__).parent
 WARM = 3
 """Steps at the start that are not counted."""
+
+PROFILED = 8
+"""Steps of which --profile tells."""
 
 
 @dataclass(frozen=True)
@@ -151,31 +155,43 @@ def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> N
 # --- the two ways ----------------------------------------------------------------------------------------------------
 
 
-def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> list[float]:
-    """The moments at which its steps ended; `alike`: in the batches of the baseline, to compare the losses."""
-    from lmtrain import trainer
+def ends(case: Case, seen: Any) -> Any:
+    """A callback that notes when each step has ended, before anything is saved, and what has been `seen` by then."""
+    from transformers import TrainerCallback
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ENDS.append(time.perf_counter())
+            tokens, places = seen()
+            TOKENS.append(tokens)
+            PLACES.append(places)
+            if PROFILER and len(ENDS) == WARM:
+                PROFILER[0].start()
+            if PROFILER and len(ENDS) == WARM + PROFILED:
+                PROFILER[0].stop()
+
+    return Ends()
+
+
+def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> None:
+    """Train so; `alike`: in the batches of the baseline, to compare the losses."""
     from lmtrain.cli import app
+    from lmtrain.trainer import ExactTrainer
 
-    ends: list[float] = []
-    after = trainer.ExactTrainer._maybe_log_save_evaluate
+    prepare = ExactTrainer.prepare
 
-    def noted(self: Any, *arguments: Any, **options: Any) -> None:
-        ends.append(time.perf_counter())
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
         TRAINER[:] = [self]
-        if PROFILER and len(ends) == WARM:
-            PROFILER[0].start()
-        TOKENS.append(int(self.tokens[0]))
-        PLACES.append(int(self.tokens[2]))
-        after(self, *arguments, **options)
+        self.add_callback(ends(case, lambda: (int(self.tokens[0]), int(self.tokens[2]))))
+        return prepare(self, *arguments, **options)
 
-    trainer.ExactTrainer._maybe_log_save_evaluate = noted
+    ExactTrainer.prepare = noted  # type: ignore[method-assign]
     flags = [case.objective, "--model", folder / "model", "--data", folder / "data.jsonl", "--val-split", 0, "-b", case.batch,
-             "--max-steps", steps, "--lr", 1e-4, "--log-every", 1 if alike else 10, "--save-every", 10**6, "--no-preflight", "--no-cache", "-q",
+             "--max-steps", steps, "--lr", LEARNING_RATE[0], "--log-every", 1 if alike else 10, "--save-every", 10**6, "--no-preflight", "--no-cache", "-q",
              "-o", folder / "run", "--overwrite", "--set", "train.dataloader_num_workers=0", *(PLAIN[case.objective] if alike else case.flags)]  # fmt: skip
     app([str(flag) for flag in flags], standalone_mode=False)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     LOSSES.extend(line["loss"] for line in lines if "loss" in line)
-    return ends
 
 
 PLAIN = {
@@ -185,7 +201,7 @@ PLAIN = {
 }
 
 
-def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> list[float]:
+def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
     """The same, as the public example scripts do it; `alike`: in the order and with the masks of lmtrain."""
     from datasets import load_dataset
     from transformers import (
@@ -193,7 +209,6 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> list[float]
         DataCollatorForLanguageModeling,
         DataCollatorForSeq2Seq,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
 
@@ -217,28 +232,28 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> list[float]
         data = data.select(Order(np.zeros(len(data), np.int64), 42).of(0).tolist())
         stock, collator = collator, lambda rows: _alike(case, tokenizer, stock, rows)
         data = data.add_column("row", Order(np.zeros(len(data), np.int64), 42).of(0).tolist())
-    ends: list[float] = []
-
-    class Noted(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+    seen = [0, 0]
 
     def counted(rows: list[Any]) -> Any:
         batch = collator(rows)
         own = [batch["attention_mask"]] + ([batch["labels"] != -100] if case.objective == "seq2seq" else [])
-        TOKENS.append((TOKENS[-1] if TOKENS else 0) + sum(int(mask.sum()) for mask in own))
-        PLACES.append((PLACES[-1] if PLACES else 0) + sum(mask.numel() for mask in own))
+        seen[0] += sum(int(mask.sum()) for mask in own)
+        seen[1] += sum(mask.numel() for mask in own)
         return batch
 
     arguments = TrainingArguments(
-        str(folder / "baseline"), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=1e-4, logging_steps=1 if alike else 10,
+        str(folder / "baseline"), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=LEARNING_RATE[0], logging_steps=1 if alike else 10,
         save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, dataloader_num_workers=0, seed=42,
         remove_unused_columns=False, train_sampling_strategy="sequential" if alike else "random",
     )  # fmt: skip
-    trainer = Trainer(network, arguments, data_collator=counted, train_dataset=data, callbacks=[Noted()])
+    trainer = Trainer(
+        network, arguments, data_collator=counted, train_dataset=data, callbacks=[ends(case, lambda: seen)]
+    )
     trainer.train()
     LOSSES.extend(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    return ends
+    if not alike:
+        trainer.save_model(str(folder / "by-trainer"))
+        tokenizer.save_pretrained(folder / "by-trainer")
 
 
 def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -> Any:
@@ -258,12 +273,14 @@ def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -
     return batch
 
 
+LEARNING_RATE = [1e-4]
 TRAINER: list[Any] = []
 PROFILER: list[Any] = []
+ENDS: list[float] = []
 TOKENS: list[int] = []
 PLACES: list[int] = []
 LOSSES: list[float] = []
-"""After each step: tokens and places for tokens so far; the loss of each step."""
+"""After each step: the moment, tokens and places for tokens so far; the loss of each step."""
 
 WAYS = {"lmtrain": by_lmtrain, "trainer": by_trainer}
 
@@ -279,17 +296,17 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
     rate = matrix_rate(torch.device("cpu"), torch.float32)
     before, own = psutil.cpu_times(), psutil.Process().cpu_times()
     sys.stdout, out = sys.stderr, sys.stdout
-    ends = WAYS[way](case, folder, steps, alike)
+    WAYS[way](case, folder, steps, alike)
     sys.stdout = out
     after, own_after = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(getattr(after, n) - getattr(before, n) for n in ("user", "system"))
     ours = sum(getattr(own_after, n) - getattr(own, n) for n in ("user", "system"))
-    seconds = ends[-1] - ends[WARM - 1]
+    seconds = ENDS[-1] - ENDS[WARM - 1]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "tokens_per_second": (TOKENS[len(ends) - 1] - TOKENS[WARM - 1]) / seconds,
-        "step": statistics.median(b - a for a, b in zip(ends[WARM - 1 :], ends[WARM:], strict=False)),
-        "padding": 1 - TOKENS[len(ends) - 1] / PLACES[len(ends) - 1], "memory": memory, "rate": rate,
+        "tokens_per_second": (TOKENS[-1] - TOKENS[WARM - 1]) / seconds,
+        "step": statistics.median(b - a for a, b in pairwise(ENDS[WARM - 1 :])),
+        "padding": 1 - TOKENS[-1] / PLACES[-1], "memory": memory, "rate": rate,
         "flops_per_token": flops_per_token(TRAINER[0]) if TRAINER else None,
         "others": max(busy - ours, 0) / (time.perf_counter() - began), "losses": LOSSES,
     }  # fmt: skip
@@ -298,9 +315,21 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
 # --- side by side ----------------------------------------------------------------------------------------------------
 
 
-def once(name: str, way: str, folder: Path, steps: int, alike: bool = False) -> dict[str, Any]:
+def once(name: str, way: str, folder: Path, steps: int, alike: bool = False, rate: float = 1e-4) -> dict[str, Any]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    command = [sys.executable, "-m", "benchmarks.speed", "--work", name, way, str(folder), "--steps", str(steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed",
+        "--work",
+        name,
+        way,
+        str(folder),
+        "--steps",
+        str(steps),
+        "--learning-rate",
+        str(rate),
+    ]
     command += ["--alike"] if alike else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=HERE.parent)
     if done.returncode:
@@ -359,6 +388,40 @@ def side_by_side(name: str, rounds: int, steps: int | None, losses: bool, pairs:
     return figures
 
 
+# --- how much is learnt ----------------------------------------------------------------------------------------------
+
+
+def learnt(name: str, pairs: str, held_out: str, epochs: int, rate: float) -> str:
+    """One line: eval_loss of the pairs HELD_OUT.de and HELD_OUT.en after as many epochs by either way."""
+    case = CASES[name]
+    sides = [Path(f"{held_out}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
+    rows = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        made(case, folder, True, pairs)
+        (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        steps = epochs * -(-len((folder / "data.jsonl").read_text().splitlines()) // case.batch)
+        for way, model in (("lmtrain", "run"), ("trainer", "by-trainer")):
+            once(name, way, folder, steps, rate=rate)
+            command = [
+                sys.executable,
+                "-m",
+                "lmtrain",
+                "eval",
+                "--model",
+                folder / model,
+                "--data",
+                folder / "held-out.jsonl",
+                "--json",
+            ]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[way] = json.loads(told)["metrics"]["eval_loss"]
+    return f"{name}: eval_loss after {epochs} epochs ({steps:,} steps): " + ", ".join(
+        f"{way} {loss:.4f}" for way, loss in found.items()
+    )
+
+
 # --- where the time goes ---------------------------------------------------------------------------------------------
 
 KINDS = {
@@ -382,13 +445,12 @@ def where_time_goes(name: str, pairs: str | None) -> str:
     PROFILER[:] = [profile(activities=[ProfilerActivity.CPU])]
     with tempfile.TemporaryDirectory() as folder:
         made(CASES[name], Path(folder), True, pairs)
-        ends = by_lmtrain(CASES[name], Path(folder), WARM + 8, False)
-        PROFILER[0].stop()
+        by_lmtrain(CASES[name], Path(folder), WARM + PROFILED, False)
     found = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in PROFILER[0].key_averages():
         kind = next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, event.key)), "other")
         found[kind] += event.self_cpu_time_total / 1e6
-    seconds = ends[-1] - ends[WARM - 1]
+    seconds = ENDS[-1] - ENDS[WARM - 1]
     found["between operations"] = max(seconds - sum(found.values()), 0.0)
     return f"{name}: " + ", ".join(f"{kind} {took / seconds:.0%}" for kind, took in found.items())
 
@@ -402,15 +464,23 @@ def main() -> None:
     parser.add_argument("--work", nargs=3)
     parser.add_argument("--alike", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--held-out", help="STEM of pairs: tells instead how much is learnt in --epochs")
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     if options.work:
         name, way, folder = options.work
+        LEARNING_RATE[0] = options.learning_rate
         print(json.dumps(work(name, way, Path(folder), options.steps, options.alike)))
         return
     if options.profile:
         for name in options.cases or CASES:
             print(where_time_goes(name, options.pairs), flush=True)
+        return
+    if options.held_out:
+        for name in options.cases:
+            print(learnt(name, options.pairs, options.held_out, options.epochs, options.learning_rate), flush=True)
         return
     print(HEAD)
     for name in options.cases or CASES:

@@ -3,25 +3,18 @@
 Hu et al.: "LoRA: Low-Rank Adaptation of Large Language Models", 2021; DoRA: Liu et al. 2024; rsLoRA: Kalajdzievski 2023.
 
 The adapter is put into the network itself, whose class stays what it is, so that loss, evaluation and generation know
-nothing of it. What is written is what peft writes: PeftModel.from_pretrained loads it.
+nothing of it. What is written is what peft writes: PeftModel.from_pretrained loads it. peft is imported where there is an
+adapter: it takes a quarter of a second, which whoever looks at data or asks a model without one is spared.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
@@ -30,6 +23,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from lmtrain.errors import InputError, UsageError
 from lmtrain.recipe import Model
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -51,6 +47,8 @@ def adapt(
     `new` are modules without trained weights and `added` ids of tokens without a trained embedding: these are trained
     whole, and saved with the adapter. Raises UsageError for targets that the network does not have.
     """
+    from peft import LoraConfig
+
     config = LoraConfig(
         r=model.lora_r, lora_alpha=model.lora_alpha, lora_dropout=model.lora_dropout, use_dora=model.lora_dora,
         use_rslora=model.lora_rslora, target_modules=model.lora_targets or "all-linear", exclude_modules=new or None,
@@ -72,6 +70,8 @@ def adapt(
 
 def go_on(network: PreTrainedModel, name: str) -> list[str]:
     """Put the adapter of a folder into the network, to be trained on; what to say about it. Raises InputError."""
+    from peft import PeftConfig
+
     try:
         config = PeftConfig.from_pretrained(name)
         config.inference_mode, config.base_model_name_or_path = False, base_of(network)
@@ -85,6 +85,8 @@ def go_on(network: PreTrainedModel, name: str) -> list[str]:
 
 def merged(network: PreTrainedModel, name: str) -> PreTrainedModel:
     """The network with the adapter of a folder merged into its weights. Raises InputError."""
+    from peft import PeftModel
+
     try:
         with catch_warnings(record=True, action="always") as caught:
             adapted = PeftModel.from_pretrained(network, name)
@@ -103,7 +105,9 @@ def _speak_as(network: PreTrainedModel, name: str) -> None:
         network.generation_config = GenerationConfig.from_pretrained(name)
 
 
-def _inject(network: PreTrainedModel, config: PeftConfig) -> None:
+def _inject(network: PreTrainedModel, config: "PeftConfig") -> None:
+    from peft import inject_adapter_in_model
+
     with catch_warnings():
         simplefilter("ignore")  # of layers that are stored transposed, as GPT-2's, peft sees to itself
         inject_adapter_in_model(config, network)
@@ -133,6 +137,8 @@ def save(network: PreTrainedModel, folder: Path | str, state_dict: dict[str, tor
 
 def read(network: PreTrainedModel, folder: Path) -> None:
     """Read back into an adapted network what `save` wrote. Raises ValueError where it is of another one."""
+    from peft import set_peft_model_state_dict
+
     own, expected = written(folder), weights(network)
     if odd := sorted(own.keys() ^ expected.keys()):
         raise ValueError(f"{folder / WEIGHTS}: {odd[0]} is in one of adapter and model alone")
@@ -141,6 +147,8 @@ def read(network: PreTrainedModel, folder: Path) -> None:
 
 def weights(network: PreTrainedModel, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """The adapter's weights in a network. Of added tokens only their own rows, not the tables that have grown by them."""
+    from peft import get_peft_model_state_dict
+
     return get_peft_model_state_dict(network, state_dict=state_dict, save_embedding_layers=False)
 
 
@@ -150,7 +158,7 @@ def written(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _for_use(network: Any) -> Iterator[PeftConfig]:
+def _for_use(network: Any) -> Iterator["PeftConfig"]:
     """The adapter's configuration as whoever loads it wants it: not to be trained."""
     config = network.peft_config["default"]
     config.inference_mode = True

@@ -4,7 +4,7 @@ import io
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -173,13 +173,13 @@ def framing(tokenizer: PreTrainedTokenizerBase, target: bool = False) -> tuple[l
     return [], []
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+def ids_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """The bare ids of each text, special tokens not added.
 
     The Rust tokenizer is asked directly, without the Python objects around every encoding: about twice as fast.
     """
     if not tokenizer.is_fast:
-        yield from tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        yield from tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return
     backend = _unlimited(tokenizer)
     for batch in _batches(texts):
@@ -187,7 +187,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[lis
             yield encoding.ids
 
 
-def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
     """The bare ids of each text, and how many of the text's UTF-8 bytes each token stands for.
 
     A token stands for the bytes from its own start to the next token's, so that the sum is the length of the text,
@@ -199,7 +199,7 @@ def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Itera
             yield encoding.ids, _token_bytes(text, [begin for begin, _ in encoding.offsets])
 
 
-def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[bool]]]:
+def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
     """The bare ids of each text, and whether each token begins a word, see `check_words`.
 
     Words are those that the tokenizer cuts a text into before it cuts them into tokens: parts between spaces and, with
@@ -217,7 +217,9 @@ def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Itera
             yield encoding.ids, starts
 
 
-def ids_and_sentences(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[tuple[list[int], list[bool]]]:
+def ids_and_sentences(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Iterator[tuple[list[int], list[bool]]]:
     """The bare ids of each text, and whether each token is the first one of a sentence; the texts go on one after another.
 
     A sentence ends with . ! ? or … before white space, unless a small letter follows; with their like in Chinese and
@@ -263,13 +265,13 @@ def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
                          "or train one with --tokenizer wordpiece:8000")  # fmt: skip
 
 
-def _batches(texts: list[str]) -> Iterator[list[str]]:
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     start = 0
     while start < len(texts):
-        sizes = accumulate(map(len, texts[start : start + AT_ONCE]))
-        end = start + max(sum(size <= CHARACTERS_AT_ONCE for size in sizes), 1)
-        yield texts[start:end]
-        start = end
+        some = texts[start : start + AT_ONCE]
+        taken = max(sum(size <= CHARACTERS_AT_ONCE for size in accumulate(map(len, some))), 1)
+        yield some[:taken]
+        start += taken
 
 
 def _token_bytes(text: str, starts: list[int]) -> list[int]:

@@ -28,7 +28,17 @@ lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lengths, st.sampled_from([{"size": 4}, {"size": 4, "alike": True}, {"size": 4, "tokens": 120}]), st.integers(1, 3)
+    lengths,
+    st.sampled_from(
+        [
+            {"size": 4},
+            {"size": 4, "alike": True},
+            {"size": 4, "tokens": 120},
+            {"size": 4, "tokens": 120, "width": 64},
+            {"size": 4, "tokens": 9, "width": 64},
+        ]
+    ),
+    st.integers(1, 3),
 )
 def test_every_row_comes_once_an_epoch_whatever_the_batches(sizes: list, options: dict, processes: int):
     examples = pairs(*map(list, zip(*sizes, strict=True)))
@@ -44,7 +54,7 @@ def test_every_row_comes_once_an_epoch_whatever_the_batches(sizes: list, options
 
 def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed():
     examples = pairs([5] * 50, [5] * 50)
-    for options in ({}, {"alike": True}, {"tokens": 40}):
+    for options in ({}, {"alike": True}, {"tokens": 40}, {"tokens": 40, "width": 512}):
         batches = Batches(examples, 1, 4, **options)
         assert rows_of(batches, 0) != rows_of(batches, 1)
         assert rows_of(batches, 0) == rows_of(Batches(examples, 1, 4, **options), 0)
@@ -65,6 +75,22 @@ def test_batches_of_like_length_have_little_padding_and_about_the_tokens():
     padded = [sum(int(column[batch].max()) for column in columns) * len(batch) for batch in by_tokens.of(0)]
     assert np.quantile(padded, 0.95) < 1500 * 1.1
     assert np.mean(padded) > 1500 * 0.9
+
+
+def test_pairs_end_to_end_are_drawn_by_chance_and_hardly_padded():
+    random = np.random.default_rng(0)
+    sources = random.integers(5, 40, 6000)
+    examples = pairs(sources.tolist(), np.maximum(sources + random.integers(-3, 4, 6000), 1).tolist())
+    whole = examples.lengths
+    by_tokens = Batches(examples, 1, 32, tokens=800, width=512)
+    assert by_tokens.padding_fraction() == 0, "each is one row"
+    sums = [whole[batch].sum() for batch in by_tokens.of(0)]
+    assert min(sums) > 800 * 0.85 and max(sums) < 800 * 1.15
+    spread = np.mean([whole[batch].std() for batch in by_tokens.of(0)])
+    assert spread > 0.9 * whole.std(), "long and short ones share a batch"
+    assert Batches(examples, 1, 32, tokens=4000, width=512).padding_fraction() < 0.05
+    largest = [row for _, row in by_tokens.largest()]
+    assert whole[largest].sum() == max(sums)
 
 
 def test_a_row_longer_than_the_tokens_is_a_batch_of_its_own():

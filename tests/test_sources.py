@@ -240,7 +240,7 @@ def test_holding_out_is_seeded_shuffled_and_loses_nothing(packing: bool, tmp_pat
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(1000)))
     rows = load(tmp_path / "a.txt", packing=packing)
     train, held = corpus.hold_out(rows, 0.05, seed=1)
-    assert sorted(train.values + held.values) == sorted(rows.values)
+    assert sorted([*train.values, *held.values]) == sorted(rows.values)
     assert 0.03 <= len(held) / 1000 <= 0.08
     assert held.values == corpus.hold_out(rows, 0.05, seed=1)[1].values
     assert held.values != corpus.hold_out(rows, 0.05, seed=2)[1].values
@@ -309,3 +309,15 @@ def test_a_template_makes_one_text_of_several_columns():
     assert rows.ledgers[0].rows_empty == 1
     with pytest.raises(InputError, match=r"no column 'questoin'.*did you mean 'question'"):
         load("qa.jsonl", data=PairData, source_column="{questoin}", target_column="answers.text")
+
+
+def test_texts_are_a_list_of_strings_in_less_memory():
+    strings = ["", "a line", "두 번째 줄", "", "\U0001f600\n", "\ud800 alone", "x" * 1000, ""]
+    texts = sources.Texts(strings)
+    assert len(texts) == 8 and list(texts) == strings == [texts[i] for i in range(8)]
+    assert [texts[-i] for i in range(1, 9)] == strings[::-1]
+    for part in (slice(2, 5), slice(None, None, 3), slice(-2, None), slice(5, 2), slice(6, 99)):
+        assert texts[part] == strings[part]
+    with pytest.raises(IndexError):
+        texts[8]
+    assert not sources.Texts() and list(sources.Texts()) == []
