@@ -18,7 +18,7 @@ POOL = {1: 100, 2: 500}
 """Columns -> batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay
 random. A batch of pairs has to be alike in two lengths, for which it takes more rows to choose from."""
 
-AT_ONCE = 1 << 18
+AT_ONCE = 1 << 16
 """Tokens whose labels are counted at once."""
 
 
