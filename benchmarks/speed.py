@@ -251,9 +251,8 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
     )
     trainer.train()
     LOSSES.extend(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    if not alike:
-        trainer.save_model(str(folder / "by-trainer"))
-        tokenizer.save_pretrained(folder / "by-trainer")
+    trainer.save_model(str(folder / "by-trainer"))
+    tokenizer.save_pretrained(folder / "by-trainer")
 
 
 def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -> Any:
@@ -392,34 +391,27 @@ def side_by_side(name: str, rounds: int, steps: int | None, losses: bool, pairs:
 
 
 def learnt(name: str, pairs: str, held_out: str, epochs: int, rate: float) -> str:
-    """One line: eval_loss of the pairs HELD_OUT.de and HELD_OUT.en after as many epochs by either way."""
-    case = CASES[name]
+    """One line: eval_loss of the pairs HELD_OUT.de and HELD_OUT.en after as many epochs by either way.
+
+    One epoch is trained in the same order without dropout; more each in an order of its own, with dropout.
+    """
+    case, alike = CASES[name], epochs == 1
     sides = [Path(f"{held_out}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
     rows = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
     found = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        made(case, folder, True, pairs)
+        made(case, folder, not alike, pairs)
         (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         steps = epochs * -(-len((folder / "data.jsonl").read_text().splitlines()) // case.batch)
         for way, model in (("lmtrain", "run"), ("trainer", "by-trainer")):
-            once(name, way, folder, steps, rate=rate)
-            command = [
-                sys.executable,
-                "-m",
-                "lmtrain",
-                "eval",
-                "--model",
-                folder / model,
-                "--data",
-                folder / "held-out.jsonl",
-                "--json",
-            ]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[way] = json.loads(told)["metrics"]["eval_loss"]
-    return f"{name}: eval_loss after {epochs} epochs ({steps:,} steps): " + ", ".join(
-        f"{way} {loss:.4f}" for way, loss in found.items()
-    )
+            once(name, way, folder, steps, alike, rate)
+            flags = ["--model", folder / model, "--data", folder / "held-out.jsonl", "--json"]
+            told = subprocess.run([sys.executable, "-m", "lmtrain", "eval", *flags], capture_output=True, check=True)
+            found[way] = json.loads(told.stdout)["metrics"]["eval_loss"]
+    order = "in the same order, without dropout" if alike else "each in its own order"
+    losses = ", ".join(f"{way} {loss:.4f}" for way, loss in found.items())
+    return f"{name}: eval_loss after {epochs} epochs ({steps:,} steps, {order}): {losses}"
 
 
 # --- where the time goes ---------------------------------------------------------------------------------------------

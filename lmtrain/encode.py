@@ -179,7 +179,7 @@ def _sources(rows: Rows, origins: np.ndarray) -> np.ndarray:
     if not rows.values:  # what a stream carried over is all that there is
         return np.zeros(len(origins), np.int64)
     of_table = np.array([table.source for table in rows.tables])
-    return of_table[np.asarray(rows.table_of, np.int64)[origins]]
+    return of_table[np.asarray(rows.table_of)[origins]]
 
 
 def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -59,24 +59,19 @@ class _CrossEntropy(torch.autograd.Function):
         )
         for start in range(0, len(states), rows):
             some, truth = states[start : start + rows].to(dtype), labels[start : start + rows]
-            logits = _project(some, narrow, buffer[: len(some)]).float()
-            if bias is not None:
-                logits += bias
-            at_truth = logits.gather(1, truth[:, None])[:, 0]
-            most = logits.amax(1, keepdim=True)
-            mean = logits.mean(1) if smoothing else at_truth
-            odds = logits.sub_(most).exp_()
-            sums = odds.sum(1, keepdim=True)
-            log_sums = (most + sums.log())[:, 0]
-            total += (log_sums - (1 - smoothing) * at_truth - smoothing * mean).sum()
+            logits = _project(some, narrow, buffer[: len(some)])
+            odds = (logits if bias is None else logits + bias).log_softmax(1, dtype=torch.float32)
+            at_truth = odds.gather(1, truth[:, None])[:, 0]
+            mean = odds.mean(1) if smoothing else at_truth
+            total -= ((1 - smoothing) * at_truth + smoothing * mean).sum()
             if not any(wanted):
                 continue
-            # The derivative by the logits: what the model says less what it should say.
-            delta = odds.mul_(scale / sums)
+            # The derivative by the logits, but for `scale`: what the model says less what it should say.
+            delta = odds.exp_()
             if smoothing:
-                delta -= scale * smoothing / vocabulary
-            delta[torch.arange(len(truth), device=truth.device), truth] -= scale * (1 - smoothing)
-            _add(grads, start, some, delta, narrow)
+                delta -= smoothing / vocabulary
+            delta[torch.arange(len(truth), device=truth.device), truth] -= 1 - smoothing
+            _add(grads, start, some, delta, narrow, scale)
         ctx.save_for_backward(*(grad for grad in grads if grad is not None))
         ctx.present = [grad is not None for grad in grads]
         ctx.dtypes = [states.dtype, weight.dtype, bias.dtype if bias is not None else None]
@@ -102,16 +97,17 @@ def _project(states: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> t
 
 
 def _add(
-    grads: tuple[torch.Tensor | None, ...], start: int, states: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor
-) -> None:
-    """Enter what some rows come to, whose gradient by the logits is `delta`."""
+    grads: tuple[torch.Tensor | None, ...], start: int, states: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor,
+    scale: torch.Tensor,
+) -> None:  # fmt: skip
+    """Enter what some rows come to, whose gradient by the logits is `scale` times `delta`: many fewer are scaled so."""
     of_states, of_weight, of_bias = grads
     if of_bias is not None:
-        of_bias += delta.sum(0)
+        of_bias += delta.sum(0) * scale
     narrow = delta.to(weight.dtype)
     if of_states is not None:
-        of_states[start : start + len(states)] = narrow @ weight
+        of_states[start : start + len(states)] = (narrow @ weight).mul_(scale)
     if of_weight is not None and narrow.dtype == of_weight.dtype:
-        of_weight.addmm_(narrow.T, states)
+        of_weight.addmm_(narrow.T, states * scale)
     elif of_weight is not None:
-        of_weight += narrow.T @ states
+        of_weight += (narrow.T @ states) * scale
