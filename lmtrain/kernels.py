@@ -199,7 +199,7 @@ def _texts(mask: torch.Tensor) -> _Texts | None:
     key_starts = first.flatten()[starts] + keys * (starts // queries)
     lengths, key_lengths = torch.diff(starts, append=torch.tensor([rows * queries])), ends - key_starts + 1
     work = len(starts) * int(lengths.max()) * int(key_lengths.max())
-    if work > SPARSE * mask.numel() or (key_starts[1:] < ends[:-1]).any():
+    if work > SPARSE * mask.numel() or (key_starts[1:] <= ends[:-1]).any():
         return None
     asking, asked = _Side.of(starts, lengths, rows * queries), _Side.of(key_starts, key_lengths, rows * keys)
     at, of = asking.there.view(asking.shape)[:, :, None], asked.there.view(asked.shape)[:, None, :]

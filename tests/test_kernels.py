@@ -54,6 +54,7 @@ MASKS = {
     "documents, a key that none sees": SAME & (torch.arange(LONG) != 100),
     "documents, a window": SAME & CLOSE,
     "window": CLOSE,
+    "the one before": CLOSE & torch.ones(LONG, LONG, dtype=torch.bool).triu(-1),
     "float": torch.randn(2, 1, LONG, LONG, generator=torch.Generator().manual_seed(2)),
 }
 
