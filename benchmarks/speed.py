@@ -418,9 +418,9 @@ def learnt(name: str, pairs: str, held_out: str, epochs: int, rate: float) -> st
 
 KINDS = {
     "products": r"aten::(mm|addmm_?|bmm|baddbmm)$",
-    "attention": r"aten::(_scaled_dot_product.*|_softmax.*)|_Attention.*",
+    "attention": r"aten::(_scaled_dot_product.*|_softmax.*|index_select)|_Attention.*|_Moved.*",
     "dropout": r"_Dropout.*|aten::ge",
-    "the head's cross entropy": r"_CrossEntropy.*|aten::(exp_|log_softmax.*|gather|amax)",
+    "the head's cross entropy": r"_CrossEntropy.*|aten::(exp_|_log_softmax.*|gather)",
     "optimiser and norm": r"aten::(_fused_adamw_|_foreach.*|linalg_vector_norm)",
     "norms and activations": r"aten::(native_layer_norm.*|gelu.*|tanh.*|silu.*|relu.*)",
     "moving and filling": r"aten::(copy_|fill_|zero_|cat|index.*|_index.*|embedding.*)",
