@@ -107,13 +107,16 @@ def _told(side: nn.Module, documents: torch.Tensor, **more: Any) -> Iterator[Non
         more["position_ids"] = at + first_position(side)
     before = side.forward
     changed[side] = lambda *given, **named: before(*given, **{**named, **more})
+    held = {module: vars(module).get("forward") for module in changed}  # a device map has put its own there
     for module, forward in changed.items():
         module.forward = forward
     try:
         yield
     finally:
-        for module in changed:
-            del module.forward  # what the class says
+        for module, forward in held.items():
+            del module.forward  # else what the class says
+            if forward is not None:
+                module.forward = forward
 
 
 def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
@@ -153,8 +156,8 @@ def _holds(network: PreTrainedModel, apart: PairsApart, longest: Sequence[int]) 
     sources, targets = (
         [random.integers(vocabulary // 2, vocabulary, size=length) for length in side] for side in lengths.T
     )
-    mask = padded([np.ones(len(ids), np.int64) for ids in sources], 0)
-    batch = {"input_ids": padded(sources, 0), "attention_mask": mask, "labels": padded(targets, IGNORED)}
+    read = padded([np.ones(len(ids), np.int64) for ids in sources], 0)
+    batch = {"input_ids": padded(sources, 0), "attention_mask": read, "labels": padded(targets, IGNORED)}
     with evaluating(network):
         try:
             joined = {n: t.to(network.device) for n, t in laid(network, batch, lengths, numbers).items()}

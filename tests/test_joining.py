@@ -150,10 +150,13 @@ def test_training_reads_the_padding_that_its_account_tells(tmp_path: Path, monke
     assert max(seen for _, seen in read) < 500, "batches of about 400 tokens"
 
 
-def test_the_class_says_again_what_a_side_does_after_a_failure():
+def test_both_sides_do_again_what_they_did_after_a_failure():
     network, batch, _ = made("bart")
+    decoder = network.get_decoder()
+    decoder.forward = hooked = decoder.forward  # as a device map has it
     apart = joining.PairsApart(network.get_encoder(), network.get_decoder(), None)
     with pytest.raises(KeyError):
         apart(network, {"documents": batch["attention_mask"], "decoder_documents": batch["labels"], "input_ids": batch["input_ids"]})  # fmt: skip
-    assert not any("forward" in vars(module) for module in network.modules())
+    assert [module for module in network.modules() if "forward" in vars(module)] == [decoder]
+    assert vars(decoder)["forward"] is hooked
     assert isinstance(network, AutoModelForSeq2SeqLM._model_mapping[type(network.config)])
