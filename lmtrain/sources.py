@@ -40,12 +40,26 @@ class Texts(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return list(self) == (list(other) if isinstance(other, Texts) else other)
 
+    def __iter__(self) -> Iterator[str]:
+        return self._from(0, self._ends)
+
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        end = self._ends[index]
-        start = self._ends[index - 1] if index % len(self) else 0
-        return self._bytes[start:end].decode(errors="surrogatepass")
+        if not isinstance(index, slice):
+            index = range(len(self))[index]
+            return next(self._from(index, self._ends[index : index + 1]))
+        start, stop, step = index.indices(len(self))
+        return (
+            list(self._from(start, self._ends[start:stop]))
+            if step == 1
+            else [self[i] for i in range(start, stop, step)]
+        )
+
+    def _from(self, index: int, ends: Iterable[int]) -> Iterator[str]:
+        """The strings from that index on that have these `ends`."""
+        start = self._ends[index - 1] if index else 0
+        for end in ends:
+            yield self._bytes[start:end].decode("utf-8", "surrogatepass")
+            start = end
 
 
 @dataclass(frozen=True)
