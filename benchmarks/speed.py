@@ -155,7 +155,7 @@ def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> N
 # --- the two ways ----------------------------------------------------------------------------------------------------
 
 
-def ends(case: Case, seen: Any) -> Any:
+def ends(seen: Any) -> Any:
     """A callback that notes when each step has ended, before anything is saved, and what has been `seen` by then."""
     from transformers import TrainerCallback
 
@@ -182,7 +182,7 @@ def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> None:
 
     def noted(self: Any, *arguments: Any, **options: Any) -> Any:
         TRAINER[:] = [self]
-        self.add_callback(ends(case, lambda: (int(self.tokens[0]), int(self.tokens[2]))))
+        self.add_callback(ends(lambda: (int(self.tokens[0]), int(self.tokens[2]))))
         return prepare(self, *arguments, **options)
 
     ExactTrainer.prepare = noted  # type: ignore[method-assign]
@@ -246,9 +246,7 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
         save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, dataloader_num_workers=0, seed=42,
         remove_unused_columns=False, train_sampling_strategy="sequential" if alike else "random",
     )  # fmt: skip
-    trainer = Trainer(
-        network, arguments, data_collator=counted, train_dataset=data, callbacks=[ends(case, lambda: seen)]
-    )
+    trainer = Trainer(network, arguments, data_collator=counted, train_dataset=data, callbacks=[ends(lambda: seen)])
     trainer.train()
     LOSSES.extend(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     trainer.save_model(str(folder / "by-trainer"))

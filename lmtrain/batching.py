@@ -111,8 +111,7 @@ class Batches(Sampler[list[Key]]):
     def padding_fraction(self) -> float:
         """In the first epoch."""
         batches = self.of(0)
-        read = sum(int(column[batches.values].sum()) for column in self.lengths)
-        return 1 - read / max(int(self._places(batches).sum()), 1)
+        return padding_fraction(self.lengths, batches, self._places(batches))
 
     def _places(self, batches: Ragged) -> np.ndarray:
         """[batches] for tokens, padding included."""
@@ -241,10 +240,14 @@ def longest_first(lengths: np.ndarray, size: int) -> Ragged:
     return Ragged(order, np.array([*bounds, len(order)], np.int64))
 
 
-def padding_fraction(lengths: list[np.ndarray], batches: Ragged) -> float:
-    """The share of padding among all ids that the model reads in one epoch; `lengths` holds one array a column."""
+def padding_fraction(lengths: list[np.ndarray], batches: Ragged, places: np.ndarray | None = None) -> float:
+    """The share of padding among all ids that the model reads in one epoch; `lengths` holds one array a column.
+
+    `places` [batches] for tokens, where these are not those of padded rows.
+    """
     read = sum(int(column[batches.values].sum()) for column in lengths)
-    return 1 - read / max(int(padded_places(lengths, batches).sum()), 1)
+    places = padded_places(lengths, batches) if places is None else places
+    return 1 - read / max(int(places.sum()), 1)
 
 
 def padded_places(lengths: list[np.ndarray], batches: Ragged) -> np.ndarray:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lmtrain.apart import TOLERANCE, first_position, mask, positions
 from lmtrain.collate import IGNORED, Batch, Collate, padded
 from lmtrain.loss import TokenLoss, decoder_inputs, evaluating
-from lmtrain.packing import level, places_in_rows
+from lmtrain.packing import level, places_of
 
 WIDTH = 512
 """Tokens that a row has room for on either side, or as many as the longest text: attention costs the square of a row."""
@@ -40,9 +40,10 @@ class Joining:
         and `decoder_input_ids`, which follow from the labels of each pair; the batch itself where that saves nothing.
         """
         lengths = lengths_of(batch)
-        if places_in_rows(lengths, self.width) == len(lengths) * int(lengths.max(0).sum()):
+        shared = level(lengths, self.width)
+        if places_of(lengths, shared) >= len(lengths) * int(lengths.max(0).sum()):
             return batch
-        return laid(network, batch, lengths, level(lengths, self.width))
+        return laid(network, batch, lengths, shared)
 
 
 def lengths_of(batch: Batch) -> np.ndarray:

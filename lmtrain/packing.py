@@ -169,7 +169,11 @@ def level(lengths: np.ndarray, width: int) -> list[np.ndarray]:
     return [np.sort(row) for row in found if row]
 
 
+def places_of(lengths: np.ndarray, shared: list[np.ndarray]) -> int:
+    """For tokens, padding included, in rows that are `shared` so by pairs with `lengths` [pairs, 2]."""
+    return len(shared) * int(np.max([lengths[row].sum(0) for row in shared], 0).sum())
+
+
 def places_in_rows(lengths: np.ndarray, width: int) -> int:
-    """For tokens, padding included, in the rows of pairs with `lengths` [pairs, 2]; never more than in a row for each."""
-    shared = [lengths[row].sum(0) for row in level(lengths, width)]
-    return min(len(shared) * int(np.max(shared, 0).sum()), len(lengths) * int(lengths.max(0).sum()))
+    """The same as `level` lays them; never more than in a row for each."""
+    return min(places_of(lengths, level(lengths, width)), len(lengths) * int(lengths.max(0).sum()))
