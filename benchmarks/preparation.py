@@ -48,9 +48,9 @@ def lmtrain(text: str, folder: str) -> dict[str, Any]:
     from lmtrain.console import Console
     from lmtrain.corpus import Corpus
     from lmtrain.dataset import Limits
-    from lmtrain.model import load_tokenizer
     from lmtrain.objectives import OBJECTIVES
     from lmtrain.prepare import prepare
+    from lmtrain.pretrained import load_tokenizer
     from lmtrain.recipe import RECIPES, Model
 
     recipe = RECIPES["clm"](
@@ -159,8 +159,8 @@ def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
     """The folder of a tokenizer that both sides can load."""
     from tokenizers import processors
 
-    from lmtrain.model import load_tokenizer
     from lmtrain.objectives import OBJECTIVES
+    from lmtrain.pretrained import load_tokenizer
     from lmtrain.recipe import Model
     from lmtrain.tokenizer import train
 

@@ -5,17 +5,21 @@ wrong texts. So every way is tried on a few made-up texts, and that one is taken
 has alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from lmtrain.collate import Batch
 from lmtrain.loss import TokenLoss, evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 2e-5
 """Relative to the largest logit, in float32: rounding is ten times less, a text that sees another a hundred times more."""
@@ -30,7 +34,7 @@ WIDEST = 512
 class Apart:
     """What to give a model for texts that share rows, in place of an attention mask of ones and zeros."""
 
-    masks: Callable[["Apart", torch.Tensor], Any]
+    masks: Callable[[Apart, torch.Tensor], Any]
     """documents [rows, length] -> what the model takes as its attention mask."""
     causal: bool
     first_position: int

@@ -12,8 +12,9 @@ from lmtrain.console import Console
 from lmtrain.errors import UsageError
 from lmtrain.generate import ROWS_AT_ONCE, Settings
 from lmtrain.machine import precision
-from lmtrain.model import load_config, load_network, load_tokenizer
+from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.pretrained import load_config, load_tokenizer
 from lmtrain.prompts import Prompt
 
 NEW_TOKENS = 128

@@ -699,9 +699,9 @@ def tokenizer_stats(
     """Tokens per word, bytes per token and the share of unknown tokens on your text."""
     rows = _text_rows(data, text_column)
     with _loading_libraries(console := Console(as_json=json)):
-        from lmtrain import model
+        from lmtrain import pretrained
         from lmtrain import tokenizer as tokenizers
-    loaded, _ = model.load_tokenizer(model.Model(name=tokenizer))
+    loaded, _ = pretrained.load_tokenizer(pretrained.Model(name=tokenizer))
     figures = tokenizers.stats(loaded, rows.texts())
     console.result(figures, [(n, figure(v)) for n, v in figures.items()], title=_short(tokenizer))
 

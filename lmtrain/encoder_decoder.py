@@ -4,12 +4,17 @@ Rothe, Narayan, Severyn: "Leveraging Pre-trained Checkpoints for Sequence Genera
 the cross-attention, is in neither and starts at random.
 """
 
-from typing import Any
+from __future__ import annotations
 
-from transformers import AutoConfig, EncoderDecoderConfig, EncoderDecoderModel, PretrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, EncoderDecoderConfig, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lmtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import EncoderDecoderModel, PreTrainedModel
 
 BETWEEN = ("crossattention", "cross_attn", "encoder_attn")
 """What the layers that look at the encoder are called in decoders."""
@@ -31,6 +36,8 @@ def small_config(encoder: str, decoder: str, sizes: dict[str, Any]) -> EncoderDe
 
 def join(encoder: PreTrainedModel, decoder: PreTrainedModel) -> EncoderDecoderModel:
     """Raises InputError for a decoder that cannot look at an encoder."""
+    from transformers import EncoderDecoderModel
+
     try:
         return EncoderDecoderModel(encoder=encoder, decoder=decoder)
     except (ValueError, AttributeError, TypeError) as error:

@@ -18,8 +18,9 @@ from lmtrain.batching import longest_first
 from lmtrain.console import Console
 from lmtrain.errors import InputError, UsageError
 from lmtrain.loss import PADDING_TOLERANCE, evaluating
-from lmtrain.model import load_config, load_encoder, load_tokenizer, positions
+from lmtrain.model import load_encoder, positions
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.pretrained import load_config, load_tokenizer
 from lmtrain.recipe import Model
 
 LONGEST = 512

@@ -5,19 +5,23 @@ models do not, so that their loss and gradient come out multiplied by the number
 the sum over a micro-batch is divided by the count over the step, whatever the model would do.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
 
 from lmtrain.collate import IGNORED, Batch
 from lmtrain.projection import cross_entropy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OWN_LOSS_TOLERANCE = 2e-5
 """Relative; on random weights even a quite different loss comes out close to the log of the vocabulary."""
@@ -160,6 +164,8 @@ def decoder_inputs(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor
 
 
 def _bare(network: Any) -> PreTrainedModel:
+    from transformers import PreTrainedModel
+
     if isinstance(network, PreTrainedModel):
         return network  # accelerate would look for DeepSpeed on the disk, at every step
     from accelerate.utils import extract_model_from_parallel

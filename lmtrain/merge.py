@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 from lmtrain.console import Console
-from lmtrain.model import load_config, load_network, load_tokenizer
+from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.pretrained import load_config, load_tokenizer
 from lmtrain.recipe import Model
 from lmtrain.report import storage_error
 

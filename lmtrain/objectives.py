@@ -1,15 +1,16 @@
 """THE table: what the three objectives differ in. Nothing else in the package asks which one it is."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -18,6 +19,9 @@ from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import UsageError
 from lmtrain.loss import TokenLoss, has_own_loss, is_head_last, reads_padding
 from lmtrain.tokenizer import Frame
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from lmtrain.corpus import Corpus
 from lmtrain.dataset import Examples, Limits, longest
 from lmtrain.errors import InputError, visible
 from lmtrain.joining import width_for
-from lmtrain.model import LOADING, check_vocabulary, load_config, load_tokenizer, positions, shaped
+from lmtrain.model import check_vocabulary, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
+from lmtrain.pretrained import LOADING, load_config, load_tokenizer, shaped
 from lmtrain.roles import Lines, Seen, Token, View, fractions
 from lmtrain.streaming import Stream
 

@@ -19,8 +19,9 @@ from lmtrain.dataset import Limits
 from lmtrain.errors import InputError
 from lmtrain.evaluate import Evaluation, Scores, figures_of, likelihood_metrics, prepare
 from lmtrain.machine import environment, give_back_memory, part, peak_memory, precision
-from lmtrain.model import load_config, load_network, load_tokenizer, positions
+from lmtrain.model import load_network, positions
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.pretrained import load_config, load_tokenizer
 from lmtrain.report import write_lines
 from lmtrain.resampling import Metric
 from lmtrain.sources import Rows

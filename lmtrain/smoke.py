@@ -20,8 +20,9 @@ from lmtrain.columns import OPTIONS, fields
 from lmtrain.console import Console
 from lmtrain.errors import InputError
 from lmtrain.examples import EXAMPLES, english, korean
-from lmtrain.model import LOADING, load_network
+from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.pretrained import LOADING
 from lmtrain.recipe import RECIPES, Document, Model, build
 
 ROWS, STEPS, LENGTH, VOCABULARY = 48, 4, 64, 400

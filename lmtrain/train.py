@@ -29,10 +29,11 @@ from lmtrain.joining import choose as choose_joining
 from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, keep_memory, part, peak_memory, precision
-from lmtrain.model import load_config, load_network, load_tokenizer, positions
+from lmtrain.model import load_network, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.preflight import is_wanted, preflight
 from lmtrain.prepare import Prepared, feed, identity, learn_tokenizer, prepare
+from lmtrain.pretrained import load_config, load_tokenizer
 from lmtrain.progress import LiveProgress
 from lmtrain.report import PREDICTIONS, RunFolder, check_room, storage_error, write_lines
 from lmtrain.retreat import is_out_of_memory

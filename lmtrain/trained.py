@@ -101,7 +101,7 @@ def objective_of_model(model: Model) -> str:
     name = architectures.adapter_base(model.name) or model.name
     architectures.check_name(name)
     from lmtrain import machine
-    from lmtrain.model import objective_of_hub
+    from lmtrain.pretrained import objective_of_hub
 
     machine.quiet_libraries()
     return objective_of_hub(model.model_copy(update={"name": name}))
