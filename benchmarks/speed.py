@@ -314,19 +314,8 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
 
 def once(name: str, way: str, folder: Path, steps: int, alike: bool = False, rate: float = 1e-4) -> dict[str, Any]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.speed",
-        "--work",
-        name,
-        way,
-        str(folder),
-        "--steps",
-        str(steps),
-        "--learning-rate",
-        str(rate),
-    ]
+    command = [sys.executable, "-m", "benchmarks.speed", "--work", name, way, str(folder), "--steps", str(steps),
+               "--learning-rate", str(rate)]  # fmt: skip
     command += ["--alike"] if alike else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=HERE.parent)
     if done.returncode:

@@ -23,7 +23,8 @@ the `epoch`, None at evaluation, and the `progress` of the training, from 0 to 1
 
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `attention_mask`, `labels` [rows, length]; where texts share a row, `documents`: the number of the text in
-its row, from 1 on, 0 for padding."""
+its row, from 1 on, 0 for padding. Where pairs share rows, `decoder_documents` [rows, target length] numbers the targets
+alike, and `decoder_input_ids` are what the decoder reads (joining.py)."""
 
 Fixed = dict[str, int]
 """Lengths to pad every batch to, by the name of their limit, for a model that reads the padding."""
