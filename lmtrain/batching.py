@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.dataset import Examples, Key
-from lmtrain.packing import Ragged, places_in_rows
+from lmtrain.packing import Ragged, is_worth, level, places_of
 
 POOL = {1: 100, 2: 500}
 """Columns -> batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay
@@ -62,7 +62,7 @@ class Order:
 class Batches(Sampler[list[Key]]):
     """The batches of this process, as rows of each: `size` at a time, or about `tokens` tokens, or of like length.
 
-    Where the pairs of a batch are laid end to end, in rows of `width` tokens (joining.py), those of about `tokens` tokens
+    Where the texts of a batch are laid end to end, in rows of `width` tokens (joining.py), those of about `tokens` tokens
     are drawn by chance: there is no padding that like lengths would spare.
     Every epoch has the same number of batches. Where they do not come out even for several processes, batches of the
     blank row, number `rows`, which trains nothing, fill the gap: no row counts twice (accelerate would repeat some).
@@ -115,14 +115,16 @@ class Batches(Sampler[list[Key]]):
 
     def _places(self, batches: Ragged) -> np.ndarray:
         """[batches] for tokens, padding included."""
+        padded = padded_places(self.lengths, batches)
         if self.width is None:
-            return padded_places(self.lengths, batches)
-        pairs = np.stack(self.lengths, 1)
-        tokens = np.add.reduceat(pairs[batches.values], batches.offsets[:-1])
+            return padded
+        texts = np.stack(self.lengths, 1)
+        tokens = np.add.reduceat(texts[batches.values], batches.offsets[:-1])
         places = tokens.sum(1)  # of those that make one row
         for number in np.flatnonzero((tokens > self.width).any(1)):
-            places[number] = places_in_rows(pairs[batches[number]], self.width)
-        return places
+            lengths = texts[batches[number]]
+            places[number] = places_of(lengths, level(lengths, self.width))
+        return np.where(is_worth(places, padded), places, padded)
 
     def _of(self, epoch: int) -> Ragged:
         order = self.order.of(epoch)

@@ -1,7 +1,7 @@
-"""The pairs of a batch end to end in rows, rather than each in a row of its own that is filled up with padding.
+"""The texts, or pairs, of a batch end to end in rows, rather than each in a row of its own that is filled up with padding.
 
-A batch of sentence pairs drawn by chance is nearly half padding. Pairs of like length need less, but a step of them
-teaches less (benchmarks/speed.md). Here a step keeps the pairs that it has, and its loss and gradient; only where they
+A batch of sentence pairs or of chats drawn by chance is nearly half padding. Some of like length need less, but a step of
+them teaches less (benchmarks/speed.md). Here a step keeps what it has, and its loss and gradient; only where the texts
 lie differs, and none of them sees another. As in apart.py, a model is tried before it is trusted.
 """
 
@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lmtrain.apart import TOLERANCE, first_position, mask, positions
+from lmtrain.apart import TOLERANCE, Apart, first_position, keep_apart, mask, positions
 from lmtrain.collate import IGNORED, Batch, Collate, padded
 from lmtrain.loss import TokenLoss, decoder_inputs, evaluating
-from lmtrain.packing import level, places_of
+from lmtrain.model import positions as positions_of
+from lmtrain.packing import is_worth, level, places_of
 
 WIDTH = 512
 """Tokens that a row has room for on either side, or as many as the longest text: attention costs the square of a row."""
@@ -30,41 +31,46 @@ MADE_UP = (((5, 4), (3, 6)), ((4, 3), (6, 5)))
 
 @dataclass(frozen=True)
 class Joining:
-    """How the pairs of a batch share rows, and how a model is told."""
+    """How the texts of a batch share rows, and how a model is told."""
 
     width: int
-    apart: "PairsApart"
+    apart: "Apart | PairsApart"
 
     def __call__(self, network: PreTrainedModel, batch: Batch) -> Batch:
-        """The batch with its pairs end to end, `documents` and `decoder_documents` numbering them from 1 on in each row,
-        and `decoder_input_ids`, which follow from the labels of each pair; the batch itself where that saves nothing.
+        """The batch with its texts end to end, `documents` numbering them from 1 on in each row; the batch itself where
+        that hardly saves anything.
+
+        Of pairs these are the sources; `decoder_documents` number the targets, and `decoder_input_ids` follow from the
+        labels of each pair.
         """
-        lengths = lengths_of(batch)
+        lengths = lengths_of(batch, isinstance(self.apart, PairsApart))
         shared = level(lengths, self.width)
-        if places_of(lengths, shared) >= len(lengths) * int(lengths.max(0).sum()):
+        if not is_worth(places_of(lengths, shared), len(lengths) * int(lengths.max(0).sum())):
             return batch
         return laid(network, batch, lengths, shared)
 
 
-def lengths_of(batch: Batch) -> np.ndarray:
-    """[pairs, 2] tokens of source and target."""
-    asked = batch["labels"] != IGNORED
-    at = torch.arange(1, asked.shape[1] + 1)
-    return torch.stack([batch["attention_mask"].sum(1), (asked * at).amax(1).clamp(min=1)], 1).numpy()
+def lengths_of(batch: Batch, pairs: bool) -> np.ndarray:
+    """[texts, 1] tokens; of pairs, [pairs, 2] those of source and target."""
+    lengths = [batch["attention_mask"].sum(1)]
+    if pairs:
+        asked = batch["labels"] != IGNORED
+        lengths.append((asked * torch.arange(1, asked.shape[1] + 1)).amax(1).clamp(min=1))
+    return torch.stack(lengths, 1).numpy()
 
 
 def laid(network: PreTrainedModel, batch: Batch, lengths: np.ndarray, shared: Sequence[np.ndarray]) -> Batch:
-    columns = {
-        "input_ids": (batch["input_ids"], 0, 0),
-        "labels": (batch["labels"], 1, IGNORED),
-        "decoder_input_ids": (decoder_inputs(network, batch["labels"]), 1, 0),
-    }
+    sides = ("documents", "decoder_documents")[: lengths.shape[1]]
+    last = len(sides) - 1  # the side that is predicted
+    columns = {"input_ids": (batch["input_ids"], 0, 0), "labels": (batch["labels"], last, IGNORED)}
+    if last:
+        columns["decoder_input_ids"] = (decoder_inputs(network, batch["labels"]), last, 0)
     made = {
-        name: padded([np.concatenate([values[pair, : lengths[pair, side]] for pair in row]) for row in shared], fill)
+        name: padded([np.concatenate([values[text, : lengths[text, side]] for text in row]) for row in shared], fill)
         for name, (tensor, side, fill) in columns.items()
         for values in [tensor.numpy()]
     }
-    for side, name in enumerate(("documents", "decoder_documents")):
+    for side, name in enumerate(sides):
         made[name] = padded([np.repeat(np.arange(1, len(row) + 1), lengths[row, side]) for row in shared], 0)
     return made | {"attention_mask": (made["documents"] > 0).long()}
 
@@ -129,21 +135,30 @@ def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
     return lambda *_, **__: before(inputs_embeds=torch.empty(1, count, 1, device=at.device))[0][at]
 
 
-def width_for(longest: Sequence[int]) -> int:
-    """Of rows for pairs of which the `longest` source and target have so many tokens."""
-    return max(WIDTH, *longest)
+def width_for(network: PreTrainedModel, longest: Sequence[int]) -> int:
+    """Of rows for texts (pairs) of which the longest has so many tokens (source and target).
+
+    No more than there are positions, though these begin anew: some models hold a causal mask of that size.
+    """
+    limit = None if network.config.is_encoder_decoder else positions_of(network)
+    return max(min(WIDTH, limit or WIDTH), *longest)
 
 
 def choose(network: PreTrainedModel, loss: TokenLoss, collate: Collate, longest: Sequence[int]) -> Joining | None:
-    """For pairs of which the `longest` source and target have so many tokens; None where the model cannot keep them apart.
+    """For texts (pairs) of which the longest has so many tokens (source and target); None where the model cannot keep them
+    apart.
 
-    Nor where its loss is not a sum over tokens, or depends on padding.
+    Nor where its loss is not a sum over tokens, or depends on padding, or texts share the rows of the data already.
     """
-    if not network.config.is_encoder_decoder or loss.own or loss.whole_logits or collate.fixed:
+    if loss.own or loss.whole_logits or loss.apart or collate.fixed:
         return None
+    width = width_for(network, longest)
+    if not network.config.is_encoder_decoder:
+        texts = keep_apart(network, causal=loss.shift == 1)
+        return texts and Joining(width, texts)
     dtype = network.dtype if network.config._attn_implementation == "eager" else None
     apart = PairsApart(network.get_encoder(), network.get_decoder(), dtype)
-    return Joining(width_for(longest), apart) if _holds(network, apart, longest) else None
+    return Joining(width, apart) if _holds(network, apart, longest) else None
 
 
 @torch.no_grad()

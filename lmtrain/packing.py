@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -154,26 +155,39 @@ def best_fit(lengths: np.ndarray, room: int) -> Ragged:
 
 
 def level(lengths: np.ndarray, width: int) -> list[np.ndarray]:
-    """Which pairs share a row, by their `lengths` [pairs, 2]: as few rows as `width` calls for, filled alike.
+    """Which texts (pairs) share a row, by their `lengths` [texts, 1 (2)], none above `width`: as few rows of that width as
+    hold them, or nearly so, filled alike.
 
-    The longest pair first, each into the row that is the emptiest (LPT, Graham, 1969).
+    The longest first, each into the row that is the emptiest (LPT, Graham, 1969).
     """
     count = int(-(-lengths.sum(0) // width).max())
     if count == 1:
         return [np.arange(len(lengths))]
+    while True:
+        shared = _filled_alike(lengths, count)
+        if max(int(lengths[row].sum(0).max()) for row in shared) <= width:
+            return shared
+        count += 1
+
+
+def _filled_alike(lengths: np.ndarray, count: int) -> list[np.ndarray]:
     whole, filled, found = lengths.sum(1), np.zeros(count, np.int64), [[] for _ in range(count)]  # type: ignore[var-annotated]
-    for pair in np.argsort(-whole, kind="stable").tolist():
+    for text in np.argsort(-whole, kind="stable").tolist():
         row = int(filled.argmin())
-        found[row].append(pair)
-        filled[row] += whole[pair]
+        found[row].append(text)
+        filled[row] += whole[text]
     return [np.sort(row) for row in found if row]
 
 
 def places_of(lengths: np.ndarray, shared: list[np.ndarray]) -> int:
-    """For tokens, padding included, in rows that are `shared` so by pairs with `lengths` [pairs, 2]."""
+    """For tokens, padding included, in rows that are `shared` so by texts (pairs) with `lengths` [texts, 1 (2)]."""
     return len(shared) * int(np.max([lengths[row].sum(0) for row in shared], 0).sum())
 
 
-def places_in_rows(lengths: np.ndarray, width: int) -> int:
-    """The same as `level` lays them; never more than in a row for each."""
-    return min(places_of(lengths, level(lengths, width)), len(lengths) * int(lengths.max(0).sum()))
+def is_worth(shared: Any, padded: Any) -> Any:
+    """Whether rows with so many places for tokens are better than a padded one for each text, with so many."""
+    return shared <= WORTH * padded
+
+
+WORTH = 0.95
+"""Of the places: telling texts apart costs a model something as well."""

@@ -118,7 +118,7 @@ def feed(
     prepared: Prepared, collate: Collate, limits: Limits, process: tuple[int, int], width: int | None = None,
 ) -> Batches | Stream:  # fmt: skip
     """The training data in batches, all at hand or read while training; `process` is (number, of how many), `width`
-    that of the rows in which the pairs of a batch are laid end to end, if they are.
+    that of the rows in which the texts of a batch are laid end to end, if they are.
     """
     section = recipe.train
 

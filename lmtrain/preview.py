@@ -82,7 +82,7 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     """The first `count` batches, made as training makes them.
 
     Only what training asks the weights is answered without them: that texts which share a row can be kept apart is taken
-    for granted, also that the pairs of a batch can be laid end to end, and that no model reads padding (ProphetNet does: it
+    for granted, also that the rows of a batch can be laid end to end, and that no model reads padding (ProphetNet does: it
     is trained on rows of full length).
     """
     config = load_config(recipe.model, recipe.objective)
@@ -97,8 +97,8 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     packing = Packing(recipe.data, _taken_for_granted(recipe.data, corpus.kind), [])
     with console.working("tokenising the data"):
         prepared = prepare(corpus, objective, tokenizer, packing.data, limits)
-    joins = network.config.is_encoder_decoder
-    width = width_for(longest(prepared.train, limits, recipe.data.streaming)) if joins else None
+    joins = corpus.kind != "text" or not (recipe.data.shares or recipe.data.blocks)
+    width = width_for(network, longest(prepared.train, limits, recipe.data.streaming)) if joins else None
     batches = feed(
         recipe, corpus, objective, tokenizer, packing, prepared, cast(Collate, collate), limits, (0, 1), width
     )
@@ -139,10 +139,11 @@ def _given(batches: Batches | Stream, collate: Opened) -> Iterator[tuple[list[Ro
 
 
 def _bare(lines: Lines) -> Lines:
-    """Without padding, of which there is next to none where pairs lie end to end."""
+    """Without padding, of which there is next to none where rows lie end to end."""
     bare = {name: [token for token in line if token.role != "pad"] for name, line in lines.items()}
-    # Behind the last label the decoder would be shown that one.
-    return bare | {"decoder_input": bare["decoder_input"][: len(bare["labels"])]}
+    if "decoder_input" in bare:  # behind the last label the decoder would be shown that one
+        bare["decoder_input"] = bare["decoder_input"][: len(bare["labels"])]
+    return bare
 
 
 def _of_first_part(prepared: Prepared, packing: Packing, limits: Limits) -> Examples:
@@ -152,7 +153,7 @@ def _of_first_part(prepared: Prepared, packing: Packing, limits: Limits) -> Exam
 def _spoken(limits: Limits, packing: Packing, joins: bool) -> str:
     lengths = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in limits.resolved.items())
     apart = "; texts that share a row are kept apart, if training finds that this model can" if packing.apart else ""
-    end_to_end = "; training lays the pairs of a batch end to end, if it finds that this model can" if joins else ""
+    end_to_end = "; training lays the rows of a batch end to end, if it finds that this model can" if joins else ""
     return lengths + apart + end_to_end
 
 

@@ -54,7 +54,7 @@ class ExactTrainer(Trainer):
         joining: Joining | None = None,
     ) -> "ExactTrainer":  # fmt: skip
         """`identity` is what checkpoints will know the run by, `keep` how many of them stay, `warn` says what happens;
-        with `joining` the pairs of a batch are laid end to end.
+        with `joining` the texts of a batch are laid end to end.
         """
         self.token_loss, self.evaluation, self.batches, self.joining = loss, evaluation, batches, joining
         self.identity, self.keep, self.warn = identity or {}, keep, warn

@@ -1,4 +1,4 @@
-"""Pairs end to end in rows: the loss and the gradient of pairs that are padded, none of which sees another."""
+"""Texts and pairs end to end in rows: the loss and the gradient of padded ones, none of which sees another."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
 from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
-from lmtrain.packing import level, places_in_rows
+from lmtrain.packing import level, places_of
 from lmtrain.recipe import RECIPES, Model
 from lmtrain.sources import Rows
 
@@ -51,6 +51,37 @@ def made(family: str, attn: str | None = None, large: float = 3):
     return network.eval(), collate([examples[0, row] for row in range(len(examples))]), collate
 
 
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+         "max_position_embeddings": 128}  # fmt: skip
+TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: FAMILIES[name] for name in ("gpt2", "llama", "bert", "roberta", "modernbert")},
+    "gpt_neo": ("clm", {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+                        "max_position_embeddings": 64, "resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0}),
+    "mistral": ("clm", SMALL | {"sliding_window": 8}),
+}  # fmt: skip
+"""Family -> (objective, a configuration without dropout); gpt_neo holds causal masks no larger than its positions."""
+
+
+def made_of_texts(family: str, large: float = 3):
+    """(network, its batch of forty texts of which parts are trained, their collate, their loss)"""
+    name, sizes = TEXTS[family]
+    objective = OBJECTIVES[name]
+    byte = tokenizer.train("byte", [], objective.frame)
+    data = RECIPES[name].model_fields["data"].annotation(train=["x"], packing=False)
+    set_seed(1)
+    network, _ = load_network(
+        Model(name=family, from_scratch=True, config=sizes), AutoConfig.for_model(family), byte, objective.auto_model
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(large if parameter.dim() > 1 else 1)
+    kind, values = ("prompt", list(zip(SOURCES, TARGETS, strict=True))) if name == "clm" else ("text", SOURCES)
+    examples = objective.encode(Rows.of(kind, values), byte, data, Limits(64, {}), False)
+    collate = objective.collate(byte, data, 1)
+    batch = collate([examples[0, row] for row in range(len(examples))])
+    return network.eval(), batch, collate, TokenLoss(objective.shift, head_last=True)
+
+
 def loss_and_gradient(network, loss: TokenLoss, batch) -> tuple[float, torch.Tensor]:
     network.zero_grad()
     value = loss(network, batch, (batch["labels"] != IGNORED).sum())
@@ -76,6 +107,26 @@ def test_loss_and_gradient_are_those_of_padded_pairs(family: str, attn: str | No
         assert (gradient - padded[1]).norm() <= 1e-4 * padded[1].norm()
 
 
+@pytest.mark.parametrize("family", TEXTS)
+def test_loss_and_gradient_are_those_of_padded_texts(family: str):
+    network, batch, collate, loss = made_of_texts(family)
+    lengths = batch["attention_mask"].sum(1)
+    found = joining.choose(network, loss, collate, [int(lengths.max())])
+    assert found
+    joined = found(network, batch)
+    assert joined["input_ids"].shape[1] <= (64 if family == "gpt_neo" else joining.WIDTH)
+    assert joined["input_ids"].numel() < 0.8 * batch["input_ids"].numel()
+    assert int(joined["attention_mask"].sum()) == int(lengths.sum())
+    padded = loss_and_gradient(network, loss, batch)
+    with quick_dropout():
+        quick = loss_and_gradient(network, replace(loss, apart=found.apart), joined)
+    for value, gradient in (quick, loss_and_gradient(network, replace(loss, apart=found.apart), joined)):
+        assert value == pytest.approx(padded[0], rel=1e-5)
+        assert (gradient - padded[1]).norm() <= 1e-4 * padded[1].norm()
+    together = loss_and_gradient(network, loss, joined)  # not told, a text reads the one before
+    assert (together[1] - padded[1]).norm() > 1e-3 * padded[1].norm()
+
+
 @pytest.mark.parametrize("family", ["t5", "marian"])
 def test_a_changed_pair_changes_no_other(family: str):
     network, batch, collate = made(family)
@@ -91,7 +142,15 @@ def test_a_changed_pair_changes_no_other(family: str):
     assert torch.equal(moved, (joined["decoder_documents"] == 3) & (torch.arange(2) == 0)[:, None])
 
 
-def test_models_that_cannot_keep_pairs_apart_pad_them(monkeypatch: pytest.MonkeyPatch):
+def test_models_that_cannot_keep_texts_apart_pad_them(monkeypatch: pytest.MonkeyPatch):
+    bloom = ("clm", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0})
+    monkeypatch.setitem(TEXTS, "bloom", bloom)  # makes its positions from a mask of ones and zeros
+    network, _, collate, loss = made_of_texts("bloom")
+    assert joining.choose(network, loss, collate, [64]) is None
+    network, _, collate, loss = made_of_texts("gpt2")
+    assert joining.choose(network, replace(loss, apart=lambda *_: None), collate, [64]) is None, (
+        "texts share rows already"
+    )
     network, _, collate = made("prophetnet")
     assert joining.choose(network, TokenLoss(0), collate, (37, 31)) is None
     network, _, collate = made("bart")
@@ -104,7 +163,7 @@ def test_models_that_cannot_keep_pairs_apart_pad_them(monkeypatch: pytest.Monkey
 def test_a_batch_of_pairs_that_are_all_of_one_length_stays_as_it_is():
     network, batch, collate = made("t5")
     same = {name: tensor[:1].repeat(4, 1) for name, tensor in batch.items()}
-    lengths = joining.lengths_of(same)[0]
+    lengths = joining.lengths_of(same, pairs=True)[0]
     trimmed = {name: tensor[:, : lengths[int(name == "labels")]] for name, tensor in same.items()}
     assert joining.choose(network, TokenLoss(0), collate, (37, 31))(network, trimmed) is trimmed
 
@@ -117,7 +176,7 @@ def test_every_pair_has_a_place_and_rows_are_filled_alike(sizes: list, width: in
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(sizes)))
     whole = [int(lengths[row].sum()) for row in rows]
     assert max(whole) - min(whole) <= lengths.sum(1).max()
-    assert lengths.sum() <= places_in_rows(lengths, width) <= len(sizes) * lengths.max(0).sum()
+    assert lengths.sum() <= places_of(lengths, rows)
 
 
 def test_training_reads_the_padding_that_its_account_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
