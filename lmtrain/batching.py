@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lmtrain.collate import IGNORED, Collate
 from lmtrain.dataset import Examples, Key
-from lmtrain.packing import Ragged, is_worth, level, places_of
+from lmtrain.packing import WORTH, Ragged, end_to_end
 
 POOL = {1: 100, 2: 500}
 """Columns -> batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay
@@ -122,9 +122,8 @@ class Batches(Sampler[list[Key]]):
         tokens = np.add.reduceat(texts[batches.values], batches.offsets[:-1])
         places = tokens.sum(1)  # of those that make one row
         for number in np.flatnonzero((tokens > self.width).any(1)):
-            lengths = texts[batches[number]]
-            places[number] = places_of(lengths, level(lengths, self.width))
-        return np.where(is_worth(places, padded), places, padded)
+            places[number] = end_to_end(texts[batches[number]], self.width)[1]
+        return np.where(places <= WORTH * padded, places, padded)
 
     def _of(self, epoch: int) -> Ragged:
         order = self.order.of(epoch)

@@ -20,7 +20,7 @@ from lmtrain.apart import TOLERANCE, Apart, first_position, keep_apart, mask, po
 from lmtrain.collate import IGNORED, Batch, Collate, padded
 from lmtrain.loss import TokenLoss, decoder_inputs, evaluating
 from lmtrain.model import positions as positions_of
-from lmtrain.packing import is_worth, level, places_of
+from lmtrain.packing import end_to_end
 
 WIDTH = 512
 """Tokens that a row has room for on either side, or as many as the longest text: attention costs the square of a row."""
@@ -44,10 +44,8 @@ class Joining:
         labels of each pair.
         """
         lengths = lengths_of(batch, isinstance(self.apart, PairsApart))
-        shared = level(lengths, self.width)
-        if not is_worth(places_of(lengths, shared), len(lengths) * int(lengths.max(0).sum())):
-            return batch
-        return laid(network, batch, lengths, shared)
+        shared, _ = end_to_end(lengths, self.width)
+        return batch if shared is None else laid(network, batch, lengths, shared)
 
 
 def lengths_of(batch: Batch, pairs: bool) -> np.ndarray:

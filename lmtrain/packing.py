@@ -3,7 +3,6 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -184,10 +183,14 @@ def places_of(lengths: np.ndarray, shared: list[np.ndarray]) -> int:
     return len(shared) * int(np.max([lengths[row].sum(0) for row in shared], 0).sum())
 
 
-def is_worth(shared: Any, padded: Any) -> Any:
-    """Whether rows with so many places for tokens are better than a padded one for each text, with so many."""
-    return shared <= WORTH * padded
+def end_to_end(lengths: np.ndarray, width: int) -> tuple[list[np.ndarray] | None, int]:
+    """(which texts share a row, as `level` says; places for tokens, padding included), None where each has a row of its own:
+    where sharing spares hardly any.
+    """
+    shared, padded = level(lengths, width), len(lengths) * int(lengths.max(0).sum())
+    places = places_of(lengths, shared)
+    return (shared, places) if places <= WORTH * padded else (None, padded)
 
 
 WORTH = 0.95
-"""Of the places: telling texts apart costs a model something as well."""
+"""Of the places of padded rows: telling texts apart costs a model something as well."""

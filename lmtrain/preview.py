@@ -19,9 +19,10 @@ from lmtrain.console import Console, ledger_table, to_json
 from lmtrain.corpus import Corpus
 from lmtrain.dataset import Examples, Limits, longest
 from lmtrain.errors import InputError, visible
-from lmtrain.joining import width_for
+from lmtrain.joining import lengths_of, width_for
 from lmtrain.model import check_vocabulary, positions
 from lmtrain.objectives import OBJECTIVES
+from lmtrain.packing import end_to_end
 from lmtrain.prepare import Prepared, feed, learn_tokenizer, prepare
 from lmtrain.pretrained import LOADING, load_config, load_tokenizer, shaped
 from lmtrain.roles import Lines, Seen, Token, View, fractions
@@ -50,6 +51,8 @@ class Shown:
     texts: drawing.Texts
     batches: list[list[Seen]]
     """Of each row of each batch the lengths of the texts in it, and its lines."""
+    places: list[int]
+    """Of each batch, for tokens, padding included."""
     of_epoch: int | None
     """Batches in an epoch; None for a stream."""
     lengths: list[np.ndarray]
@@ -105,10 +108,11 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     given = list(islice(_given(batches, collate), count))
     lines = [zip(rows, objective.view.lines(rows, batch, tokenizer, network), strict=True) for rows, batch in given]
     seen = [[(row["lengths"].tolist(), _bare(line) if joins else line) for row, line in batch] for batch in lines]
-    padding, _ = fractions(seen, objective.view)
+    places = [_places(batch, width, network.config.is_encoder_decoder) for _, batch in given]
+    padding, _ = fractions(seen, objective.view, sum(places))
     examples = _of_first_part(prepared, packing, limits) if isinstance(batches, Stream) else batches.examples
     return Shown(
-        recipe, objective.view, drawing.Texts(tokenizer), seen, None if isinstance(batches, Stream) else len(batches),
+        recipe, objective.view, drawing.Texts(tokenizer), seen, places, None if isinstance(batches, Stream) else len(batches),
         examples.lengths_by_column(), data_document(recipe, prepared, batches, padding),
         [*prepared.notes, *told, _spoken(limits, packing, joins)], prepared.warnings,
     )  # fmt: skip
@@ -138,6 +142,12 @@ def _given(batches: Batches | Stream, collate: Opened) -> Iterator[tuple[list[Ro
         yield from (collate([batches.examples[key] for key in keys]) for keys in batches)
 
 
+def _places(batch: Batch, width: int | None, pairs: bool) -> int:
+    if width:
+        return end_to_end(lengths_of(batch, pairs), width)[1]
+    return batch["input_ids"].numel() + (batch["labels"].numel() if pairs else 0)
+
+
 def _bare(lines: Lines) -> Lines:
     """Without padding, of which there is next to none where rows lie end to end."""
     bare = {name: [token for token in line if token.role != "pad"] for name, line in lines.items()}
@@ -162,7 +172,7 @@ def _spoken(limits: Limits, packing: Packing, joins: bool) -> str:
 
 def document(seen: Shown) -> dict[str, Any]:
     """All of it, for --json."""
-    padding, trained = fractions(seen.batches, seen.view)
+    padding, trained = fractions(seen.batches, seen.view, sum(seen.places))
     return {
         "objective": seen.recipe.objective,
         "model": seen.recipe.model.name,
@@ -246,8 +256,9 @@ def _drawn(seen: Shown, batch: list[Seen], width: int, most: int | None) -> list
 
 
 def _heading(seen: Shown, number: int, batch: list[Seen]) -> str:
-    padding, trained = fractions([batch], seen.view)
-    size = " + ".join(f"{len(batch[0][1][name]):,}" for name in seen.view.measures)
+    padding, trained = fractions([batch], seen.view, seen.places[number - 1])
+    sizes = [{len(lines[name]) for _, lines in batch} for name in seen.view.measures]
+    size = " + ".join(f"{'up to ' if len(size) > 1 else ''}{max(size):,}" for size in sizes)
     of = f" of {seen.of_epoch:,}" if seen.of_epoch else ""
     rows = f"{len(batch)} row{'s' if batch[1:] else ''}"
     return f"Batch {number}{of}: {rows} of {size} tokens, {padding:.1%} padding, {trained:.1%} trained"

@@ -156,10 +156,12 @@ PAIRS = View(
 )
 
 
-def fractions(batches: list[list[Seen]], view: View) -> tuple[float, float]:
-    """(the share of padding in what the model reads, the share of the other tokens that is predicted)."""
+def fractions(batches: list[list[Seen]], view: View, places: int) -> tuple[float, float]:
+    """(the share of padding in what the model reads, the share of the other tokens that is predicted).
+
+    `places` for tokens, padding included, is what it reads.
+    """
     lines = [lines[name] for batch in batches for _, lines in batch for name in view.measures]
-    places = sum(map(len, lines))
-    tokens = places - sum(token.role == "pad" for line in lines for token in line)
+    tokens = sum(token.role != "pad" for line in lines for token in line)
     trained = sum(token.label is not None for line in lines for token in line)
     return 1 - tokens / max(places, 1), trained / max(tokens, 1)

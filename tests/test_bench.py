@@ -18,7 +18,7 @@ def test_it_tells_of_speed_padding_and_the_whole_training_and_keeps_nothing(
     outcome = lmtrain("bench", objective, *flags, "--epochs", 1000, "--seconds", 1, "--json", "--quiet")
     assert outcome.code == 0, outcome.err
     found = outcome.json
-    assert found["steps"] > 3 and (found["padding_fraction"] > 0) == (objective == "mlm")
+    assert found["steps"] > 3 and 0 <= found["padding_fraction"] < 0.02
     assert found["tokens_per_second"] > 0 and found["peak_memory_bytes"] > 1e8
     assert found["share_of_matrix_rate"] == found["flops_per_second"] / found["matrix_flops_per_second"]
     rows = len((material / f"{file}.jsonl").read_text().splitlines())

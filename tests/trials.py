@@ -532,20 +532,29 @@ def _out_of_memory_above(rows: int, first_step: int, evaluation: bool) -> None:
     import torch
 
     _see_steps()
+    texts = note_texts(setattr)
 
     def called(network: Any, given: list[torch.Tensor]) -> None:
-        count = rows_of(given)
         trains = network.training and torch.is_grad_enabled()
+        count = texts[-1] if trains else given[0].shape[0] if given else 0
         if count > rows and _step() + 1 >= first_step and (trains or evaluation):
             raise torch.OutOfMemoryError(f"faked: CUDA out of memory. {count} rows, of which {rows} fit")
 
     _before_forward(called)
 
 
-def rows_of(given: list[Any]) -> int:
-    """How many rows a model is given with these tensors, or pairs that share rows: a token that sees itself alone begins one."""
-    starts = [int((t.sum(-1) == 1).sum()) for t in given if t.dim() == 4 and not t.float().triu(1).any()]
-    return starts[0] if starts else given[0].shape[0] if given else 0
+def note_texts(setattr: Callable[..., None]) -> list[int]:
+    """Of every batch that is trained from now on, the texts (pairs) in it, which may share rows when the model is called."""
+    from lmtrain.trainer import ExactTrainer
+
+    texts, laid = [0], ExactTrainer._laid
+
+    def noted(self: Any, batch: Any) -> Any:
+        texts.append(len(batch["labels"]))
+        return laid(self, batch)
+
+    setattr(ExactTrainer, "_laid", noted)
+    return texts
 
 
 def _before_forward(called: Callable[[Any, list[Any]], None]) -> None:
