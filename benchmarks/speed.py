@@ -90,6 +90,10 @@ CASES = {
         "clm", "gpt2", {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 256}, 8_000, 32, (5, 60), GPT2,
         ("-L", "256", "-b", "8"), must=2.5, goal=5.0,
     ),
+    "clm-single-texts": Case(  # as many of the same short documents in a step as the baseline has
+        "clm", "gpt2", {"n_layer": 6, "n_embd": 256, "n_head": 4, "n_positions": 256}, 8_000, 32, (5, 60), GPT2,
+        ("-L", "256", "--no-packing"),
+    ),
     "clm-shakespeare-char": Case(
         "clm", "gpt2", {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 64}, 65, 12, (63, 63), GPT2,
         ("--no-packing",), must=1 / 0.9, goal=1.2, steps=300, rate=0.0,
