@@ -93,6 +93,7 @@ def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
             ids = stock([{"input_ids": row["input_ids"].tolist()} for row in rows])
             return {**batch, "labels": ids["labels"].where(batch["labels"] != -100, torch.tensor(-100))}
 
+        both.fixed = collate.fixed
         return both
 
     from lmtrain import objectives
