@@ -113,6 +113,8 @@ def described(leaf: Leaf) -> str:
 def _type_of(leaf: Leaf) -> tuple[str, Any]:
     """(metavar, type) on the command line; whatever Typer has no type for arrives as text and pydantic reads it."""
     bare = _bare(leaf.field.annotation)
+    if bare == dict[str, Any]:
+        return "TEXT", list[str]  # given several times, all of them count
     if leaf.field.metadata and any(isinstance(mark, BeforeValidator) for mark in leaf.field.metadata):
         bare = bare if bare == list[str] else str
     known = {bool: "", int: "N", float: "X"}

@@ -52,7 +52,9 @@ def _names(value: Any) -> Any:
 
 
 def _key_values(value: Any) -> Any:
-    """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML."""
+    """`"n_layer=2,hidden_size=64"`, also in several strings -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML."""
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in _split_outside_brackets(value) if part.strip()]
@@ -141,7 +143,7 @@ class Model(Section):
     config: Annotated[dict[str, Any], BeforeValidator(_key_values)] = option(
         {}, flag="model_config", aliases=("config_overrides", "model_config")
     )
-    """With --from-scratch: sizes as name=value,… e.g. n_layer=4,n_embd=256."""
+    """With --from-scratch: sizes as name=value,… e.g. n_layer=4,n_embd=256. Repeatable."""
     tokenizer: str | None = option(None, aliases=("tokenizer_name",), use="Hub id or folder. Default: the model's.")
     """Hub id or folder; or trained on the data: bpe:N, wordpiece:N, unigram:N, char, byte. Default: the model's."""
     attn: str | None = option(None, aliases=("attn_implementation",), hidden=True)

@@ -75,6 +75,12 @@ def test_a_dry_run_prints_a_recipe_that_prints_itself():
     assert "adam_beta2: 0.98" in first
 
 
+def test_sizes_that_are_given_one_flag_each_all_count():
+    flags = ["--model-config", "n_layer=6,n_head=4", "--model_config=n_embd=256"]
+    text = lmtrain("clm", "--model", "gpt2", "--from-scratch", "--data", "x", *flags, "--dry-run").out
+    assert "config:\n    n_layer: 6\n    n_head: 4\n    n_embd: 256\n" in text
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--per_device_train_batch_size", "3"], ["--per-device-train-batch-size", "3"], ["-b", "3"], ["--batch_size=3"]],
