@@ -62,8 +62,8 @@ class Order:
 class Batches(Sampler[list[Key]]):
     """The batches of this process, as rows of each: `size` at a time, or about `tokens` tokens, or of like length.
 
-    Where the texts of a batch are laid end to end, in rows of `width` tokens (joining.py), those of about `tokens` tokens
-    are drawn by chance: there is no padding that like lengths would spare.
+    Where the texts of a batch are laid end to end, in rows of `width` tokens (joining.py), about `tokens` tokens are drawn by
+    chance unless they are to be `alike`: there is little padding that like lengths would spare.
     Every epoch has the same number of batches. Where they do not come out even for several processes, batches of the
     blank row, number `rows`, which trains nothing, fill the gap: no row counts twice (accelerate would repeat some).
     """
@@ -119,9 +119,9 @@ class Batches(Sampler[list[Key]]):
         if self.width is None:
             return padded
         texts = np.stack(self.lengths, 1)
-        tokens = np.add.reduceat(texts[batches.values], batches.offsets[:-1])
+        tokens, longest = (way.reduceat(texts[batches.values], batches.offsets[:-1]) for way in (np.add, np.maximum))
         places = tokens.sum(1)  # of those that make one row
-        for number in np.flatnonzero((tokens > self.width).any(1)):
+        for number in np.flatnonzero(tokens.max(1) > np.maximum(longest.max(1), self.width)):
             places[number] = end_to_end(texts[batches[number]], self.width)[1]
         return np.where(places <= WORTH * padded, places, padded)
 
@@ -129,7 +129,7 @@ class Batches(Sampler[list[Key]]):
         order = self.order.of(epoch)
         if not (self.tokens or self.alike):
             return _cut(order, self.size)
-        if self.tokens and self.width:
+        if self.tokens and self.width and not self.alike:
             return self._of_tokens(order)
         pools = _cut(order, POOL[len(self.lengths)] * self._rows_of_batch())
         whole = sum(int(column.sum()) for column in self.lengths)

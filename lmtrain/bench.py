@@ -110,7 +110,7 @@ def flops_per_token(trainer: ExactTrainer) -> float:
     device, before = trainer.args.device, trainer.tokens.clone()
     trainer.tokens.zero_()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), evaluating(trainer.model):
-        for batch in trainer.samples:
+        for batch in map(trainer._laid, trainer.samples):
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
             predicted = (on_device["labels"] != IGNORED).sum()
             with torch.no_grad(), trainer.compute_loss_context_manager():
@@ -154,4 +154,4 @@ def show(found: dict[str, Any], console: Console) -> None:
     ]  # fmt: skip
     console.result(found, rows, title=f"{found['objective']}: {found['model']}")
     if found["padding_fraction"] > MUCH_PADDING:
-        console.note("much of it is padding: try --batch-tokens N, or --packing where texts may share rows")
+        console.note("much of it is padding: --packing lets texts share rows, --group-by-length teaches less a step")

@@ -106,6 +106,8 @@ def described(leaf: Leaf) -> str:
     if choices := _choices(leaf):
         return ", ".join(choices)
     metavar, annotation = _type_of(leaf)
+    if _bare(leaf.field.annotation) == dict[str, Any]:
+        return "name=value,…, or a mapping"
     words = {bool: "yes or no", int: "whole number", float: "number", list[str]: "text, or a list"}
     return words.get(annotation, "text" if metavar == "TEXT" else metavar)
 

@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 from lmtrain.apart import TOLERANCE, Apart, first_position, keep_apart, mask, positions
 from lmtrain.collate import IGNORED, Batch, Collate, padded
 from lmtrain.loss import TokenLoss, decoder_inputs, evaluating
-from lmtrain.model import positions as positions_of
+from lmtrain.model import positions as limit_of
 from lmtrain.packing import end_to_end
 
 WIDTH = 512
-"""Tokens that a row has room for on either side, or as many as the longest text: attention costs the square of a row."""
+"""Tokens that a row has room for on either side, or as many as the longest text of its batch: attention costs the square
+of a row."""
 
 MADE_UP = (((5, 4), (3, 6)), ((4, 3), (6, 5)))
 """(source, target) tokens of the pairs that two rows are made of to try a model; the first row gets the longest as well."""
@@ -133,24 +134,29 @@ def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
     return lambda *_, **__: before(inputs_embeds=torch.empty(1, count, 1, device=at.device))[0][at]
 
 
-def width_for(network: PreTrainedModel, longest: Sequence[int]) -> int:
-    """Of rows for texts (pairs) of which the longest has so many tokens (source and target).
+def is_wanted(recipe: Any, data: Any, kind: str) -> bool:
+    """Whether the rows of a batch are to be laid end to end, where the model can be told.
 
-    No more than there are positions, though these begin anew: some models hold a causal mask of that size.
+    Those of text that is packed, as `data` says, are full already, and a compiled model wants few shapes.
     """
-    limit = None if network.config.is_encoder_decoder else positions_of(network)
-    return max(min(WIDTH, limit or WIDTH), *longest)
+    return not recipe.train.compile and not (kind == "text" and (data.shares or data.blocks))
+
+
+def width_for(network: PreTrainedModel) -> int:
+    """Of rows, where no text is longer; no more than there are positions, though these begin anew: some models hold a
+    causal mask of that size.
+    """
+    limit = None if network.config.is_encoder_decoder else limit_of(network)
+    return min(WIDTH, limit or WIDTH)
 
 
 def choose(network: PreTrainedModel, loss: TokenLoss, collate: Collate, longest: Sequence[int]) -> Joining | None:
     """For texts (pairs) of which the longest has so many tokens (source and target); None where the model cannot keep them
-    apart.
-
-    Nor where its loss is not a sum over tokens, or depends on padding, or texts share the rows of the data already.
+    apart, and where its loss is not a sum over tokens, or depends on padding.
     """
-    if loss.own or loss.whole_logits or loss.apart or collate.fixed:
+    if loss.own or loss.whole_logits or collate.fixed:
         return None
-    width = width_for(network, longest)
+    width = width_for(network)
     if not network.config.is_encoder_decoder:
         texts = keep_apart(network, causal=loss.shift == 1)
         return texts and Joining(width, texts)
@@ -176,8 +182,8 @@ def _holds(network: PreTrainedModel, apart: PairsApart, longest: Sequence[int]) 
         try:
             joined = {n: t.to(network.device) for n, t in laid(network, batch, lengths, numbers).items()}
             together, _ = TokenLoss(0, apart=apart).aligned(network, joined)
-        except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, NotImplementedError):
-            return False  # the model does not take this
+        except Exception:  # whatever it is called: the model does not take this
+            return False
         for row, pairs in enumerate(numbers):
             starts = np.cumsum(lengths[pairs, 1]) - lengths[pairs, 1]
             for start, pair in zip(starts.tolist(), pairs.tolist(), strict=True):

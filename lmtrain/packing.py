@@ -154,22 +154,22 @@ def best_fit(lengths: np.ndarray, room: int) -> Ragged:
 
 
 def level(lengths: np.ndarray, width: int) -> list[np.ndarray]:
-    """Which texts (pairs) share a row, by their `lengths` [texts, 1 (2)], none above `width`: as few rows of that width as
-    hold them, or nearly so, filled alike.
+    """Which texts (pairs) share a row, by their `lengths` [texts, 1 (2)]: nearly as few rows as hold them, filled alike.
 
-    The longest first, each into the row that is the emptiest (LPT, Graham, 1969).
+    A row has room for `width` tokens, or as many as the longest text (on either side of the longest pair).
     """
-    count = int(-(-lengths.sum(0) // width).max())
-    if count == 1:
-        return [np.arange(len(lengths))]
-    while True:
+    width = max(width, int(lengths.max()))
+    count = int(max(*-(-lengths.sum(0) // width), *(2 * lengths > width).sum(0)))  # no two of these fit in one
+    while count < len(lengths):
         shared = _filled_alike(lengths, count)
         if max(int(lengths[row].sum(0).max()) for row in shared) <= width:
             return shared
-        count += 1
+        count += max(count // 16, 1)
+    return [*np.arange(len(lengths))[:, None]]
 
 
 def _filled_alike(lengths: np.ndarray, count: int) -> list[np.ndarray]:
+    """The longest first, each into the row that is the emptiest (LPT, Graham, 1969)."""
     whole, filled, found = lengths.sum(1), np.zeros(count, np.int64), [[] for _ in range(count)]  # type: ignore[var-annotated]
     for text in np.argsort(-whole, kind="stable").tolist():
         row = int(filled.argmin())
@@ -187,7 +187,10 @@ def end_to_end(lengths: np.ndarray, width: int) -> tuple[list[np.ndarray] | None
     """(which texts share a row, as `level` says; places for tokens, padding included), None where each has a row of its own:
     where sharing spares hardly any.
     """
-    shared, padded = level(lengths, width), len(lengths) * int(lengths.max(0).sum())
+    padded = len(lengths) * int(lengths.max(0).sum())
+    if lengths.sum() > WORTH * padded:
+        return None, padded
+    shared = level(lengths, width)
     places = places_of(lengths, shared)
     return (shared, places) if places <= WORTH * padded else (None, padded)
 

@@ -47,13 +47,13 @@ def preflight(
         if trainer.is_world_process_zero():
             _saved_and_loaded(trainer.model, checkpoints)
     state.set_random_state(before)
-    rows, length = batch["input_ids"].shape
+    rows, length = trainer._laid(batch)["input_ids"].shape
     console.note(f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluation else ''}"
                  f"save and load: all well, {time.monotonic() - began:.1f} s (--no-preflight leaves it out)")  # fmt: skip
 
 
 def _largest(trainer: ExactTrainer, examples: Examples) -> list[dict[str, Any]]:
-    """The rows of the batch that is padded to the most tokens; of a stream the longest rows that have been seen."""
+    """The rows of the batch that takes the most places for tokens; of a stream the longest rows that have been seen."""
     batches = trainer.batches
     if isinstance(batches, Batches):
         return [batches.examples[key] for key in batches.largest()]

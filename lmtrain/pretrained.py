@@ -1,4 +1,4 @@
-"""Configuration and tokenizer of a model: from the hub, from a folder, or from nothing. No network is needed for it."""
+"""Configuration and tokenizer of a model: from the hub, from a folder, or from nothing. No weights are read for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -191,8 +191,6 @@ def shaped(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenize
 
 
 SCALED = {name: {"scale_embedding": True} for name in ("marian", "pegasus")}
-
-
 """As all their released models have it: without it the fixed positions drown the tokens, and training stands still."""
 
 

@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from rich.text import Text
 
-from lmtrain import drawing
+from lmtrain import drawing, joining
 from lmtrain.accounts import data_document
 from lmtrain.apart import Apart, Packing
 from lmtrain.batching import Batches
 from lmtrain.collate import Batch, Collate, Row
 from lmtrain.console import Console, ledger_table, to_json
 from lmtrain.corpus import Corpus
-from lmtrain.dataset import Examples, Limits, longest
+from lmtrain.dataset import Examples, Limits
 from lmtrain.errors import InputError, visible
-from lmtrain.joining import lengths_of, width_for
 from lmtrain.model import check_vocabulary, positions
 from lmtrain.objectives import OBJECTIVES
 from lmtrain.packing import end_to_end
@@ -100,15 +99,19 @@ def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
     packing = Packing(recipe.data, _taken_for_granted(recipe.data, corpus.kind), [])
     with console.working("tokenising the data"):
         prepared = prepare(corpus, objective, tokenizer, packing.data, limits)
-    joins = corpus.kind != "text" or not (recipe.data.shares or recipe.data.blocks)
-    width = width_for(network, longest(prepared.train, limits, recipe.data.streaming)) if joins else None
+    joins = joining.is_wanted(recipe, recipe.data, corpus.kind)
+    width = joining.width_for(network) if joins else None
     batches = feed(
         recipe, corpus, objective, tokenizer, packing, prepared, cast(Collate, collate), limits, (0, 1), width
     )
     given = list(islice(_given(batches, collate), count))
     lines = [zip(rows, objective.view.lines(rows, batch, tokenizer, network), strict=True) for rows, batch in given]
-    seen = [[(row["lengths"].tolist(), _bare(line) if joins else line) for row, line in batch] for batch in lines]
-    places = [_places(batch, width, network.config.is_encoder_decoder) for _, batch in given]
+    laid = [_laid(batch, width, network.config.is_encoder_decoder) for _, batch in given]
+    seen = [
+        [(row["lengths"].tolist(), _bare(line) if is_laid else line) for row, line in batch]
+        for batch, (is_laid, _) in zip(lines, laid, strict=True)
+    ]
+    places = [places for _, places in laid]
     padding, _ = fractions(seen, objective.view, sum(places))
     examples = _of_first_part(prepared, packing, limits) if isinstance(batches, Stream) else batches.examples
     return Shown(
@@ -142,14 +145,16 @@ def _given(batches: Batches | Stream, collate: Opened) -> Iterator[tuple[list[Ro
         yield from (collate([batches.examples[key] for key in keys]) for keys in batches)
 
 
-def _places(batch: Batch, width: int | None, pairs: bool) -> int:
+def _laid(batch: Batch, width: int | None, pairs: bool) -> tuple[bool, int]:
+    """(whether its rows are laid end to end; places for tokens, padding included)."""
     if width:
-        return end_to_end(lengths_of(batch, pairs), width)[1]
-    return batch["input_ids"].numel() + (batch["labels"].numel() if pairs else 0)
+        shared, places = end_to_end(joining.lengths_of(batch, pairs), width)
+        return shared is not None, places
+    return False, batch["input_ids"].numel() + (batch["labels"].numel() if pairs else 0)
 
 
 def _bare(lines: Lines) -> Lines:
-    """Without padding, of which there is next to none where rows lie end to end."""
+    """Without its padding: what little there is where rows lie end to end is of none of them."""
     bare = {name: [token for token in line if token.role != "pad"] for name, line in lines.items()}
     if "decoder_input" in bare:  # behind the last label the decoder would be shown that one
         bare["decoder_input"] = bare["decoder_input"][: len(bare["labels"])]

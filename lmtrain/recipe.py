@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -53,14 +53,23 @@ def _names(value: Any) -> Any:
 
 def _key_values(value: Any) -> Any:
     """`"n_layer=2,hidden_size=64"`, also in several strings -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML."""
-    if isinstance(value, list):
-        value = ",".join(map(str, value))
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return _agreeing([_key_values(part) for part in value])
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in _split_outside_brackets(value) if part.strip()]
     if any(not equals for _, equals, _ in pairs):
         raise ValueError("write it as name=value,name=value")
     return {name.strip(): parse_yaml(text) for name, _, text in pairs}
+
+
+def _agreeing(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """All of them in one. Raises ValueError for two values of one name."""
+    found: dict[str, Any] = {}
+    for name, value in chain.from_iterable(part.items() for part in parts):
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{name} is given twice, as {found[name]} and as {value}")
+    return found
 
 
 def _split_outside_brackets(text: str) -> list[str]:
@@ -289,7 +298,7 @@ class TextData(Data):
     max_length: Length | None = option(None, short="L", aliases=("block_size", "max_seq_length"))
     """Tokens in one row at most. Default: the model's positions, 1024 at most."""
     packing: bool = option(True)
-    """Documents share full rows, nothing lost; --no-packing: every document by itself."""
+    """Documents share full rows, nothing lost; --no-packing: a row is a document."""
     packing_strategy: Literal["best-fit", "blocks"] = option("best-fit")
     """best-fit: whole and kept apart, the loss is that of --no-packing. blocks: joined, cut anew, not kept apart."""
     on_long: Literal["truncate", "split", "drop", "error"] | None = option(None)
@@ -435,7 +444,7 @@ class Train(Section):
     batch_tokens: int | None = option(None, ge=1)
     """Rows vary so that a batch has about N tokens; rows that have to be padded are of like length. Instead of --batch-size."""
     group_by_length: bool = option(False, hidden=True)
-    """Batches of --batch-size rows of like length."""
+    """Batches of rows of like length: less padding, but a step teaches less."""
     grad_accum: int = option(1, aliases=("gradient_accumulation_steps",), ge=1)
     """Micro-batches per optimiser step; the loss does not depend on it."""
     warmup_steps: float = option(0.0, ge=0, hidden=True)
@@ -600,8 +609,6 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _batches_are_possible(self) -> Self:
         train, data = self.train, self.data  # type: ignore[attr-defined]
-        if train.batch_tokens and train.group_by_length:
-            raise ValueError("--batch-tokens keeps padding small by itself; drop --group-by-length")
         if data.streaming and not train.max_steps:
             raise ValueError("--streaming: needs --max-steps above 0, because nobody knows how long a stream is")
         if data.streaming and (train.batch_tokens or train.group_by_length):

@@ -26,6 +26,7 @@ from lmtrain.dataset import Limits, longest
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError, UsageError
 from lmtrain.evaluate import Scores, figures_of
 from lmtrain.joining import choose as choose_joining
+from lmtrain.joining import is_wanted as joins
 from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
 from lmtrain.machine import T5_FAMILY, environment, keep_memory, part, peak_memory, precision
@@ -86,7 +87,9 @@ def assemble(
     collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
     loss = replace(loss, apart=packing.apart, whole_logits=recipe.train.compile or _is_sharded())
     loss = objective.fit_to_train(network, examples, loss, collate, recipe.train.label_smoothing)
-    joining = choose_joining(network, loss, collate, longest(examples, limits, recipe.data.streaming))
+    joining = None
+    if joins(recipe, packing.data, corpus.kind):
+        joining = choose_joining(network, loss, collate, longest(examples, limits, recipe.data.streaming))
     loss = replace(loss, apart=joining.apart) if joining else loss
     process = arguments.process_index, arguments.world_size
     width = joining.width if joining else None

@@ -89,6 +89,9 @@ def test_pairs_end_to_end_are_drawn_by_chance_and_hardly_padded():
     spread = np.mean([whole[batch].std() for batch in by_tokens.of(0)])
     assert spread > 0.9 * whole.std(), "long and short ones share a batch"
     assert Batches(examples, 1, 32, tokens=4000, width=512).padding_fraction() < 0.05
+    alike = Batches(examples, 1, 32, tokens=800, width=512, alike=True)
+    spread = [np.mean([np.ptp(b.lengths[0][batch]) for batch in b.of(0)]) for b in (alike, by_tokens)]
+    assert spread[0] < 0.5 * spread[1], "asked for like lengths, it gives them"
     largest = [row for _, row in by_tokens.largest()]
     assert whole[largest].sum() == max(sums)
 

@@ -21,7 +21,7 @@ from lmtrain.kernels import quick_dropout
 from lmtrain.loss import TokenLoss
 from lmtrain.model import load_network
 from lmtrain.objectives import OBJECTIVES
-from lmtrain.packing import level, places_of
+from lmtrain.packing import end_to_end, level, places_of
 from lmtrain.recipe import RECIPES, Model
 from lmtrain.sources import Rows
 
@@ -147,10 +147,11 @@ def test_models_that_cannot_keep_texts_apart_pad_them(monkeypatch: pytest.Monkey
     monkeypatch.setitem(TEXTS, "bloom", bloom)  # makes its positions from a mask of ones and zeros
     network, _, collate, loss = made_of_texts("bloom")
     assert joining.choose(network, loss, collate, [64]) is None
-    network, _, collate, loss = made_of_texts("gpt2")
-    assert joining.choose(network, replace(loss, apart=lambda *_: None), collate, [64]) is None, (
-        "texts share rows already"
-    )
+    monkeypatch.setitem(
+        TEXTS, "xlm", ("mlm", {"emb_dim": 32, "n_layers": 2, "n_heads": 2})
+    )  # asserts the mask's shape
+    network, _, collate, loss = made_of_texts("xlm")
+    assert joining.choose(network, loss, collate, [64]) is None
     network, _, collate = made("prophetnet")
     assert joining.choose(network, TokenLoss(0), collate, (37, 31)) is None
     network, _, collate = made("bart")
@@ -169,14 +170,23 @@ def test_a_batch_of_pairs_that_are_all_of_one_length_stays_as_it_is():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=80), st.integers(60, 300))
-def test_every_pair_has_a_place_and_rows_are_filled_alike(sizes: list, width: int):
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=80), st.integers(1, 300))
+def test_every_pair_has_a_place_in_a_row_that_has_room(sizes: list, width: int):
     lengths = np.array(sizes)
     rows = level(lengths, width)
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(sizes)))
-    whole = [int(lengths[row].sum()) for row in rows]
-    assert max(whole) - min(whole) <= lengths.sum(1).max()
-    assert lengths.sum() <= places_of(lengths, rows)
+    filled = np.array([lengths[row].sum(0) for row in rows])
+    assert filled.max() <= max(width, lengths.max())
+    shared, places = end_to_end(lengths, width)
+    assert lengths.sum() <= places <= len(sizes) * lengths.max(0).sum()
+    assert places == (len(sizes) * lengths.max(0).sum() if shared is None else places_of(lengths, rows))
+
+
+def test_many_texts_of_half_a_row_are_laid_at_once():
+    lengths = np.random.default_rng(0).integers(150, 330, (5000, 1))
+    rows = level(lengths, 512)
+    assert max(int(lengths[row].sum()) for row in rows) <= 512
+    assert len(rows) < 1.25 * lengths.sum() / 512
 
 
 def test_training_reads_the_padding_that_its_account_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
