@@ -154,4 +154,6 @@ def show(found: dict[str, Any], console: Console) -> None:
     ]  # fmt: skip
     console.result(found, rows, title=f"{found['objective']}: {found['model']}")
     if found["padding_fraction"] > MUCH_PADDING:
-        console.note("much of it is padding: --packing lets texts share rows, --group-by-length teaches less a step")
+        console.note(
+            "much of it is padding: --packing lets texts share rows; --group-by-length spares it, but a step teaches less"
+        )
