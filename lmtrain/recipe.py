@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -52,24 +52,17 @@ def _names(value: Any) -> Any:
 
 
 def _key_values(value: Any) -> Any:
-    """`"n_layer=2,hidden_size=64"`, also in several strings -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML."""
+    """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML; of several strings the later
+    ones win.
+    """
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return _agreeing([_key_values(part) for part in value])
+        return {name: number for part in value for name, number in _key_values(part).items()}
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in _split_outside_brackets(value) if part.strip()]
     if any(not equals for _, equals, _ in pairs):
         raise ValueError("write it as name=value,name=value")
     return {name.strip(): parse_yaml(text) for name, _, text in pairs}
-
-
-def _agreeing(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """All of them in one. Raises ValueError for two values of one name."""
-    found: dict[str, Any] = {}
-    for name, value in chain.from_iterable(part.items() for part in parts):
-        if found.setdefault(name, value) != value:
-            raise ValueError(f"{name} is given twice, as {found[name]} and as {value}")
-    return found
 
 
 def _split_outside_brackets(text: str) -> list[str]:
