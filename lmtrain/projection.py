@@ -52,9 +52,11 @@ class _CrossEntropy(torch.autograd.Function):
         rows, vocabulary = rows_at_once(len(weight), weight.device), len(weight)
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         buffer = torch.empty(min(rows, len(states)), vocabulary, dtype=dtype, device=states.device)
+        # What the first rows come to is written over whatever is there: a pass less over the weights.
+        unwritten = torch.empty_like if len(states) and dtype == torch.float32 else torch.zeros_like
         grads = (
             torch.empty_like(states) if wanted[0] else None,
-            torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None,
+            unwritten(weight, dtype=torch.float32) if wanted[1] else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None,
         )
         for start in range(0, len(states), rows):
@@ -108,6 +110,6 @@ def _add(
     if of_states is not None:
         of_states[start : start + len(states)] = (narrow @ weight).mul_(scale)
     if of_weight is not None and narrow.dtype == of_weight.dtype:
-        of_weight.addmm_(narrow.T, states * scale)
+        of_weight.addmm_(narrow.T, states * scale, beta=int(start > 0))
     elif of_weight is not None:
         of_weight += (narrow.T @ states) * scale
