@@ -105,12 +105,13 @@ def flops_per_token(trainer: ExactTrainer) -> float:
     """Multiplications and additions in the matrix products of forward and backward, per token, one of padding included.
 
     Counted in a forward pass over the last step's batches: backward takes two products for each of forward's. Attention
-    counts in full, also where half of it is masked, as is usual (PaLM, Chowdhery et al. 2022, appendix B).
+    counts in full, also where half of it is masked, as is usual (PaLM, Chowdhery et al. 2022, appendix B). Texts that training
+    lays end to end count as in rows of their own: nothing asks for attention from one to another.
     """
     device, before = trainer.args.device, trainer.tokens.clone()
     trainer.tokens.zero_()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), evaluating(trainer.model):
-        for batch in map(trainer._laid, trainer.samples):
+        for batch in trainer.samples:
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
             predicted = (on_device["labels"] != IGNORED).sum()
             with torch.no_grad(), trainer.compute_loss_context_manager():
