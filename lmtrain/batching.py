@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -106,15 +106,16 @@ class Batches(Sampler[list[Key]]):
     def largest(self) -> list[Key]:
         """The batch of the first epoch that takes the most places for tokens."""
         batches = self.of(0)
-        return [(0, row) for row in batches[int(self._places(batches).argmax())].tolist()]
+        return [(0, row) for row in batches[int(self._places.argmax())].tolist()]
 
     def padding_fraction(self) -> float:
         """In the first epoch."""
-        batches = self.of(0)
-        return padding_fraction(self.lengths, batches, self._places(batches))
+        return padding_fraction(self.lengths, self.of(0), self._places)
 
-    def _places(self, batches: Ragged) -> np.ndarray:
-        """[batches] for tokens, padding included."""
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """[batches of the first epoch] for tokens, padding included."""
+        batches = self.of(0)
         padded = padded_places(self.lengths, batches)
         if self.width is None:
             return padded

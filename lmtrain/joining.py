@@ -44,7 +44,7 @@ class Joining:
         Of pairs these are the sources; `decoder_documents` number the targets, and `decoder_input_ids` follow from the
         labels of each pair.
         """
-        lengths = lengths_of(batch, isinstance(self.apart, PairsApart))
+        lengths = lengths_of(batch, network.config.is_encoder_decoder)
         shared, _ = end_to_end(lengths, self.width)
         return batch if shared is None else laid(network, batch, lengths, shared)
 

@@ -175,7 +175,7 @@ def _filled_alike(lengths: np.ndarray, count: int) -> list[np.ndarray]:
         row = int(filled.argmin())
         found[row].append(text)
         filled[row] += whole[text]
-    return [np.sort(row) for row in found if row]
+    return [np.sort(row) for row in found]
 
 
 def places_of(lengths: np.ndarray, shared: list[np.ndarray]) -> int:

@@ -168,8 +168,8 @@ def _of_first_part(prepared: Prepared, packing: Packing, limits: Limits) -> Exam
 def _spoken(limits: Limits, packing: Packing, joins: bool) -> str:
     lengths = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in limits.resolved.items())
     apart = "; texts that share a row are kept apart, if training finds that this model can" if packing.apart else ""
-    end_to_end = "; training lays the rows of a batch end to end, if it finds that this model can" if joins else ""
-    return lengths + apart + end_to_end
+    laid = "; training lays the rows of a batch end to end, if it finds that this model can" if joins else ""
+    return lengths + apart + laid
 
 
 # --- as a document --------------------------------------------------------------------------------------------------
