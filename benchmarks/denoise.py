@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmtrain import corpus
-from lmtrain.cache import Cache
-from lmtrain.cli import app
-from lmtrain.collate import IGNORED, pairs
-from lmtrain.console import Console
-from lmtrain.dataset import Limits
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.recipe import RECIPES, build, in_sections, read_yaml
+from lmtrain.cli.app import app
+from lmtrain.config.loading import build, in_sections, read_yaml
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data import corpus
+from lmtrain.data.cache import Cache
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.objectives.seq2seq import collator
+from lmtrain.preprocessing.batch import IGNORED
+from lmtrain.preprocessing.dataset import Limits
+from lmtrain.runtime.console import Console
 
 MODEL = "d_model=128,d_kv=32,d_ff=512,num_layers=2,num_decoder_layers=2,num_heads=4,dropout_rate=0.0"
 
@@ -52,7 +54,7 @@ def scored(folder: Path) -> dict[str, float]:
     bigrams, counts = np.unique(text[:-1].astype(np.int64) * size + text[1:], return_counts=True)
     for at in np.argsort(counts, kind="stable"):
         following[bigrams[at] // size] = bigrams[at] % size
-    collate, hits, nll = pairs(tokenizer, recipe.data, 0), np.zeros(4), 0.0
+    collate, hits, nll = collator(tokenizer, recipe.data, 0), np.zeros(4), 0.0
     with torch.no_grad():
         for start in range(0, len(held), 32):
             batch = collate([held[None, row] for row in range(start, min(start + 32, len(held)))])

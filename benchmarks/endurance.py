@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import trials  # noqa: E402
 
-from lmtrain import checkpoint, drift  # noqa: E402
+from lmtrain.runs import checkpoint, compatibility
 
 Command = list[Any]
 
@@ -623,7 +623,7 @@ def drifts(lab: Lab) -> Iterator[Case]:
 def _drifted(lab: Lab, name: str, flags: Command, place: Path) -> None:
     command = lab.command("clm")
     lab.stopped_before(8, command, place)
-    if name in drift.MAY_CHANGE:
+    if name in compatibility.MAY_CHANGE:
         lab.go_on(command, place, *flags)
     else:
         # A flag is given once.

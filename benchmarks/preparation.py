@@ -44,14 +44,15 @@ def baseline(text: str, folder: str) -> dict[str, Any]:
 def lmtrain(text: str, folder: str) -> dict[str, Any]:
     import time
 
-    from lmtrain.cache import Cache
-    from lmtrain.console import Console
-    from lmtrain.corpus import Corpus
-    from lmtrain.dataset import Limits
-    from lmtrain.objectives import OBJECTIVES
-    from lmtrain.prepare import prepare
-    from lmtrain.pretrained import load_tokenizer
-    from lmtrain.recipe import RECIPES, Model
+    from lmtrain.config.model import Model
+    from lmtrain.config.recipe import RECIPES
+    from lmtrain.data.cache import Cache
+    from lmtrain.data.corpus import Corpus
+    from lmtrain.modeling.tokenizer import load_tokenizer
+    from lmtrain.objectives.objective import OBJECTIVES
+    from lmtrain.preprocessing.dataset import Limits
+    from lmtrain.runtime.console import Console
+    from lmtrain.training.datasets import prepare
 
     recipe = RECIPES["clm"](
         model=Model(name=folder),
@@ -159,15 +160,17 @@ def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
     """The folder of a tokenizer that both sides can load."""
     from tokenizers import processors
 
-    from lmtrain.objectives import OBJECTIVES
-    from lmtrain.pretrained import load_tokenizer
-    from lmtrain.recipe import Model
-    from lmtrain.tokenizer import train
+    from lmtrain.config.model import Model
+    from lmtrain.modeling.tokenizer import load_tokenizer
+    from lmtrain.objectives.objective import OBJECTIVES
+    from lmtrain.preprocessing.train_tokenizer import train_tokenizer
 
     if name:
         made, _ = load_tokenizer(Model(name=name))
     else:
-        made = train("bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].frame)
+        made = train_tokenizer(
+            "bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].frame
+        )
         # As GPT-2's: the script would begin every line anew otherwise.
         made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     made.save_pretrained(folder / "tokenizer")

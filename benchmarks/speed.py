@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain import collate
-from lmtrain.batching import Order
-from lmtrain.recipe import RECIPES
+from lmtrain.config.recipe import RECIPES
+from lmtrain.objectives import mlm
+from lmtrain.preprocessing.sampler import EpochOrder
 
 HERE = Path(__file__).parent
 WARM = 3
@@ -109,8 +109,8 @@ def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> N
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, PreTrainedTokenizerFast, set_seed
 
-    from lmtrain.objectives import OBJECTIVES
-    from lmtrain.tokenizer import train as train_tokenizer
+    from lmtrain.objectives.objective import OBJECTIVES
+    from lmtrain.preprocessing.train_tokenizer import train_tokenizer as train_tokenizer
 
     frame = OBJECTIVES[case.objective].frame
     words = [*frame.tokens.values(), *(f"w{number}" for number in range(case.words - len(frame.tokens)))]
@@ -179,8 +179,8 @@ def ends(seen: Any) -> Any:
 
 def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> None:
     """Train so; `alike`: in the batches of the baseline, to compare the losses."""
-    from lmtrain.cli import app
-    from lmtrain.trainer import ExactTrainer
+    from lmtrain.cli.app import app
+    from lmtrain.training.trainer import ExactTrainer
 
     prepare = ExactTrainer.prepare
 
@@ -216,7 +216,7 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
         TrainingArguments,
     )
 
-    from lmtrain.objectives import OBJECTIVES
+    from lmtrain.objectives.objective import OBJECTIVES
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     network = OBJECTIVES[case.objective].auto_model.from_pretrained(folder / "model")
@@ -233,9 +233,9 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
         )  # fmt: skip
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=case.objective == "mlm")
     if alike:
-        data = data.select(Order(np.zeros(len(data), np.int64), 42).of(0).tolist())
+        data = data.select(EpochOrder(np.zeros(len(data), np.int64), 42).of(0).tolist())
         stock, collator = collator, lambda rows: _alike(case, tokenizer, stock, rows)
-        data = data.add_column("row", Order(np.zeros(len(data), np.int64), 42).of(0).tolist())
+        data = data.add_column("row", EpochOrder(np.zeros(len(data), np.int64), 42).of(0).tolist())
     seen = [0, 0]
 
     def counted(rows: list[Any]) -> Any:
@@ -262,7 +262,7 @@ def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -
     numbers = [row.pop("row") for row in rows]
     if case.objective == "mlm":
         section = RECIPES["mlm"].model_fields["data"].annotation(train=["made up"])
-        masked = collate.masked(tokenizer, section, 42)
+        masked = mlm.collator(tokenizer, section, 42)
         return masked([
             {"input_ids": np.array(row["input_ids"]), "lengths": np.array([len(row["input_ids"])]), "numbers": np.array([number]),
              "epoch": 0, "progress": 0.0} for number, row in zip(numbers, rows, strict=True)
@@ -291,7 +291,7 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
     import psutil
     import torch
 
-    from lmtrain.bench import flops_per_token, matrix_rate
+    from lmtrain.commands.bench import flops_per_token, matrix_rate
 
     began, case = time.perf_counter(), CASES[name]
     rate = matrix_rate(torch.device("cpu"), torch.float32)

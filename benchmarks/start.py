@@ -21,11 +21,11 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind.\
 def made(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GPT2Config
 
-    from lmtrain.objectives import OBJECTIVES
-    from lmtrain.tokenizer import train
+    from lmtrain.objectives.objective import OBJECTIVES
+    from lmtrain.preprocessing.train_tokenizer import train_tokenizer
 
     (folder / "text.txt").write_text(TEXT)
-    tokenizer = train("bpe:400", TEXT.splitlines(), OBJECTIVES["clm"].frame)
+    tokenizer = train_tokenizer("bpe:400", TEXT.splitlines(), OBJECTIVES["clm"].frame)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = GPT2Config(vocab_size=len(tokenizer), n_layer=2, n_embd=64, n_head=2, n_positions=256, **ids)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")

@@ -1,4 +1,4 @@
-from lmtrain.cli import main
+from lmtrain.cli.app import main
 
 if __name__ == "__main__":
     main()

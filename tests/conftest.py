@@ -54,7 +54,7 @@ class Outcome:
 
 def lmtrain(*arguments: Any) -> Outcome:
     """Run the command line in this process; an exception that is not ours is raised, as a traceback would be."""
-    from lmtrain.cli import app
+    from lmtrain.cli.app import app
 
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="lmtrain")
     if result.exception is not None and not isinstance(result.exception, SystemExit):

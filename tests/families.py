@@ -9,8 +9,8 @@ from conftest import lmtrain, trained
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmtrain import lora
-from lmtrain.smoke import sizes
+from lmtrain.commands.smoke import sizes
+from lmtrain.modeling import lora
 
 AUTO = {"clm": AutoModelForCausalLM, "mlm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM}
 TOKENIZERS = {"clm": "bpe:300", "mlm": "wordpiece:200", "seq2seq": "unigram:80"}

@@ -9,15 +9,16 @@ import torch
 from conftest import lmtrain, scratch, sentences, trained
 from transformers import AutoConfig, set_seed
 
-from lmtrain import tokenizer
-from lmtrain.apart import choose_packing, keep_apart, positions
-from lmtrain.dataset import Limits
-from lmtrain.exactness import FAMILIES
-from lmtrain.loss import TokenLoss
-from lmtrain.model import load_network
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.recipe import RECIPES, Model
-from lmtrain.sources import Rows
+from lmtrain.commands.doctor import FAMILIES
+from lmtrain.config.model import Model
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data.rows import Rows
+from lmtrain.modeling.document_mask import choose_packing, document_positions, find_document_mask
+from lmtrain.modeling.loss import TokenLoss
+from lmtrain.modeling.network import load_network
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import train_tokenizer
+from lmtrain.preprocessing.dataset import Limits
 
 LENGTH = 48
 TEXTS = [text[: 3 + 7 * i % 25] for i, text in enumerate(sentences(24))]
@@ -37,7 +38,7 @@ def made(family: str, attn: str | None = None):
     """(network, examples whose texts share rows, collate)"""
     name, sizes = SIZES[family]
     objective = OBJECTIVES[name]
-    made_tokenizer = tokenizer.train("byte", [], objective.frame)
+    made_tokenizer = train_tokenizer.train_tokenizer("byte", [], objective.frame)
     data = RECIPES[name].model_fields["data"].annotation(train=["x"], max_length=LENGTH)
     set_seed(1)
     model = Model(name=family, from_scratch=True, config=sizes, attn=attn)
@@ -66,7 +67,7 @@ def loss_and_gradient(network, loss: TokenLoss, collate, rows: list) -> tuple[fl
 def test_loss_and_gradient_are_those_of_texts_alone(family: str, attn: str | None):
     network, packed, collate, shift = made(family, attn)
     assert len(packed) <= packed.count / 2
-    apart = keep_apart(network, causal=shift == 1)
+    apart = find_document_mask(network, causal=shift == 1)
     assert apart is not None
     together = loss_and_gradient(
         network, TokenLoss(shift, apart=apart), collate, [packed[0, row] for row in range(len(packed))]
@@ -82,7 +83,7 @@ def test_loss_and_gradient_are_those_of_texts_alone(family: str, attn: str | Non
 @pytest.mark.parametrize("family", [family for family in SIZES if family != "bloom"])
 def test_a_changed_token_changes_no_other_text(family: str):
     network, packed, collate, shift = made(family)
-    loss = TokenLoss(shift, apart=keep_apart(network, causal=shift == 1))
+    loss = TokenLoss(shift, apart=find_document_mask(network, causal=shift == 1))
     row = int(np.argmax(np.diff(packed.shared.offsets)))
     batch = collate([packed[0, row]])
     documents = batch["documents"][0]
@@ -98,7 +99,7 @@ def test_a_changed_token_changes_no_other_text(family: str):
 
 
 def test_positions_start_anew_with_every_text_and_with_the_padding():
-    assert positions(torch.tensor([[1, 1, 1, 2, 2, 0, 0]])).tolist() == [[0, 1, 2, 0, 1, 0, 1]]
+    assert document_positions(torch.tensor([[1, 1, 1, 2, 2, 0, 0]])).tolist() == [[0, 1, 2, 0, 1, 0, 1]]
 
 
 def test_a_model_that_cannot_is_packed_as_blocks_in_the_open(material):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.batching import Batches, Order, evenly, longest_first, padding_fraction
-from lmtrain.dataset import Examples
-from lmtrain.ledger import Ledger
-from lmtrain.packing import Ragged
+from lmtrain.data.ledger import Ledger
+from lmtrain.preprocessing.dataset import Examples
+from lmtrain.preprocessing.ragged import Ragged
+from lmtrain.preprocessing.sampler import BatchSampler, EpochOrder, evenly, longest_first, padding_fraction
 
 
 def pairs(sources: list[int], targets: list[int], of: list[int] | None = None) -> Examples:
@@ -18,7 +18,7 @@ def pairs(sources: list[int], targets: list[int], of: list[int] | None = None) -
     return Examples("pairs", columns, (Ledger(),), sources=None if of is None else np.array(of))
 
 
-def rows_of(batches: Batches, epoch: int) -> list[list[int]]:
+def rows_of(batches: BatchSampler, epoch: int) -> list[list[int]]:
     batches.set_epoch(epoch)
     return [[row for _, row, *_ in batch] for batch in batches]
 
@@ -42,7 +42,7 @@ lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1
 )
 def test_every_row_comes_once_an_epoch_whatever_the_batches(sizes: list, options: dict, processes: int):
     examples = pairs(*map(list, zip(*sizes, strict=True)))
-    shares = [Batches(examples, 1, process=(number, processes), **options) for number in range(processes)]
+    shares = [BatchSampler(examples, 1, process=(number, processes), **options) for number in range(processes)]
     for epoch in range(3):
         own = [rows_of(share, epoch) for share in shares]
         assert len({len(batches) for batches in own} | {len(shares[0])}) == 1, "processes and epochs keep step"
@@ -55,10 +55,10 @@ def test_every_row_comes_once_an_epoch_whatever_the_batches(sizes: list, options
 def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed():
     examples = pairs([5] * 50, [5] * 50)
     for options in ({}, {"alike": True}, {"tokens": 40}, {"tokens": 40, "width": 512}):
-        batches = Batches(examples, 1, 4, **options)
+        batches = BatchSampler(examples, 1, 4, **options)
         assert rows_of(batches, 0) != rows_of(batches, 1)
-        assert rows_of(batches, 0) == rows_of(Batches(examples, 1, 4, **options), 0)
-        assert rows_of(batches, 0) != rows_of(Batches(examples, 2, 4, **options), 0)
+        assert rows_of(batches, 0) == rows_of(BatchSampler(examples, 1, 4, **options), 0)
+        assert rows_of(batches, 0) != rows_of(BatchSampler(examples, 2, 4, **options), 0)
 
 
 def test_batches_of_like_length_have_little_padding_and_about_the_tokens():
@@ -66,7 +66,7 @@ def test_batches_of_like_length_have_little_padding_and_about_the_tokens():
     sources = random.integers(5, 40, 6000)
     examples = pairs(sources.tolist(), np.maximum(sources + random.integers(-3, 4, 6000), 1).tolist())
     by_chance, alike, by_tokens = (
-        Batches(examples, 1, 32, **options) for options in ({}, {"alike": True}, {"tokens": 1500})
+        BatchSampler(examples, 1, 32, **options) for options in ({}, {"alike": True}, {"tokens": 1500})
     )
     assert by_chance.padding_fraction() > 0.35
     assert alike.padding_fraction() < 0.1
@@ -82,14 +82,14 @@ def test_pairs_end_to_end_are_drawn_by_chance_and_hardly_padded():
     sources = random.integers(5, 40, 6000)
     examples = pairs(sources.tolist(), np.maximum(sources + random.integers(-3, 4, 6000), 1).tolist())
     whole = examples.lengths
-    by_tokens = Batches(examples, 1, 32, tokens=800, width=512)
+    by_tokens = BatchSampler(examples, 1, 32, tokens=800, width=512)
     assert by_tokens.padding_fraction() == 0, "each is one row"
     sums = [whole[batch].sum() for batch in by_tokens.of(0)]
     assert min(sums) > 800 * 0.85 and max(sums) < 800 * 1.15
     spread = np.mean([whole[batch].std() for batch in by_tokens.of(0)])
     assert spread > 0.9 * whole.std(), "long and short ones share a batch"
-    assert Batches(examples, 1, 32, tokens=4000, width=512).padding_fraction() < 0.05
-    alike = Batches(examples, 1, 32, tokens=800, width=512, alike=True)
+    assert BatchSampler(examples, 1, 32, tokens=4000, width=512).padding_fraction() < 0.05
+    alike = BatchSampler(examples, 1, 32, tokens=800, width=512, alike=True)
     spread = [np.mean([np.ptp(b.lengths[0][batch]) for batch in b.of(0)]) for b in (alike, by_tokens)]
     assert spread[0] < 0.5 * spread[1], "asked for like lengths, it gives them"
     largest = [row for _, row in by_tokens.largest()]
@@ -97,7 +97,7 @@ def test_pairs_end_to_end_are_drawn_by_chance_and_hardly_padded():
 
 
 def test_a_row_longer_than_the_tokens_is_a_batch_of_its_own():
-    batches = Batches(pairs([500, 3, 3, 3], [1, 1, 1, 1]), 1, 8, tokens=16)
+    batches = BatchSampler(pairs([500, 3, 3, 3], [1, 1, 1, 1]), 1, 8, tokens=16)
     assert [0] in rows_of(batches, 0)
 
 
@@ -113,7 +113,7 @@ def test_rows_are_cut_evenly_into_any_number_of_batches(column: list[int], data:
 
 def test_weights_share_out_an_epoch_and_no_row_comes_again_before_all_have_come():
     of = np.array([0] * 90 + [1] * 10)
-    order = Order(of, 1, (1.0, 1.0))
+    order = EpochOrder(of, 1, (1.0, 1.0))
     assert order.shares() == {0: 50, 1: 50}
     epochs = [order.of(epoch) for epoch in range(4)]
     for rows in epochs:

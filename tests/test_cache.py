@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import lmtrain, scratch, sentences, trained
 
-from lmtrain import prepare
-from lmtrain.cache import Cache
-from lmtrain.console import Console
+from lmtrain.data.cache import Cache
+from lmtrain.runtime.console import Console
+from lmtrain.training import datasets
 
 
 def cache(folder: str = "cache") -> Cache:
@@ -126,8 +126,8 @@ def test_a_second_start_reads_and_tokenises_nothing_and_ends_alike(
 def test_other_options_another_tokenizer_and_other_content_are_other_entries(monkeypatch: pytest.MonkeyPatch):
     write(sentences(40))
     encoded: list[int] = []
-    real = prepare._kept
-    monkeypatch.setattr("lmtrain.prepare._kept", lambda *a: encoded.append(1) or real(*a))
+    real = datasets._kept
+    monkeypatch.setattr("lmtrain.training.datasets._kept", lambda *a: encoded.append(1) or real(*a))
     run = ["clm", *scratch("gpt2"), "--data", "data.jsonl", "--max-steps", 0, "--cache-dir", "cache"]
 
     def times(*flags: Any) -> int:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lmtrain import chat, tokenizer
 from lmtrain.errors import InputError
-from lmtrain.objectives import OBJECTIVES
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import chat, train_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -79,7 +79,7 @@ WORDS = [*sentences(30), "user assistant User: Assistant: model Who? the cat 가
 
 
 def made(kind: str, template: str, markers: bool = True) -> PreTrainedTokenizerFast:
-    made_tokenizer = tokenizer.train(kind, [*WORDS, *MARKERS], OBJECTIVES["clm"].frame)
+    made_tokenizer = train_tokenizer.train_tokenizer(kind, [*WORDS, *MARKERS], OBJECTIVES["clm"].frame)
     if markers:
         made_tokenizer.add_special_tokens({"additional_special_tokens": list(MARKERS)})
     made_tokenizer.chat_template = template

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import lmtrain, outcome_of, scratch, trained
 
-from lmtrain import checkpoint, state
+from lmtrain.runs import checkpoint
+from lmtrain.training import training_state
 
 FILES = ("config.json", "manifest.json", "model.safetensors", "resume.json", "resume.safetensors", "tokenizer.json",
          "trainer_state.json")  # fmt: skip
@@ -119,18 +120,18 @@ def test_state_comes_back_equal_in_value_and_type(tmp_path: Path):
             "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.rand(3, 2).T}},
             "groups": [(0.9, 1e-300)],
         },
-        "random": state.random_state(),
+        "random": training_state.random_state(),
         "none": None,
         "big": 1 << 70,
         "flag": True,
     }
-    state.save(tmp_path, whole)
-    read = state.load(tmp_path)
+    training_state.save(tmp_path, whole)
+    read = training_state.load(tmp_path)
     assert torch.equal(read["optimizer"]["state"][0]["exp_avg"], whole["optimizer"]["state"][0]["exp_avg"])
     assert read["optimizer"]["groups"] == [(0.9, 1e-300)]
     assert (read["none"], read["big"], read["flag"]) == (None, 1 << 70, True)
     drawn = (torch.rand(1), np.random.rand())
-    state.set_random_state(read["random"])
+    training_state.set_random_state(read["random"])
     assert (torch.rand(1), np.random.rand()) == drawn
 
 
@@ -170,7 +171,7 @@ def test_too_little_room_is_told_before_training(material: Path, monkeypatch: py
 
 
 def test_a_log_that_cannot_be_written_waits_for_the_next(material: Path, monkeypatch: pytest.MonkeyPatch):
-    from lmtrain.report import RunFolder
+    from lmtrain.runs.run_folder import RunFolder
 
     append, times = RunFolder.append, []
 

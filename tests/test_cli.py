@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", 
 
 def imported_by(*arguments: str, also: str = "") -> set[str]:
     code = (
-        f"import sys\nfrom lmtrain.cli import app\n{also}\n"
+        f"import sys\nfrom lmtrain.cli.app import app\n{also}\n"
         f"try:\n    app({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
         "print('\\n', *sys.modules, sep='\\n', file=sys.stderr)"
     )
@@ -234,16 +234,17 @@ def test_what_contradicts_itself_is_refused(flags: list[str], wanted: str, mater
 
 
 def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
-    from lmtrain.recipe import OURS, Clm
-    from lmtrain.train import RENAMED, _arguments
+    from lmtrain.config.recipe import Clm
+    from lmtrain.config.training_arguments import OURS
+    from lmtrain.training.arguments import RENAMED, training_arguments
 
     recipe = Clm.model_validate({"model": {"name": "m"}, "data": {"train": ["x"]}})
     passed = set(RENAMED.values()) | {name for name in type(recipe.train).model_fields}
-    ours = vars(_arguments(recipe, "gpt2", True, False)).keys() - passed
+    ours = vars(training_arguments(recipe, "gpt2", True, False)).keys() - passed
     from transformers import TrainingArguments
 
     plain = vars(TrainingArguments(output_dir="x"))
-    changed = {name for name in ours if vars(_arguments(recipe, "gpt2", True, False))[name] != plain.get(name)}
+    changed = {name for name in ours if vars(training_arguments(recipe, "gpt2", True, False))[name] != plain.get(name)}
     known = set(OURS) | {
         "gradient_checkpointing",
         "dataloader_pin_memory",

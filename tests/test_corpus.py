@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from conftest import lmtrain, scratch, sentences, trained
 
-from lmtrain.cache import Cache
-from lmtrain.console import Console
-from lmtrain.corpus import Corpus
+from lmtrain.config.data import ClmData, PairData
+from lmtrain.data.cache import Cache
+from lmtrain.data.corpus import Corpus
 from lmtrain.errors import InputError
-from lmtrain.recipe import ClmData, PairData
+from lmtrain.runtime.console import Console
 
 
 def write(name: str, texts: list[str]) -> str:
@@ -85,7 +85,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_ke
         return rows
 
     with monkeypatch.context() as patch:
-        patch.setattr("lmtrain.corpus.read", appended)
+        patch.setattr("lmtrain.data.corpus.read", appended)
         first = corpus(train=[name], val_split=0)
         assert first.kind == "text"
     assert first.sides.train.values == ["a", "b", "c"]

@@ -13,15 +13,16 @@ from conftest import TINY, lmtrain, outcome_of, sentences, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain import denoise, tokenizer
-from lmtrain.batching import count_trained
-from lmtrain.collate import IGNORED, pairs
-from lmtrain.dataset import Examples, Limits
-from lmtrain.denoise import Around, GapSentences, Infilling, SpanCorruption, gap_sentences
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.recipe import RECIPES
-from lmtrain.sources import Rows
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.objectives.seq2seq import collator
+from lmtrain.preprocessing import denoising, tokenizing, train_tokenizer
+from lmtrain.preprocessing.batch import IGNORED
+from lmtrain.preprocessing.dataset import Examples, Limits
+from lmtrain.preprocessing.denoising import Around, GapSentences, Infilling, SpanCorruption, gap_sentences
+from lmtrain.preprocessing.sampler import count_trained
 
 KINDS = ("span-corruption", "infilling", "gap-sentences")
 END, MASK, SENTINELS = 1, 2, np.arange(3, 103)
@@ -136,7 +137,9 @@ def test_spans_are_as_the_papers_say():
 
 
 def made(denoising: str, **options: Any) -> tuple[Any, Any]:
-    own = tokenizer.train("unigram:120", sentences(60), denoise.frame_for(OBJECTIVES["seq2seq"].frame, denoising))
+    own = train_tokenizer.train_tokenizer(
+        "unigram:120", sentences(60), denoising.special_tokens_for(OBJECTIVES["seq2seq"].frame, denoising)
+    )
     return own, RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"], denoise=denoising, **options)
 
 
@@ -153,7 +156,7 @@ def test_no_row_is_longer_than_the_limits_and_the_ledger_balances(
     denoising: str, source: int | None, target: int | None
 ):
     own, data, examples, limits = encoded(denoising, max_source_length=source, max_target_length=target)
-    collate = pairs(own, data, 3)
+    collate = collator(own, data, 3)
     ledger = examples.ledger
     assert ledger.balances() and ledger.rows_used == 90 and not ledger.tokens_truncated + ledger.tokens_dropped
     sizes = examples.lengths_by_column()
@@ -177,7 +180,7 @@ def test_no_row_is_longer_than_the_limits_and_the_ledger_balances(
 @pytest.mark.parametrize("denoising", KINDS[:2])
 def test_noise_is_new_every_epoch_a_function_of_the_text_and_fixed_at_evaluation(denoising: str):
     own, data, examples, limits = encoded(denoising, max_source_length=24)
-    first, other = pairs(own, data, 3), pairs(own, data, 4)
+    first, other = collator(own, data, 3), collator(own, data, 4)
     batch = first([examples[0, row] for row in (5, 2, 9)])
     alone = first([examples[0, 2]])
     length = int(alone["attention_mask"].sum())
@@ -206,8 +209,8 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "firsts"), TEXTS)
 def test_where_sentences_begin(text: str, firsts: list[str]):
-    own = tokenizer.train("char", [text], OBJECTIVES["seq2seq"].frame)
-    ((ids, starts),) = tokenizer.ids_and_sentences(own, [text])
+    own = train_tokenizer.train_tokenizer("char", [text], OBJECTIVES["seq2seq"].frame)
+    ((ids, starts),) = tokenizing.ids_and_sentences(own, [text])
     bounds = [*np.flatnonzero(starts), len(ids)]
     found = [own.decode(ids[a:b]).strip() for a, b in itertools.pairwise(bounds)]
     assert len(found) == len(firsts)
@@ -216,8 +219,8 @@ def test_where_sentences_begin(text: str, firsts: list[str]):
 
 def test_a_sentence_goes_on_over_the_lines_of_a_running_text():
     lines = ["It was a day\n", "like any other. Then\n", "\n", "night fell.\n", "Morning\n"]
-    own = tokenizer.train("char", lines, OBJECTIVES["seq2seq"].frame)
-    found = [np.flatnonzero(starts).tolist() for _, starts in tokenizer.ids_and_sentences(own, lines)]
+    own = train_tokenizer.train_tokenizer("char", lines, OBJECTIVES["seq2seq"].frame)
+    found = [np.flatnonzero(starts).tolist() for _, starts in tokenizing.ids_and_sentences(own, lines)]
     assert found[0] == [0] and found[1] == [15] and found[3][:1] == [0] and found[4] == []
     assert found[3][1:] == [11], "the line break that follows it begins the next one"
 
@@ -226,9 +229,9 @@ def test_what_the_tokenizer_lacks_is_said():
     own, _ = made("none")
     plain = SimpleNamespace(denoise="span-corruption", noise=(0.15, 3.0))
     with pytest.raises(InputError, match="extra_id_0"):
-        denoise.noise(own, plain)
+        denoising.noise(own, plain)
     with pytest.raises(InputError, match="mask token"):
-        denoise.noise(own, SimpleNamespace(denoise="infilling", noise=(0.3, 3.0)))
+        denoising.noise(own, SimpleNamespace(denoise="infilling", noise=(0.3, 3.0)))
     few = SpanCorruption(0.5, 1.0, SENTINELS[:5], AROUND)
     with pytest.raises(InputError, match=r"need 11 sentinels, the tokenizer has 5.*--mean-span-length"):
         few(text_of(20), None, 0, (1, 1))
@@ -238,7 +241,7 @@ def test_byt5_has_sentinels_of_its_own():
     from transformers import ByT5Tokenizer
 
     own = ByT5Tokenizer()
-    noise = denoise.noise(own, SimpleNamespace(denoise="span-corruption", noise=(0.15, 20.0)))
+    noise = denoising.noise(own, SimpleNamespace(denoise="span-corruption", noise=(0.15, 20.0)))
     source, target = noise(
         np.array(own("a text of some bytes", add_special_tokens=False)["input_ids"]), None, 1, (1, 1)
     )
@@ -325,6 +328,6 @@ def test_what_does_not_go_together_is_refused(given_flags: list[str], told: str)
 
 def test_labels_are_all_trained(material: Path):
     own, data, examples, _ = encoded("span-corruption", measure=True)
-    batch = pairs(own, data, 1)([examples[None, 0], examples[None, 1]])
+    batch = collator(own, data, 1)([examples[None, 0], examples[None, 1]])
     assert int((batch["labels"] != IGNORED).sum()) == sum(examples.columns["labels"].lengths[:2])
     assert json.dumps(examples.texts[0])

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from conftest import lmtrain, outcome_of, scratch, trained
 
-from lmtrain import drift
-from lmtrain.trainer import ExactTrainer
+from lmtrain.runs import compatibility
+from lmtrain.training.trainer import ExactTrainer
 
 SIZES = "n_embd=32,n_layer=2,n_head=2,n_positions=128"
 
@@ -98,6 +98,6 @@ def test_a_name_that_is_none_is_told_with_what_was_meant(run: tuple[Path, list[A
 def test_other_libraries_are_told_of():
     before = {"versions": {"torch": "2.11.0", "transformers": "5.17.0"}}
     now = {"torch": "2.13.0", "transformers": "5.17.0"}
-    assert drift.versions(before, now) == [
+    assert compatibility.version_warnings(before, now) == [
         "saved with torch 2.11.0, going on with 2.13.0: figures may differ in their last digits"
     ]

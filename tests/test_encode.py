@@ -14,19 +14,20 @@ from conftest import lmtrain, sentences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmtrain import collate, encode, tokenizer
-from lmtrain.dataset import Limits
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.packing import best_fit
-from lmtrain.recipe import RECIPES
-from lmtrain.sources import Rows
+from lmtrain.objectives import clm, mlm, seq2seq
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import tokenizing, train_tokenizer
+from lmtrain.preprocessing.dataset import Limits
+from lmtrain.preprocessing.packing import best_fit
 
 WORDS = sentences(60)
 
 
 def made(objective: str, kind: str = "bpe:300"):
-    return tokenizer.train(kind, WORDS, OBJECTIVES[objective].frame)
+    return train_tokenizer.train_tokenizer(kind, WORDS, OBJECTIVES[objective].frame)
 
 
 made_once = cache(made)
@@ -41,7 +42,7 @@ def encoded(objective: str, values: list, kind: str, running: bool = False, posi
     data = RECIPES[objective].model_fields["data"].annotation(train=["x"], **options)
     made_tokenizer = (made if kind == "messages" else made_once)(objective, made_with)
     if kind == "messages":
-        from lmtrain.chat import ensure_template
+        from lmtrain.preprocessing.chat import ensure_template
 
         ensure_template(made_tokenizer)
     rows = rows_of(values, kind, running)
@@ -190,7 +191,7 @@ def test_a_long_text_can_be_an_error_that_names_its_row():
 
 def test_only_the_completion_and_its_end_are_trained():
     examples, made_tokenizer, data = encoded("clm", [("What?", "the cat"), ("Why? ", "the dog")], "prompt")
-    batch = collate.causal(made_tokenizer, data, 1)([examples[0, 0], examples[0, 1]])
+    batch = clm.collator(made_tokenizer, data, 1)([examples[0, 0], examples[0, 1]])
     for ids, labels, text, whole in zip(batch["input_ids"], batch["labels"], ("the cat</s>", "the dog</s>"),
                                         ("<s>What?\nthe cat</s>", "<s>Why? the dog</s>"), strict=True):  # fmt: skip
         assert made_tokenizer.decode(labels[labels != -100]) == text
@@ -213,7 +214,7 @@ CHAT = [
     ("template", "trained"), [(None, "the cat</s>the dog</s>"), (CHATML, "the cat<|im_end|>the dog<|im_end|>")]
 )
 def test_only_the_assistants_turns_and_their_ends_are_trained(template: str | None, trained: str):
-    from lmtrain import chat
+    from lmtrain.preprocessing import chat
 
     made_tokenizer = made("clm", "byte")
     assert (chat.ensure_template(made_tokenizer) is None) is False
@@ -244,10 +245,10 @@ def test_lengths_of_pairs_come_from_the_data_and_stop_at_the_positions():
     values = [("a" * n, "b" * n) for n in range(1, 101)]
     data = RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"])
     limits = Limits(64, {})
-    encode.pairs(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
+    seq2seq.encode(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
     assert limits.resolved == {"max_source_length": 64, "max_target_length": 64}
     limits = Limits(None, {})
-    encode.pairs(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
+    seq2seq.encode(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
     assert limits.resolved == {"max_source_length": 101, "max_target_length": 101}  # with the end token
 
 
@@ -260,7 +261,7 @@ def test_bytes_of_the_tokens_add_up_to_the_text():
     values = ["the cat 가나다 🙂", "\n\n é é ", "x"]
     for kind in ("bpe:300", "byte", "char", "wordpiece:100", "unigram:80"):
         made_tokenizer = made("clm", kind)
-        for value, (ids, sizes) in zip(values, tokenizer.ids_and_bytes(made_tokenizer, values), strict=True):
+        for value, (ids, sizes) in zip(values, tokenizing.ids_and_bytes(made_tokenizer, values), strict=True):
             assert len(ids) == len(sizes)
             assert sum(sizes) == len(value.encode()) or not ids
 
@@ -270,13 +271,13 @@ def test_bytes_of_the_tokens_add_up_to_the_text():
 def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind: str):
     from transformers import AutoTokenizer
 
-    made_tokenizer = tokenizer.train(kind, ["가나다 라마바 the cat"] * 9, OBJECTIVES[objective].frame)
+    made_tokenizer = train_tokenizer.train_tokenizer(kind, ["가나다 라마바 the cat"] * 9, OBJECTIVES[objective].frame)
     made_tokenizer.save_pretrained("saved")
     again = AutoTokenizer.from_pretrained("saved")
     ids = again("가나다 the cat")["input_ids"]
     assert ids == made_tokenizer("가나다 the cat")["input_ids"]
     assert again.decode(ids, skip_special_tokens=True).strip() == "가나다 the cat"
-    before, after = tokenizer.framing(again)
+    before, after = tokenizing.special_token_ids(again)
     assert [again.convert_ids_to_tokens(part) for part in (before, after)] == {
         "clm": [["<s>"], []], "mlm": [["[CLS]"], ["[SEP]"]], "seq2seq": [[], ["</s>"]],
     }[objective]  # fmt: skip
@@ -305,10 +306,10 @@ def test_a_tokenizer_is_the_same_in_every_process():
 
 def test_masks_keep_their_shares_and_spare_special_tokens():
     examples, made_tokenizer, data = encoded("mlm", WORDS * 60, "text", max_length=64, mask_split="80/10/10")
-    collator = collate.masked(made_tokenizer, data, 1)
+    collator = mlm.collator(made_tokenizer, data, 1)
     rows = [examples[0, row] for row in range(len(examples))]
     batch = collator(rows)
-    original = collate.padded([row["input_ids"] for row in rows], made_tokenizer.pad_token_id)
+    original = batch.padded([row["input_ids"] for row in rows], made_tokenizer.pad_token_id)
     chosen = batch["labels"] != -100
     special = np.isin(original.numpy(), made_tokenizer.all_special_ids)
     assert not (chosen.numpy() & special).any()
@@ -324,7 +325,7 @@ def test_masks_keep_their_shares_and_spare_special_tokens():
 
 def test_masks_are_a_function_of_seed_epoch_and_row():
     examples, made_tokenizer, data = encoded("mlm", [" ".join(WORDS)], "text", max_length=32)
-    collator = collate.masked(made_tokenizer, data, 1)
+    collator = mlm.collator(made_tokenizer, data, 1)
 
     def labels(epoch: int | None, row: int, others: int = 0) -> list[int]:
         batch = collator([examples[epoch, row], *(examples[epoch, i] for i in range(others))])
@@ -334,7 +335,7 @@ def test_masks_are_a_function_of_seed_epoch_and_row():
     assert labels(0, 3) != labels(1, 3)
     assert labels(None, 3) == labels(None, 3, others=2)
     assert (
-        collate.masked(made_tokenizer, data, 2).scored(examples[0, 3])[1].tolist()
+        mlm.collator(made_tokenizer, data, 2).scored(examples[0, 3])[1].tolist()
         != collator.scored(examples[0, 3])[1].tolist()
     )
 

@@ -336,7 +336,7 @@ def test_a_model_that_is_no_run_is_scored_on_what_is_named(gpt2: Path, material:
 
 
 def test_its_mistakes_do_not_wait_for_torch():
-    script = "import sys; from lmtrain.cli import main\n"
+    script = "import sys; from lmtrain.cli.app import main\n"
     script += "sys.argv = ['lmtrain', 'eval', '--model', 'x', '--assert', 'a', '--data', 'd']\n"
     script += "try: main()\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
     printed = subprocess.run(
@@ -384,7 +384,7 @@ def test_another_seed_would_score_rows_that_were_trained(gpt2: Path):
 
 
 def test_out_of_memory_is_one_sentence(gpt2: Path, monkeypatch: pytest.MonkeyPatch):
-    from lmtrain.loss import TokenLoss
+    from lmtrain.modeling.loss import TokenLoss
 
     def full(*_):
         raise torch.OutOfMemoryError("no room")

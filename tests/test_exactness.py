@@ -10,7 +10,7 @@ import torch
 from conftest import lmtrain, trained
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmtrain import exactness
+from lmtrain.commands import doctor
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def report() -> dict:
     return lmtrain("doctor", "--json", "--quiet").json
 
 
-@pytest.mark.parametrize("family", exactness.FAMILIES)
+@pytest.mark.parametrize("family", doctor.FAMILIES)
 def test_the_first_step_is_the_same_in_every_layout_and_in_float64(family: str, report: dict):
     figures = report["loss"][family]["figures"]
     assert set(figures) == {"float64", "16×1", "4×4", "2×8", "2 processes × 8"}
@@ -35,12 +35,12 @@ def test_resume_is_bit_for_bit(objective: str, report: dict):
 
 def test_the_plain_mean_of_micro_batches_would_not_pass():
     """What the stock Trainer does with BERT in four micro-batches: the check above must be able to fail."""
-    network, examples, collate, loss = exactness._case("bert")
-    reference, _ = exactness._reference("bert")
+    network, examples, collate, loss = doctor._case("bert")
+    reference, _ = doctor._reference("bert")
     means = [
         loss(network, batch, (batch["labels"] != -100).sum()).item()
-        for start in range(0, exactness.ROWS, 4)
-        for batch in [collate([examples[0, row] for row in range(start, min(start + 4, exactness.ROWS))])]
+        for start in range(0, doctor.ROWS, 4)
+        for batch in [collate([examples[0, row] for row in range(start, min(start + 4, doctor.ROWS))])]
     ]
     assert abs(sum(means) / reference - 1) > 1
     assert abs(sum(means) / len(means) / reference - 1) > 1e-5
@@ -122,12 +122,12 @@ def test_masked_evaluation_repeats_itself_whatever_the_batch(bert: Path, materia
 
 def test_masked_evaluation_is_the_likelihood_of_what_is_masked(bert: Path, material: Path):
     """The masks are read off a batch; the likelihood is computed row by row, without padding, in float64."""
-    from lmtrain.collate import masked
-    from lmtrain.recipe import MlmData
+    from lmtrain.config.data import MlmData
+    from lmtrain.objectives.mlm import collator
 
     figures = evaluate("mlm", bert, material / "text.jsonl", "--no-packing")
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(bert).double(), AutoTokenizer.from_pretrained(bert)
-    collate = masked(tokenizer, MlmData(train=["x"]), 42)
+    collate = collator(tokenizer, MlmData(train=["x"]), 42)
     total = count = right = 0
     with torch.no_grad():
         for number, row in enumerate(rows_of(material / "text.jsonl")):

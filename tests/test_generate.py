@@ -12,9 +12,9 @@ import torch
 from conftest import lmtrain
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmtrain import generate
-from lmtrain.encode import languages, set_languages
 from lmtrain.errors import UsageError
+from lmtrain.objectives import generation
+from lmtrain.preprocessing.languages import languages, set_languages
 
 
 def answers(*arguments) -> list[dict]:
@@ -157,7 +157,7 @@ def test_a_terminal_gets_the_text_once(flags: list[str], gpt2: Path):
 
 
 def test_ids_beyond_the_vocabulary_do_not_crash(t5: Path):
-    from lmtrain.generate import decode
+    from lmtrain.objectives.generation import decode
 
     tokenizer = AutoTokenizer.from_pretrained(t5)
     known = tokenizer("the dog", add_special_tokens=False)["input_ids"]
@@ -204,7 +204,7 @@ def test_generation_starts_with_the_target_language(kind: str):
         max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2,
     )  # fmt: skip
     network = AutoModelForSeq2SeqLM.from_config(config).eval()
-    told = generate.told(network, tokenizer, generate.Settings(max_new_tokens=4))
+    told = generation.generation_arguments(network, tokenizer, generation.GenerationSettings(max_new_tokens=4))
     written = network.generate(torch.tensor([tokenizer("the dog")["input_ids"]]), **told)[0].tolist()
     code = tokenizer.convert_tokens_to_ids(f"__{target}__" if kind == "m2m_100" else target)
     assert written[:1] == [code] if kind == "mbart" else written[:2] == [2, code]

@@ -17,15 +17,15 @@ import pyarrow.parquet
 import pytest
 from conftest import Outcome, lmtrain, scratch, trained
 
-from lmtrain import readers, sources
+from lmtrain.config.data import ClmData, PairData
+from lmtrain.data import formats, reading, rows, text_files
 from lmtrain.errors import InputError
-from lmtrain.recipe import ClmData, PairData
 
 GOOD = "".join(f'{{"text": "row {i}"}}\n' for i in range(40))
 
 
-def load(*specifications: object, data: type = ClmData, **options: object) -> sources.Rows:
-    return sources.load([str(s) for s in specifications], data(train=["x"], **options))
+def load(*specifications: object, data: type = ClmData, **options: object) -> rows.Rows:
+    return reading.load([str(s) for s in specifications], data(train=["x"], **options))
 
 
 def complaint(path: object, data: type = ClmData, **options: object) -> str:
@@ -182,7 +182,7 @@ def test_a_compressed_file_is_never_in_memory_as_a_whole(end: str, tmp_path: Pat
             stream.write(content)
     tracemalloc.start()
     try:
-        lines = readers.guarded(readers.read_text, path, None)
+        lines = text_files.guarded(formats.read_text, path, None)
         assert [next(lines)[0] for _ in range(100)][-1] == 100
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
@@ -225,7 +225,7 @@ def test_a_name_that_would_steer_the_terminal_is_escaped(tmp_path: Path):
 def test_what_is_appended_while_a_file_is_read_is_not_read(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 500)
-    rows = readers.guarded(readers.read_json_lines, path, None)
+    rows = text_files.guarded(formats.read_json_lines, path, None)
     next(rows)
     with path.open("a") as stream:
         stream.write('{"text": "half a r')
@@ -235,7 +235,7 @@ def test_what_is_appended_while_a_file_is_read_is_not_read(tmp_path: Path):
 def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 500)
-    rows = readers.guarded(readers.read_json_lines, path, None)
+    rows = text_files.guarded(formats.read_json_lines, path, None)
     next(rows)
     os.truncate(path, 10)
     with pytest.raises(InputError, match=r"a\.jsonl: was cut off while it was read"):

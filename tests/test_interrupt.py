@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 from conftest import lmtrain, outcome_of, scratch, trained
 
-from lmtrain import checkpoint, generate, train
-from lmtrain.loss import TokenLoss
-from lmtrain.trainer import ExactTrainer
+from lmtrain.modeling.loss import TokenLoss
+from lmtrain.objectives import generation
+from lmtrain.runs import checkpoint
+from lmtrain.training import run
+from lmtrain.training.trainer import ExactTrainer
 
 MOMENTS: dict[str, tuple[Any, str]] = {
-    "preparation": (train, "prepare"),
+    "preparation": (run, "prepare"),
     "micro-batch": (ExactTrainer, "compute_loss"),
     "evaluation": (TokenLoss, "score"),
-    "generation": (generate.Interruptible, "__call__"),
+    "generation": (generation.Interruptible, "__call__"),
     "save": (checkpoint, "seal"),
 }
 

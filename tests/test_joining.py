@@ -13,17 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, set_seed
 
-from lmtrain import joining, tokenizer
-from lmtrain.collate import IGNORED
-from lmtrain.dataset import Limits
-from lmtrain.exactness import FAMILIES
-from lmtrain.kernels import quick_dropout
-from lmtrain.loss import TokenLoss
-from lmtrain.model import load_network
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.packing import end_to_end, level, places_of
-from lmtrain.recipe import RECIPES, Model
-from lmtrain.sources import Rows
+from lmtrain.commands.doctor import FAMILIES
+from lmtrain.config.model import Model
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data.rows import Rows
+from lmtrain.modeling import padding_free
+from lmtrain.modeling.cpu_kernels import fast_dropout
+from lmtrain.modeling.loss import TokenLoss
+from lmtrain.modeling.network import load_network
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import train_tokenizer
+from lmtrain.preprocessing.batch import IGNORED
+from lmtrain.preprocessing.dataset import Limits
+from lmtrain.preprocessing.packing import balance_rows, share_rows, slots_of
 
 BART = FAMILIES["bart"][1]
 SIZES: dict[str, dict[str, Any]] = {
@@ -37,7 +39,7 @@ TARGETS = [text[: 2 + 7 * i % 31] for i, text in enumerate(sentences(40))]
 def made(family: str, attn: str | None = None, large: float = 3):
     """(network, its batch of forty pairs, their collate)"""
     objective = OBJECTIVES["seq2seq"]
-    byte = tokenizer.train("byte", [], objective.frame)
+    byte = train_tokenizer.train_tokenizer("byte", [], objective.frame)
     data = RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"])
     set_seed(1)
     model = Model(name=family, from_scratch=True, config=SIZES.get(family, FAMILIES["prophetnet"][1]), attn=attn)
@@ -66,7 +68,7 @@ def made_of_texts(family: str, large: float = 3):
     """(network, its batch of forty texts of which parts are trained, their collate, their loss)"""
     name, sizes = TEXTS[family]
     objective = OBJECTIVES[name]
-    byte = tokenizer.train("byte", [], objective.frame)
+    byte = train_tokenizer.train_tokenizer("byte", [], objective.frame)
     data = RECIPES[name].model_fields["data"].annotation(train=["x"], packing=False)
     set_seed(1)
     network, _ = load_network(
@@ -93,14 +95,14 @@ def loss_and_gradient(network, loss: TokenLoss, batch) -> tuple[float, torch.Ten
 @pytest.mark.parametrize(("family", "attn"), [*((family, None) for family in SIZES), ("bart", "eager")])
 def test_loss_and_gradient_are_those_of_padded_pairs(family: str, attn: str | None, width: int):
     network, batch, collate = made(family, attn, large=1 if "t5" in family else 3)
-    found = joining.choose(network, TokenLoss(0), collate, (37, 31))
-    assert found and found.width == joining.WIDTH
+    found = padding_free.choose_padding_free(network, TokenLoss(0), collate, (37, 31))
+    assert found and found.width == padding_free.WIDTH
     joined = replace(found, width=width)(network, batch)
     assert joined["input_ids"].numel() < 0.8 * batch["input_ids"].numel()
     assert (joined["labels"] != IGNORED).sum() == (batch["labels"] != IGNORED).sum()
     padded = loss_and_gradient(network, TokenLoss(0), batch)
     loss = TokenLoss(0, apart=found.apart)
-    with quick_dropout():
+    with fast_dropout():
         quick = loss_and_gradient(network, loss, joined)
     for value, gradient in (quick, loss_and_gradient(network, loss, joined)):
         assert value == pytest.approx(padded[0], rel=1e-5)
@@ -111,14 +113,14 @@ def test_loss_and_gradient_are_those_of_padded_pairs(family: str, attn: str | No
 def test_loss_and_gradient_are_those_of_padded_texts(family: str):
     network, batch, collate, loss = made_of_texts(family)
     lengths = batch["attention_mask"].sum(1)
-    found = joining.choose(network, loss, collate, [int(lengths.max())])
+    found = padding_free.choose_padding_free(network, loss, collate, [int(lengths.max())])
     assert found
     joined = found(network, batch)
-    assert joined["input_ids"].shape[1] <= (64 if family == "gpt_neo" else joining.WIDTH)
+    assert joined["input_ids"].shape[1] <= (64 if family == "gpt_neo" else padding_free.WIDTH)
     assert joined["input_ids"].numel() < 0.8 * batch["input_ids"].numel()
     assert int(joined["attention_mask"].sum()) == int(lengths.sum())
     padded = loss_and_gradient(network, loss, batch)
-    with quick_dropout():
+    with fast_dropout():
         quick = loss_and_gradient(network, replace(loss, apart=found.apart), joined)
     for value, gradient in (quick, loss_and_gradient(network, replace(loss, apart=found.apart), joined)):
         assert value == pytest.approx(padded[0], rel=1e-5)
@@ -130,7 +132,7 @@ def test_loss_and_gradient_are_those_of_padded_texts(family: str):
 @pytest.mark.parametrize("family", ["t5", "marian"])
 def test_a_changed_pair_changes_no_other(family: str):
     network, batch, collate = made(family)
-    found = joining.choose(network, TokenLoss(0), collate, (37, 31))
+    found = padding_free.choose_padding_free(network, TokenLoss(0), collate, (37, 31))
     joined = found(network, batch)
     assert len(joined["labels"]) == 2
     changed = {name: tensor.clone() for name, tensor in joined.items()}
@@ -146,51 +148,55 @@ def test_models_that_cannot_keep_texts_apart_pad_them(monkeypatch: pytest.Monkey
     bloom = ("clm", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0})
     monkeypatch.setitem(TEXTS, "bloom", bloom)  # makes its positions from a mask of ones and zeros
     network, _, collate, loss = made_of_texts("bloom")
-    assert joining.choose(network, loss, collate, [64]) is None
+    assert padding_free.choose_padding_free(network, loss, collate, [64]) is None
     monkeypatch.setitem(
         TEXTS, "xlm", ("mlm", {"emb_dim": 32, "n_layers": 2, "n_heads": 2})
     )  # asserts the mask's shape
     network, _, collate, loss = made_of_texts("xlm")
-    assert joining.choose(network, loss, collate, [64]) is None
+    assert padding_free.choose_padding_free(network, loss, collate, [64]) is None
     network, _, collate = made("prophetnet")
-    assert joining.choose(network, TokenLoss(0), collate, (37, 31)) is None
+    assert padding_free.choose_padding_free(network, TokenLoss(0), collate, (37, 31)) is None
     network, _, collate = made("bart")
-    assert joining.choose(network, TokenLoss(0, own=True), collate, (37, 31)) is None
-    assert joining.choose(network, TokenLoss(0, whole_logits=True), collate, (37, 31)) is None
-    monkeypatch.setattr(joining, "positions", lambda documents: torch.arange(documents.shape[1]).expand_as(documents))
-    assert joining.choose(network, TokenLoss(0), collate, (37, 31)) is None, "positions that run on would go unnoticed"
+    assert padding_free.choose_padding_free(network, TokenLoss(0, own=True), collate, (37, 31)) is None
+    assert padding_free.choose_padding_free(network, TokenLoss(0, whole_logits=True), collate, (37, 31)) is None
+    monkeypatch.setattr(
+        padding_free, "positions", lambda documents: torch.arange(documents.shape[1]).expand_as(documents)
+    )
+    assert padding_free.choose_padding_free(network, TokenLoss(0), collate, (37, 31)) is None, (
+        "positions that run on would go unnoticed"
+    )
 
 
 def test_a_batch_of_pairs_that_are_all_of_one_length_stays_as_it_is():
     network, batch, collate = made("t5")
     same = {name: tensor[:1].repeat(4, 1) for name, tensor in batch.items()}
-    lengths = joining.lengths_of(same, pairs=True)[0]
+    lengths = padding_free.text_lengths(same, pairs=True)[0]
     trimmed = {name: tensor[:, : lengths[int(name == "labels")]] for name, tensor in same.items()}
-    assert joining.choose(network, TokenLoss(0), collate, (37, 31))(network, trimmed) is trimmed
+    assert padding_free.choose_padding_free(network, TokenLoss(0), collate, (37, 31))(network, trimmed) is trimmed
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=80), st.integers(1, 300))
 def test_every_pair_has_a_place_in_a_row_that_has_room(sizes: list, width: int):
     lengths = np.array(sizes)
-    rows = level(lengths, width)
+    rows = balance_rows(lengths, width)
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(sizes)))
     filled = np.array([lengths[row].sum(0) for row in rows])
     assert filled.max() <= max(width, lengths.max())
-    shared, places = end_to_end(lengths, width)
+    shared, places = share_rows(lengths, width)
     assert lengths.sum() <= places <= len(sizes) * lengths.max(0).sum()
-    assert places == (len(sizes) * lengths.max(0).sum() if shared is None else places_of(lengths, rows))
+    assert places == (len(sizes) * lengths.max(0).sum() if shared is None else slots_of(lengths, rows))
 
 
 def test_many_texts_of_half_a_row_are_laid_at_once():
     lengths = np.random.default_rng(0).integers(150, 330, (5000, 1))
-    rows = level(lengths, 512)
+    rows = balance_rows(lengths, 512)
     assert max(int(lengths[row].sum()) for row in rows) <= 512
     assert len(rows) < 1.25 * lengths.sum() / 512
 
 
 def test_training_reads_the_padding_that_its_account_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    read, lay = [], joining.Joining.__call__
+    read, lay = [], padding_free.PaddingFree.__call__
 
     def watched(self: Any, *arguments: Any) -> Any:
         batch = lay(self, *arguments)
@@ -202,7 +208,7 @@ def test_training_reads_the_padding_that_its_account_tells(tmp_path: Path, monke
         )
         return batch
 
-    monkeypatch.setattr(joining.Joining, "__call__", watched)
+    monkeypatch.setattr(padding_free.PaddingFree, "__call__", watched)
     lines = [{"source": s, "target": t} for s, t in zip(sentences(200), reversed(sentences(200)), strict=True)]
     for number, line in enumerate(lines):
         line["source"] = line["source"][: 2 + 5 * number % 29]
@@ -223,7 +229,7 @@ def test_both_sides_do_again_what_they_did_after_a_failure():
     network, batch, _ = made("bart")
     decoder = network.get_decoder()
     decoder.forward = hooked = decoder.forward  # as a device map has it
-    apart = joining.PairsApart(network.get_encoder(), network.get_decoder(), None)
+    apart = padding_free.PairMask(network.get_encoder(), network.get_decoder(), None)
     with pytest.raises(KeyError):
         apart(network, {"documents": batch["attention_mask"], "decoder_documents": batch["labels"], "input_ids": batch["input_ids"]})  # fmt: skip
     assert [module for module in network.modules() if "forward" in vars(module)] == [decoder]

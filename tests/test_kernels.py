@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from lmtrain.kernels import TORCH_ATTENTION, TORCH_DROPOUT, _attention, _texts, fuse, quick_dropout
+from lmtrain.modeling.cpu_kernels import TORCH_ATTENTION, TORCH_DROPOUT, _attention, _texts, fast_dropout, fuse_gelu
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_drops_that_share_scales_the_rest_and_lets_gradients_through_where_it_kept(rate: float):
     torch.manual_seed(0)
     states = torch.randn(1000, 1001).abs().add(1).requires_grad_()
-    with quick_dropout():
+    with fast_dropout():
         dropped = F.dropout(states, rate, training=True)
         assert F.dropout(states, rate, training=False) is states
     kept = dropped != 0
@@ -31,7 +31,7 @@ def test_dropout_is_a_function_of_torchs_seed_and_ends_with_its_block():
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        with quick_dropout():
+        with fast_dropout():
             drawn.append((F.dropout(torch.ones(100)), F.dropout(torch.ones(100))))
     assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
     assert not torch.equal(drawn[0][0], drawn[2][0]) and not torch.equal(*drawn[0])
@@ -118,6 +118,6 @@ def test_gelu_in_one_pass_is_gelu_new():
     ids = torch.arange(20)[None]
     with torch.no_grad():
         before = network(ids).logits
-        fuse(network)
+        fuse_gelu(network)
         assert not any(isinstance(module, NewGELUActivation) for module in network.modules())
         assert torch.allclose(network(ids).logits, before, atol=1e-6)

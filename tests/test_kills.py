@@ -7,7 +7,7 @@ import pytest
 import trials
 from conftest import outcome_of, scratch
 
-from lmtrain import checkpoint
+from lmtrain.runs import checkpoint
 
 KILLED_AT = 8
 """Of the operations of a save, so many, spread over all of it: writes, halves of writes, fsyncs, renames, removals."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import lmtrain, scratch
 
-from lmtrain import lock
 from lmtrain.errors import StorageError
+from lmtrain.runs import lock
 
 HOLD = "import sys; from pathlib import Path; from lmtrain import lock\nwith lock.held(Path('run')):\n    print('held', flush=True); sys.stdin.read()"
 

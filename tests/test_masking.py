@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from conftest import lmtrain, outcome_of, scratch, sentences, trained
 
-from lmtrain import masking, tokenizer
-from lmtrain.batching import Batches
-from lmtrain.chance import uniform
-from lmtrain.collate import IGNORED, Masked, masked
-from lmtrain.dataset import Examples, Limits
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.recipe import RECIPES
-from lmtrain.sources import Rows
+from lmtrain.objectives.mlm import MaskedCollator, collator
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import tokenizing, train_tokenizer, whole_word_masking
+from lmtrain.preprocessing.batch import IGNORED
+from lmtrain.preprocessing.dataset import Examples, Limits
+from lmtrain.preprocessing.hashed_random import uniform
+from lmtrain.preprocessing.sampler import BatchSampler
 
 KINDS = ("wordpiece:120", "bpe:320", "unigram:120", "byte")
 SYLLABLES = ("ka", "lo", "mi", "tre", "ung", "sa", "vel", "ost", "in", "한", "국", "말은", "é")
@@ -40,7 +41,7 @@ def prose(words: int) -> list[str]:
 @cache
 def encoded(kind: str, what: str) -> tuple[Any, Any, Examples]:
     lines = prose(30_000)
-    own = tokenizer.train(kind, lines, OBJECTIVES["mlm"].frame)
+    own = train_tokenizer.train_tokenizer(kind, lines, OBJECTIVES["mlm"].frame)
     data = RECIPES["mlm"].model_fields["data"].annotation(train=["x"], masking=what, max_length=512)
     rows = Rows.of("text", lines, running=True)
     return own, data, OBJECTIVES["mlm"].encode(rows, own, data, Limits(512, {}), False)
@@ -69,7 +70,7 @@ def word_of_tokens(examples: Examples, own: Any) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_a_million_tokens_the_shares_are_right_and_no_word_is_cut_through(kind: str, what: str):
     own, data, examples = encoded(kind, what)
-    collate, ids = masked(own, data, 4), examples.columns["input_ids"]
+    collate, ids = collator(own, data, 4), examples.columns["input_ids"]
     word, text = word_of_tokens(examples, own), np.repeat(np.arange(len(ids)), ids.lengths)
     together = (word[1:] == word[:-1]) & (text[1:] == text[:-1]) & (word[1:] >= 0)
     free = ~np.isin(ids.values, own.all_special_ids)
@@ -101,7 +102,7 @@ def test_every_word_has_the_same_chance_whatever_its_length_also_in_short_texts(
     free = np.ones(len(starts), bool)
     counts = np.zeros(len(starts))
     for seed in range(times):
-        counts += masking.choose(starts, free, lengths, np.arange(4), probability, (seed, 1), spans)[0]
+        counts += whole_word_masking.choose(starts, free, lengths, np.arange(4), probability, (seed, 1), spans)[0]
     text = np.repeat(np.arange(4), lengths)
     assert np.bincount(text, counts / times) / lengths == pytest.approx(np.full(4, probability), abs=0.025)
     if not spans:
@@ -113,7 +114,7 @@ def test_lengths_of_spans_follow_the_clipped_geometric_law():
     ids, word = examples.columns["input_ids"], word_of_tokens(examples, own)
     text = np.repeat(np.arange(len(ids)), ids.lengths)
     ends = ids.offsets[1:] - 2  # the last token before [SEP]
-    collate, seen = masked(own, data, 7), np.zeros(40)
+    collate, seen = collator(own, data, 7), np.zeros(40)
     for epoch in range(20):
         asked = collate.scored(row_of(examples, epoch))[1] != IGNORED
         first = np.flatnonzero(asked & ~np.append(False, asked[:-1]))
@@ -135,7 +136,7 @@ def test_single_tokens_are_masked_as_they_always_were():
     own, data, examples = encoded("wordpiece:400", "token")
     assert set(examples.columns) == {"input_ids"}
     ids = examples.columns["input_ids"]
-    collate = masked(own, data, 42)
+    collate = collator(own, data, 42)
     shown, labels = collate.scored(row_of(examples, 2))
     numbers = np.repeat(np.arange(len(ids)), ids.lengths)
     positions = np.arange(len(numbers)) - np.repeat(ids.offsets[:-1], ids.lengths)
@@ -152,7 +153,7 @@ def test_single_tokens_are_masked_as_they_always_were():
 @pytest.mark.parametrize("what", ["word", "span"])
 def test_masks_of_a_text_do_not_depend_on_what_shares_its_row_or_batch(what: str):
     own, data, _examples = encoded("bpe:400", what)
-    collate: Masked = masked(own, data, 1)
+    collate: MaskedCollator = collator(own, data, 1)
     short = RECIPES["mlm"].model_fields["data"].annotation(train=["x"], masking=what, max_length=64)
     rows = OBJECTIVES["mlm"].encode(Rows.of("text", prose(3000)), own, short, Limits(64, {}), False)
     packed = rows.packed(128)
@@ -169,8 +170,8 @@ def test_masks_of_a_text_do_not_depend_on_what_shares_its_row_or_batch(what: str
 def starts_of(kind: str, text: str) -> list[str]:
     """The words that are masked whole, as the parts of the text that their tokens stand for."""
     learnt = [" ".join(text), text] if kind.startswith("wordpiece") else [" ".join(text)]
-    own = tokenizer.train(kind, learnt, OBJECTIVES["mlm"].frame)
-    ((ids, starts),) = tokenizer.ids_and_words(own, [text])
+    own = train_tokenizer.train_tokenizer(kind, learnt, OBJECTIVES["mlm"].frame)
+    ((ids, starts),) = tokenizing.ids_and_words(own, [text])
     bounds = [*np.flatnonzero(starts), len(ids)]
     return [own.decode(ids[a:b]).strip() for a, b in itertools.pairwise(bounds)]
 
@@ -186,21 +187,21 @@ def test_a_korean_word_is_what_stands_between_spaces_a_chinese_or_thai_one_a_cha
 
 def test_what_knows_no_words_is_refused(monkeypatch: pytest.MonkeyPatch):
     own, data, _ = encoded("unigram:300", "word")
-    whole = tokenizer.framed(
+    whole = train_tokenizer.with_special_tokens(
         type(own.backend_tokenizer).from_str(own.backend_tokenizer.to_str()), OBJECTIVES["mlm"].frame
     )
     whole.backend_tokenizer.pre_tokenizer = None
     with pytest.raises(InputError, match="--masking token"):
-        masked(whole, data, 1)
+        collator(whole, data, 1)
 
 
 @pytest.mark.parametrize("options", [[], ["--packing-strategy", "blocks"], ["--no-packing", "--sample-by", "line"]])
 def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[str]):
     from itertools import islice
 
-    from lmtrain.sources import Reading
-    from lmtrain.streaming import State, Stream
-    from lmtrain.tables import open_tables
+    from lmtrain.data.reading import Reading
+    from lmtrain.data.sources import open_tables
+    from lmtrain.preprocessing.stream import Stream, StreamState
 
     Path("c.txt").write_text("".join(f"{line}\n" for line in sentences(120)))
     own, _, _ = encoded("bpe:400", "word")
@@ -215,7 +216,7 @@ def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[st
         def encode(rows: Rows) -> Examples:
             return OBJECTIVES["mlm"].encode(rows, own, data, Limits(None, {}), False)
 
-        return Stream(Reading(open_tables(["c.txt"], data), data), encode, masked(own, data, 1), 1, 2, 5, process,
+        return Stream(Reading(open_tables(["c.txt"], data), data), encode, collator(own, data, 1), 1, 2, 5, process,
                       steps=30)  # fmt: skip
 
     whole = stream()
@@ -224,7 +225,7 @@ def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[st
         batches.append(batch)
         states.append(whole.state)
     resumed = stream()
-    resumed.state = State.from_json(states[13].to_json())
+    resumed.state = StreamState.from_json(states[13].to_json())
     for batch, wanted in zip(islice(resumed, 5), batches[13:], strict=False):
         assert all((batch[name] == wanted[name]).all() for name in wanted)
     shares = [float((batch["labels"] != IGNORED).sum() / batch["attention_mask"].sum()) for batch in batches]
@@ -241,7 +242,7 @@ def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[st
 
 
 def _loaded(data: Any) -> Rows:
-    from lmtrain.sources import load
+    from lmtrain.data.reading import load
 
     return load(["c.txt"], data)
 
@@ -253,11 +254,11 @@ def test_the_share_falls_from_step_to_step_the_same_in_every_layout():
         .model_fields["data"]
         .annotation(train=["x"], masking="word", max_length=512, mask_schedule="0.3:0.15")
     )
-    collate = masked(own, data, 1)
+    collate = collator(own, data, 1)
 
     def shares(size: int, accum: int, processes: int) -> list[np.ndarray]:
         """Of each step of two epochs how much is predicted of each of its rows."""
-        parts = [Batches(examples, 1, size, process=(n, processes), grad_accum=accum, epochs=2.0)
+        parts = [BatchSampler(examples, 1, size, process=(n, processes), grad_accum=accum, epochs=2.0)
                  for n in range(processes)]  # fmt: skip
         steps: dict[int, list] = {}
         for epoch in range(2):

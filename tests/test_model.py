@@ -16,7 +16,7 @@ from conftest import lmtrain, scratch, trained
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from lmtrain.architectures import made_for
+from lmtrain.config.architectures import made_for
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_model_type_is_known_to_be_made_for_one_objective(family: str, objecti
 def test_the_tables_read_from_the_source_are_those_of_transformers():
     from transformers.models.auto import modeling_auto
 
-    from lmtrain.architectures import TABLES, _table
+    from lmtrain.config.architectures import TABLES, _table
 
     for name, _ in TABLES.values():
         assert _table(name) == dict(getattr(modeling_auto, name))

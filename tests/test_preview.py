@@ -10,7 +10,9 @@ from conftest import lmtrain, scratch
 from rich.cells import cell_len
 from test_cli import HEAVY, imported_by
 
-from lmtrain import collate, drawing
+from lmtrain.commands.preview import render
+from lmtrain.objectives import mlm
+from lmtrain.preprocessing import batch
 
 MODELS = {"clm": "gpt2", "mlm": "bert", "seq2seq": "t5"}
 HOSTILE = [
@@ -106,13 +108,13 @@ def test_a_pair_is_a_source_labels_and_the_labels_one_place_later(material: Path
 
 
 def test_the_first_batch_is_the_one_that_training_begins_with(material: Path, monkeypatch: pytest.MonkeyPatch):
-    batches, call = [], collate.Masked.__call__
+    batches, call = [], mlm.MaskedCollator.__call__
 
-    def seen(self: collate.Masked, rows: list[collate.Row]) -> collate.Batch:
+    def seen(self: mlm.MaskedCollator, rows: list[batch.Row]) -> batch.Batch:
         batches.append(call(self, rows))
         return batches[-1]
 
-    monkeypatch.setattr(collate.Masked, "__call__", seen)
+    monkeypatch.setattr(mlm.MaskedCollator, "__call__", seen)
     flags = [*scratch("bert"), "--data", material / "text.jsonl", "-L", 48, "-b", 3, "--val-split", 0]
     assert lmtrain("mlm", *flags, "--max-steps", 1, "--quiet", "-o", "run").code == 0
     asked = [(batch["input_ids"].tolist(), batch["labels"].tolist()) for batch in batches]
@@ -204,12 +206,12 @@ def test_a_long_row_is_cut_on_a_terminal_and_says_how_much_is_missing(material: 
 
 def test_borders_of_tokens_and_parts_of_characters():
     byte = ["\udced", "\udc95", "\udc9c", " \udcec", "\udc95\udc88 a", "b", "  ", "\n"]
-    assert drawing.wholes(byte) == ["", "", "한", "", "안", "", "", ""]
-    shown = [drawing.shown(text, whole) for text, whole in zip(byte, drawing.wholes(byte), strict=True)]
+    assert render.wholes(byte) == ["", "", "한", "", "안", "", "", ""]
+    shown = [render.shown(text, whole) for text, whole in zip(byte, render.wholes(byte), strict=True)]
     assert shown == [("", "<ED>"), ("", "<95>"), ("", "<9C=한>"), (" ", "<EC>"), ("", "<95 88=안>␣a"), ("", "b"),
                      ("", "␣␣"), ("", "↵")]  # fmt: skip
-    assert drawing.shown("\u0301") == ("", "◌\u0301")
-    assert drawing.shown("\udc81", "\u0301") == ("", "<81=◌\u0301>")
+    assert render.shown("\u0301") == ("", "◌\u0301")
+    assert render.shown("\udc81", "\u0301") == ("", "<81=◌\u0301>")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -13,11 +13,14 @@ from conftest import NOUNS, lmtrain, sentences, trained
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from lmtrain import corpus, features, probe, readers
-from lmtrain.console import Console
-from lmtrain.loss import evaluating
-from lmtrain.recipe import LabelledData, MlmData, Model, Probing
-from lmtrain.sources import load
+from lmtrain.commands.probe import classifier, encoder
+from lmtrain.config.data import LabelledData, MlmData
+from lmtrain.config.eval import Probing
+from lmtrain.config.model import Model
+from lmtrain.data import corpus, formats
+from lmtrain.data.reading import load
+from lmtrain.modeling.loss import evaluating
+from lmtrain.runtime.console import Console
 
 
 def probed(*arguments) -> dict:
@@ -79,8 +82,8 @@ def test_no_batch_size_changes_a_figure_and_repetition_no_digit(bert: Path, data
 # --- the features ----------------------------------------------------------------------------------------------------
 
 
-def encoder_of(name: Path | str) -> features.Encoder:
-    return features.load(Model(name=str(name)), None, Console(quiet=True))
+def encoder_of(name: Path | str) -> encoder.Encoder:
+    return encoder.load(Model(name=str(name)), None, Console(quiet=True))
 
 
 FAMILIES = {
@@ -150,13 +153,13 @@ def test_a_text_is_the_mean_of_its_tokens_and_a_word_the_state_of_its_first(bert
     ],
 )
 def test_the_first_token_of_a_word_is_found_by_its_characters(words: list, spans: list, places: list):
-    assert features._first_tokens(words, spans).tolist() == places
+    assert encoder._first_tokens(words, spans).tolist() == places
 
 
 def test_the_regression_is_the_minimum_that_newton_finds():
     random = np.random.default_rng(0)
     x, y, l2 = random.normal(size=(60, 4)), random.integers(0, 3, 60), 0.7
-    weight, bias = probe.regression(torch.from_numpy(x), torch.from_numpy(y), 3, l2, Console(quiet=True))
+    weight, bias = classifier.regression(torch.from_numpy(x), torch.from_numpy(y), 3, l2, Console(quiet=True))
     design = np.hstack([x, np.ones((60, 1))])
     held = np.repeat([1.0, 1, 1, 1, 0], 3)  # the bias is not held down
     found = np.zeros(15)
@@ -184,7 +187,7 @@ def test_fine_tuning_learns_and_trains_every_weight_that_is_read(bert: Path):
     encoder = encoder_of(bert)
     before = {name: weight.clone() for name, weight in encoder.network.state_dict().items()}
     encoded = encoder.encode(lines[:12], tagged=False)
-    probe._fine_tuned(encoder, encoded, np.arange(12) % 3, encoded, 3, Probing(epochs=2), Console(quiet=True))
+    classifier.fine_tune(encoder, encoded, np.arange(12) % 3, encoded, 3, Probing(epochs=2), Console(quiet=True))
     after = encoder.network.state_dict()
     unchanged = [name for name, weight in before.items() if torch.equal(weight, after[name])]
     assert [name for name in unchanged if not name.startswith("pooler.")] == []
@@ -317,7 +320,7 @@ def test_classes_of_a_dataset_have_their_names():
     datasets.Dataset.from_dict(rows, features=datasets.Features(schema)).to_parquet("named/train.parquet")
     section = LabelledData(train=["named@train"])
     assert load(section.train, section).values == [(["the", "king"], ["O", "B-PER"]), (["a"], ["O"])]
-    (_, first), (_, second) = readers.read_dataset("named", None, "train")
+    (_, first), (_, second) = formats.read_dataset("named", None, "train")
     assert (first["kind"], second["kind"]) == ("B-PER", None)
 
 

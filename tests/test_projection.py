@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmtrain import projection
+from lmtrain.modeling import linear_cross_entropy
 
 
 @pytest.fixture(autouse=True)
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(projection.CELLS, "cpu", 1)
-    monkeypatch.setattr(projection, "FEWEST", 64)
-    monkeypatch.setattr(projection, "WIDTH", 16)
+    monkeypatch.setitem(linear_cross_entropy.CELLS, "cpu", 1)
+    monkeypatch.setattr(linear_cross_entropy, "FEWEST", 64)
+    monkeypatch.setattr(linear_cross_entropy, "WIDTH", 16)
 
 
 @pytest.mark.parametrize("rows", [1, 64, 200])
@@ -22,7 +22,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(bias: bool, later: bool, s
     head, states = torch.nn.Linear(16, 37, bias=bias), torch.randn(rows, 16, requires_grad=True)
     labels, scale = torch.randint(37, (rows,)), torch.tensor(1 / 123)
     more = torch.randn(37) if later else None
-    loss = projection.cross_entropy(states, head, labels, scale, smoothing, more)
+    loss = linear_cross_entropy.cross_entropy(states, head, labels, scale, smoothing, more)
     (3 * loss).backward()
     found = [states.grad, *(p.grad for p in head.parameters())]
 
@@ -37,9 +37,9 @@ def test_loss_and_gradients_are_those_of_whole_logits(bias: bool, later: bool, s
 
 def test_a_frozen_head_gets_no_gradient_and_no_rows_are_no_loss():
     head, states = torch.nn.Linear(16, 37).requires_grad_(False), torch.randn(5, 16, requires_grad=True)
-    projection.cross_entropy(states, head, torch.arange(5), torch.tensor(1.0)).backward()
+    linear_cross_entropy.cross_entropy(states, head, torch.arange(5), torch.tensor(1.0)).backward()
     assert head.weight.grad is None and states.grad.abs().sum() > 0
     head.requires_grad_(True)
-    loss = projection.cross_entropy(states[:0], head, torch.arange(0), torch.tensor(1.0))
+    loss = linear_cross_entropy.cross_entropy(states[:0], head, torch.arange(0), torch.tensor(1.0))
     loss.backward()
     assert loss == 0 and not head.weight.grad.any()

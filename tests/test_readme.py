@@ -10,8 +10,9 @@ from conftest import lmtrain
 from ruamel.yaml import YAML
 
 from lmtrain import metrics
-from lmtrain.ledger import Ledger
-from lmtrain.recipe import DECLARED, RECIPES, leaves
+from lmtrain.config.options import leaves
+from lmtrain.config.recipe import DECLARED, RECIPES
+from lmtrain.data.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import lmtrain, scratch
 
-from lmtrain.redaction import is_secret_name, redacted
+from lmtrain.runtime.redaction import is_secret_name, redacted
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_QWERTYuiopASDFghjklZXCVbnm01",
@@ -70,7 +70,7 @@ def test_a_run_over_text_that_holds_secrets_shows_and_keeps_none(flags: list[str
 
 
 def test_a_run_that_breaks_down_names_its_rows_without_secrets(monkeypatch: pytest.MonkeyPatch):
-    from lmtrain.trainer import ExactTrainer
+    from lmtrain.training.trainer import ExactTrainer
 
     whole = ExactTrainer.compute_loss
     monkeypatch.setattr(ExactTrainer, "compute_loss", lambda *a, **k: whole(*a, **k) * float("nan"))

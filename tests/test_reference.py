@@ -5,12 +5,15 @@ import json
 import pytest
 from jsonschema import Draft202012Validator
 
-from lmtrain import recipes, reference
-from lmtrain.recipe import RECIPES, leaves, read_yaml
+from lmtrain.cli import reference
+from lmtrain.config import shipped
+from lmtrain.config.loading import read_yaml
+from lmtrain.config.options import leaves
+from lmtrain.config.recipe import RECIPES
 
 
 def test_the_committed_files_are_up_to_date():
-    """If not: python -m lmtrain.reference."""
+    """If not: python -m lmtrain.cli.reference."""
     assert json.loads(reference.SCHEMA.read_text(encoding="utf-8")) == reference.schema()
     assert reference.REFERENCE.read_text(encoding="utf-8") == reference.reference()
 
@@ -28,7 +31,7 @@ def validator() -> Draft202012Validator:
     return Draft202012Validator(schema)
 
 
-@pytest.mark.parametrize("path", recipes.shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped.shipped(), ids=lambda path: path.stem)
 def test_the_shipped_recipes_fulfil_the_schema(path, validator: Draft202012Validator):
     assert [error.message for error in validator.iter_errors(read_yaml(path))] == []
 

@@ -11,7 +11,7 @@ from conftest import lmtrain, scratch, trained
 from transformers import BertForMaskedLM, GPT2LMHeadModel, T5ForConditionalGeneration
 from trials import note_texts
 
-from lmtrain.trainer import ExactTrainer
+from lmtrain.training.trainer import ExactTrainer
 
 MODELS = {
     "clm": ("gpt2", GPT2LMHeadModel),

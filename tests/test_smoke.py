@@ -7,11 +7,11 @@ import pytest
 from conftest import lmtrain
 from ruamel.yaml import YAML
 
-from lmtrain import recipes
-from lmtrain.smoke import architecture_of
+from lmtrain.commands.smoke import architecture_of
+from lmtrain.config import shipped
 
 
-@pytest.mark.parametrize("name", [path.stem for path in recipes.shipped()])
+@pytest.mark.parametrize("name", [path.stem for path in shipped.shipped()])
 def test_every_shipped_recipe_runs(name: str):
     outcome = lmtrain("recipes", "test", name, "--json", "--quiet")
     assert outcome.code == 0, outcome.err

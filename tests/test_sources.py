@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lmtrain import corpus, sources
-from lmtrain.cache import Cache
-from lmtrain.console import Console
+from lmtrain.config.data import ClmData, MlmData, PairData
+from lmtrain.data import corpus, reading, rows
+from lmtrain.data.cache import Cache
 from lmtrain.errors import InputError, UsageError
-from lmtrain.recipe import ClmData, MlmData, PairData
+from lmtrain.runtime.console import Console
 
 LINES = ["The first line.", "두 번째 줄.", "NA", "007", 'with "quotes", and a comma']
 ROWS = [{"id": i, "text": line} for i, line in enumerate(LINES)]
@@ -56,9 +56,9 @@ def zst_file(content: bytes, path: Path) -> None:
         stream.write(content)
 
 
-def load(*specifications: object, data: type = ClmData, **options: object) -> sources.Rows:
+def load(*specifications: object, data: type = ClmData, **options: object) -> rows.Rows:
     section = data(train=["x"], **options)
-    return sources.load([str(s) for s in specifications], section)
+    return reading.load([str(s) for s in specifications], section)
 
 
 @pytest.mark.parametrize("end", ["", ".gz", ".bz2", ".xz", ".zst"])
@@ -232,7 +232,7 @@ def test_a_monstrous_line_is_one_row_in_pieces_and_nothing_is_lost(tmp_path: Pat
     rows = load(tmp_path / "a.txt")
     assert "".join(rows.values) == text
     assert len(rows) == 1
-    assert max(map(len, rows.values)) <= sources.LONGEST_PIECE
+    assert max(map(len, rows.values)) <= reading.LONGEST_PIECE
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -288,7 +288,7 @@ def test_a_dataset_saved_to_disk_is_read_by_split(tmp_path: Path):
     data.save_to_disk(str(tmp_path / "saved"))
     assert load(tmp_path / "saved").values == LINES[:4]
     section = ClmData(train=["x"])
-    assert sources.load([str(tmp_path / "saved")], section, split="validation").values == LINES[:2]
+    assert reading.load([str(tmp_path / "saved")], section, split="validation").values == LINES[:2]
 
 
 def test_deep_nesting_is_one_sentence(tmp_path: Path):
@@ -313,11 +313,11 @@ def test_a_template_makes_one_text_of_several_columns():
 
 def test_texts_are_a_list_of_strings_in_less_memory():
     strings = ["", "a line", "두 번째 줄", "", "\U0001f600\n", "\ud800 alone", "x" * 1000, ""]
-    texts = sources.Texts(strings)
+    texts = rows.Texts(strings)
     assert len(texts) == 8 and list(texts) == strings == [texts[i] for i in range(8)]
     assert [texts[-i] for i in range(1, 9)] == strings[::-1]
     for part in (slice(2, 5), slice(None, None, 3), slice(-2, None), slice(5, 2), slice(6, 99)):
         assert texts[part] == strings[part]
     with pytest.raises(IndexError):
         texts[8]
-    assert not sources.Texts() and list(sources.Texts()) == []
+    assert not rows.Texts() and list(rows.Texts()) == []

@@ -11,18 +11,18 @@ import torch
 from conftest import lmtrain, scratch, sentences, trained
 from safetensors.torch import load_file
 
-from lmtrain import tokenizer
-from lmtrain.batching import count_trained
-from lmtrain.collate import Causal
-from lmtrain.dataset import Limits
-from lmtrain.ledger import total
-from lmtrain.objectives import OBJECTIVES
-from lmtrain.recipe import RECIPES
-from lmtrain.sources import Reading, load
-from lmtrain.streaming import State, Stream
-from lmtrain.tables import open_tables
+from lmtrain.config.recipe import RECIPES
+from lmtrain.data.ledger import total
+from lmtrain.data.reading import Reading, load
+from lmtrain.data.sources import open_tables
+from lmtrain.objectives.clm import CausalCollator
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import train_tokenizer
+from lmtrain.preprocessing.dataset import Limits
+from lmtrain.preprocessing.sampler import count_trained
+from lmtrain.preprocessing.stream import Stream, StreamState
 
-OWN = {name: tokenizer.train("byte", [], OBJECTIVES[name].frame) for name in ("clm", "mlm")}
+OWN = {name: train_tokenizer.train_tokenizer("byte", [], OBJECTIVES[name].frame) for name in ("clm", "mlm")}
 
 
 def write(lines: int = 100) -> None:
@@ -42,7 +42,9 @@ def stream_of(
         examples = OBJECTIVES[objective].encode(rows, OWN[objective], data, Limits(None, {}), False)
         return examples.packed(24) if data.shares else examples
 
-    return Stream(Reading(open_tables(files, data), data), encoded, Causal(0, None), 1, 3, chunk, process), data
+    return Stream(
+        Reading(open_tables(files, data), data), encoded, CausalCollator(0, None), 1, 3, chunk, process
+    ), data
 
 
 def texts_of(batches: list) -> Counter:
@@ -91,7 +93,7 @@ def test_a_stream_goes_on_from_any_state_as_if_it_had_not_stopped(options: dict)
     assert states[-1].epoch >= 1
     for at in (1, 17, 77, 125, 159):
         resumed, _ = stream_of(files, 16, **options)
-        resumed.state = State.from_json(states[at].to_json())
+        resumed.state = StreamState.from_json(states[at].to_json())
         for batch, wanted in zip(islice(resumed, 6), batches[at:], strict=False):
             assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 

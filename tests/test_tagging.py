@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import lmtrain
 
-from lmtrain import labels, probe, tagging
+from lmtrain.commands.probe import entities, figures, labels
+from lmtrain.config.data import LabelledData
+from lmtrain.data.reading import load
 from lmtrain.errors import InputError
-from lmtrain.recipe import LabelledData
-from lmtrain.sources import load
 
 # Tags -> entities as (start, end, type): what conlleval prints for each, worked out by hand from its two tables.
 MARKED = {
@@ -33,13 +33,13 @@ MARKED = {
 
 @pytest.mark.parametrize("tags", MARKED)
 def test_entities_are_those_of_conlleval(tags: str):
-    assert sorted(tagging.entities(tags.split())) == MARKED[tags]
+    assert sorted(entities.entities(tags.split())) == MARKED[tags]
 
 
 def test_an_entity_counts_only_if_both_ends_and_the_type_are_right():
     true = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"], ["O", "O", "O"]]
     guess = [["B-PER", "I-PER", "O", "B-ORG"], ["B-ORG", "I-ORG", "I-ORG"], ["O", "O", "I-PER"]]
-    found = probe.figures(true, guess, True, "")
+    found = figures.figures(true, guess, True, "")
     # In both: the first PER. Predicted: PER, ORG, ORG, PER. True: PER, LOC, ORG. Words: 3 of 4, 1 of 3, 2 of 3.
     assert {name: metric.value for name, metric in found.items()} == pytest.approx(
         {"accuracy": 6 / 10, "entity_precision": 1 / 4, "entity_recall": 1 / 3, "entity_f1": 2 / 7}
@@ -48,7 +48,7 @@ def test_an_entity_counts_only_if_both_ends_and_the_type_are_right():
 
 
 def test_no_entity_anywhere_is_zero_and_no_error():
-    found = probe.figures([["O", "O"]], [["O", "O"]], True, "")
+    found = figures.figures([["O", "O"]], [["O", "O"]], True, "")
     assert {name: metric.value for name, metric in found.items()} == {
         "accuracy": 1.0,
         "entity_precision": 0.0,
@@ -59,7 +59,7 @@ def test_no_entity_anywhere_is_zero_and_no_error():
 
 def test_macro_f1_is_the_mean_over_the_labels_that_are_true_or_predicted():
     true, guess = [["a"], ["a"], ["a"], ["b"], ["c"]], [["a"], ["a"], ["b"], ["b"], ["d"]]
-    found = probe.figures(true, guess, False, "")
+    found = figures.figures(true, guess, False, "")
     # a: 2 right, 3 true, 2 predicted; b: 1, 1, 2; c: 0, 1, 0; d: 0, 0, 1.
     assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3 + 0 + 0) / 4)
     assert found["accuracy"].value == pytest.approx(3 / 5)

@@ -14,8 +14,8 @@ import pytest
 from conftest import NOUNS, VERBS
 from rouge_score.rouge_scorer import RougeScorer
 
-from lmtrain import resampling, text_metrics, writing
 from lmtrain.errors import UsageError
+from lmtrain.evaluation import bootstrap, scripts, text_metrics
 from lmtrain.metrics import LOWER_IS_BETTER, TEXT_METRICS
 
 ENGLISH = [
@@ -46,9 +46,9 @@ def worsened(texts: list[str]) -> list[str]:
     return made
 
 
-def scored(predictions: list[str], references: list, **how) -> dict[str, resampling.Metric]:
+def scored(predictions: list[str], references: list, **how) -> dict[str, bootstrap.Metric]:
     lists = [[texts] if isinstance(texts, str) else texts for texts in references]
-    return text_metrics.score(predictions, lists, writing.writing_of((t for texts in lists for t in texts), **how))
+    return text_metrics.score(predictions, lists, scripts.writing_of((t for texts in lists for t in texts), **how))
 
 
 def command(predictions: list[str], streams: list[list[str]], *flags: str) -> list[dict]:
@@ -79,7 +79,7 @@ ASIAN_TER = ("--ter-normalized", "--ter-asian-support")
 def test_bleu_chrf_and_ter_are_those_of_the_sacrebleu_command(
     texts: list[str], flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(writing, "find_spec", lambda name: None)
+    monkeypatch.setattr(scripts, "find_spec", lambda name: None)
     predictions = [text[: -len(text) // 3] for text in texts] if "char" in flags else worsened(texts)
     own = scored(predictions, texts)
     for names, more in (("bleu chrf ter", ()), ("bleu chrfpp ter", ("--chrf-word-order", "2"))):
@@ -91,7 +91,7 @@ def test_bleu_chrf_and_ter_are_those_of_the_sacrebleu_command(
 
 def test_intervals_are_those_of_the_sacrebleu_command():
     predictions = worsened(ENGLISH)
-    own = resampling.intervals(scored(predictions, ENGLISH))
+    own = bootstrap.intervals(scored(predictions, ENGLISH))
     for name, printed in zip(("bleu", "chrf", "ter"), command(predictions, [ENGLISH], "--confidence"), strict=True):
         low, high = own[name]
         assert (high - low) / 2 == pytest.approx(printed["confidence_var"], rel=1e-4), name
@@ -103,7 +103,7 @@ def test_p_values_are_those_of_a_two_sided_test_of_the_mean():
     random = np.random.default_rng(0)
     for shift in (0.0, 0.02, 0.05, 0.1):
         first, second = random.random(400), random.random(400) * 0.9 + shift
-        own = resampling.compare(*({"x": text_metrics._average(c, "")} for c in (first, second)))["x"]
+        own = bootstrap.compare(*({"x": text_metrics._average(c, "")} for c in (first, second)))["x"]
         gaps = first - second
         z = abs(gaps.mean()) / (gaps.std() / math.sqrt(len(gaps)))
         assert own.p_value == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.04)
@@ -114,7 +114,7 @@ def test_p_values_are_those_of_a_two_sided_test_of_the_mean():
 
 def test_a_system_is_not_significantly_different_from_itself():
     same = scored(worsened(ENGLISH), ENGLISH)
-    assert {(c.difference, c.p_value) for c in resampling.compare(same, same).values()} == {(0.0, 1.0)}
+    assert {(c.difference, c.p_value) for c in bootstrap.compare(same, same).values()} == {(0.0, 1.0)}
 
 
 def test_several_references_are_scored_as_the_sacrebleu_command_does():
@@ -210,19 +210,19 @@ def test_unrelated_korean_that_shares_a_number_is_unrelated(pair: tuple[str, str
     ],
 )
 def test_the_script_of_a_text_is_the_one_that_most_of_it_is_written_in(texts: list[str], name: str):
-    assert writing.writing_of(texts).name == name
+    assert scripts.writing_of(texts).name == name
 
 
 def test_without_the_korean_extra_bleu_says_that_it_counts_characters(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(writing, "find_spec", lambda name: None)
-    korean = writing.writing_of(IDENTICAL["Korean"])
+    monkeypatch.setattr(scripts, "find_spec", lambda name: None)
+    korean = scripts.writing_of(IDENTICAL["Korean"])
     assert korean.bleu == "char" and "lmtrain[korean]" in (korean.note or "")
     assert "tok:char" in text_metrics.score(["가"], [["가"]], korean)["bleu"].signature
     with pytest.raises(UsageError, match=r"lmtrain\[korean\]"):
-        writing.writing_of(IDENTICAL["Korean"], units="morphemes")
-    monkeypatch.setattr(writing, "find_spec", lambda name: object())
-    assert writing.writing_of(IDENTICAL["Korean"]).bleu == "ko-mecab"
-    assert writing.writing_of(IDENTICAL["Japanese"]).bleu == "ja-mecab"
+        scripts.writing_of(IDENTICAL["Korean"], units="morphemes")
+    monkeypatch.setattr(scripts, "find_spec", lambda name: object())
+    assert scripts.writing_of(IDENTICAL["Korean"]).bleu == "ko-mecab"
+    assert scripts.writing_of(IDENTICAL["Japanese"]).bleu == "ja-mecab"
 
 
 def test_decomposed_hangul_is_the_same_word():

@@ -96,11 +96,11 @@ def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
         both.fixed = collate.fixed
         return both
 
-    from lmtrain import objectives
+    from lmtrain.objectives import objective
 
-    real = objectives.Objective.fit
+    real = objective.Objective.fit
     monkeypatch.setattr(
-        objectives.Objective, "fit", lambda *a, **k: (lambda c, loss: (with_stock_labels(c), loss))(*real(*a, **k))
+        objective.Objective, "fit", lambda *a, **k: (lambda c, loss: (with_stock_labels(c), loss))(*real(*a, **k))
     )
     trained(*run, "-o", "stock")
     assert tokenizer.eos_token_id not in end_of(Path("stock"), "the cat sees")
@@ -294,7 +294,7 @@ def test_encoder_decoders_without_a_shift_of_their_own_or_with_an_odd_one_train(
     results = trained("seq2seq", "--from-scratch", "--model", model, "--model-config", sizes, "--tokenizer", "unigram:60",
                       "--data", material / "pairs.jsonl", "--epochs", 4, "--lr", 1e-2, "-o", "run")  # fmt: skip
     assert results["metrics"]["eval_loss"] < results["initial_metrics"]["eval_loss"]
-    from lmtrain.loss import decoder_inputs
+    from lmtrain.modeling.loss import decoder_inputs
 
     network = AutoModelForSeq2SeqLM.from_pretrained("run")
     tokenizer = AutoTokenizer.from_pretrained("run")

@@ -9,7 +9,7 @@ import torch
 from conftest import lmtrain, scratch, trained
 from safetensors.torch import load_file
 
-from lmtrain.trainer import ExactTrainer
+from lmtrain.training.trainer import ExactTrainer
 
 LAST = 9
 
@@ -105,10 +105,10 @@ def test_up_to_so_many_updates_are_left_out(material: Path, monkeypatch: pytest.
 def test_a_step_in_which_nothing_is_predicted_trains_nothing(material: Path, monkeypatch: pytest.MonkeyPatch):
     """Chance may mask nothing: the mean over no token is no reason to stop."""
 
-    from lmtrain.collate import Masked
+    from lmtrain.objectives.mlm import MaskedCollator
 
-    scored = Masked.scored
-    monkeypatch.setattr(Masked, "scored", lambda self, row: (scored(self, row)[0], scored(self, row)[1] * 0 - 100)
+    scored = MaskedCollator.scored
+    monkeypatch.setattr(MaskedCollator, "scored", lambda self, row: (scored(self, row)[0], scored(self, row)[1] * 0 - 100)
                         if row["epoch"] is not None and 8 <= row["numbers"][0] < 16 else scored(self, row))  # fmt: skip
     results = trained("mlm", *scratch("bert"), "--no-packing", "-d", material / "text.jsonl", "-o", "run", "--max-steps", 12,
                       "-b", 1, "--log-every", 1, "--val-split", 0.1)  # fmt: skip

@@ -167,7 +167,7 @@ def _live(words: list[str], cwd: str, folder: str, before: Fault | None, environ
     _forget_chance()
     gc.unfreeze()
     sys.argv = ["lmtrain", *words]
-    from lmtrain.cli import main
+    from lmtrain.cli.app import main
 
     try:
         if before:
@@ -289,7 +289,7 @@ def _watch_files(folder: Path | str, act: Act) -> None:
 
 
 def _see_steps() -> None:
-    from lmtrain.trainer import ExactTrainer
+    from lmtrain.training.trainer import ExactTrainer
 
     def watched(real: Any) -> Any:
         @wraps(real)
@@ -545,7 +545,7 @@ def _out_of_memory_above(rows: int, first_step: int, evaluation: bool) -> None:
 
 def note_texts(setattr: Callable[..., None]) -> list[int]:
     """Of every batch that is trained from now on, the texts (pairs) in it, which may share rows when the model is called."""
-    from lmtrain.trainer import ExactTrainer
+    from lmtrain.training.trainer import ExactTrainer
 
     texts, laid = [0], ExactTrainer._laid
 
@@ -584,7 +584,7 @@ def breaks_at(step: int, route: str, log: Path | str | None = None) -> Fault:
 
 
 def _breaks_at(step: int, route: str, log: str | None) -> None:
-    from lmtrain.trainer import ExactTrainer
+    from lmtrain.training.trainer import ExactTrainer
 
     made = _ROUTES[route]
     if log:
@@ -652,7 +652,7 @@ def _without_labels(step: int, real: Any) -> Any:
 
 
 def _log_weights(log: str) -> None:
-    from lmtrain.trainer import ExactTrainer
+    from lmtrain.training.trainer import ExactTrainer
 
     def write(trainer: Any) -> None:
         digest = sha256()

@@ -1,0 +1,50 @@
+"""More processes: the same command once more, under the distributed launcher."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lmtrain.config.train import Run
+from lmtrain.data.sources import is_stdin
+from lmtrain.errors import UsageError
+from lmtrain.runtime import signals
+from lmtrain.runtime.processes import is_launched
+
+
+def wanted(run: Run) -> bool:
+    return not is_launched() and ((run.num_processes or 1) > 1 or run.accelerate_config is not None)
+
+
+def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
+    """Run `python -m lmtrain ARGUMENTS` in as many processes as the recipe wants; the first failure's exit code.
+
+    Raises UsageError for data from standard input, which processes cannot share.
+    """
+    if any(map(is_stdin, data)):
+        raise UsageError("standard input cannot be shared by several processes; save it to a file")
+    if run.accelerate_config:
+        if not Path(run.accelerate_config).is_file():
+            raise UsageError(
+                f"--accelerate-config {run.accelerate_config}: no such file; `accelerate config` writes one"
+            )
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", run.accelerate_config]
+        command = [sys.executable, *launcher, "-m", "lmtrain", *arguments]
+        return signals.passed_on_to(subprocess.Popen(command))
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import run as distribute
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // (run.num_processes or 1), 1)))
+    # Its own account of a failure is a page on every process; ours is one sentence, already printed.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    own = ["--standalone", "--nproc-per-node", str(run.num_processes), "-m", "lmtrain", *arguments]
+    try:
+        distribute(get_args_parser().parse_args(own))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval  # the processes have saved a checkpoint and said how to go on
+    return 0

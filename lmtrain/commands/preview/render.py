@@ -1,0 +1,243 @@
+"""Tokens in colour and, for pipes and eyes without it, in marks; nothing of a text steers the terminal."""
+
+import re
+from itertools import pairwise
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+from rich.cells import cell_len
+from rich.text import Text
+
+from lmtrain.errors import visible
+from lmtrain.objectives.token_roles import BLUE, Look, Token, View
+
+BREAK = "┃"
+SIGNS = {
+    "·": "a token begins inside a word; a space begins one too",
+    BREAK: "another text begins, which does not see the one before",
+    "↵": "line break",
+    "⇥": "tab",
+    "␣": "space that is a token, or inside one",
+}
+"""What stands for something else, and for what."""
+
+ESCAPES = {
+    "<9C=한>": (r"<[0-9A-F]{2}( [0-9A-F]{2})*[=>]", "bytes of a character that tokens share; = the character"),
+    "\\u200b": (r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})", "invisible character, escaped"),
+}
+"""The same, of what has many forms: an example -> (its pattern, for what)."""
+
+PARTS = re.compile(r"([\udc80-\udcff]+)")
+"""Bytes that are no whole character, as surrogateescape decodes them."""
+
+LINES = 6
+"""Of a long row, on a terminal."""
+
+BARS, BAR = 8, 40
+"""Of a histogram: how many bars about, and the cells of the longest."""
+
+
+class Texts:
+    """What each token stands for in a text, the space before it included; bytes of a part of a character as PARTS."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.special = tokenizer, set(tokenizer.all_special_ids)
+        # Many a decoder takes the space from a text's first token, so a token is decoded behind another one.
+        self.before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self.known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        if token not in self.known:
+            self.known[token] = self._read(token) if token >= 0 else ""
+        return self.known[token]
+
+    def _read(self, token: int) -> str:
+        entry = str(self.tokenizer.convert_ids_to_tokens(token))
+        if token in self.special:
+            return entry
+        before, text = (self._decode(ids) for ids in (self.before, [*self.before, token]))
+        text = text.removeprefix(before) if text.startswith(before) else self._decode([token])
+        raw = _bytes(entry) if "\N{REPLACEMENT CHARACTER}" in text else None
+        return text if raw is None else raw.decode("utf-8", "surrogateescape")
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _bytes(entry: str) -> bytes | None:
+    """The bytes that an entry of a vocabulary stands for: `<0xED>`, or one character a byte as in GPT-2's."""
+    if match := re.fullmatch(r"<0x([0-9A-F]{2})>", entry):
+        return bytes.fromhex(match[1])
+    return bytes(BYTES[c] for c in entry) if set(entry) <= set(BYTES) else None
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's character -> byte: printable Latin-1 as it is, the other bytes in order from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTES = _byte_characters()
+
+
+def hexed(text: str, whole: str = "") -> str:
+    """The text with parts of characters as `<ED 95>`; the first one may make a character `whole`: `<9C=한>`."""
+
+    def told(part: re.Match[str]) -> str:
+        more = f"={whole}" if whole and part.start() == 0 else ""
+        return f"<{part[0].encode('utf-8', 'surrogateescape').hex(' ').upper()}{more}>"
+
+    return PARTS.sub(told, text)
+
+
+def wholes(texts: list[str]) -> list[str]:
+    """Of each of some texts in a row the character, or several, that it has the last bytes of."""
+    found, begun = [], b""
+    for text in texts:
+        part = PARTS.match(text)
+        if part is None:
+            found.append("")
+        else:
+            joined = (begun + part[0].encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+            found.append(PARTS.sub("", joined))
+            text = joined + text[part.end() :]
+        rest = PARTS.findall(text)
+        begun = rest[-1].encode("utf-8", "surrogateescape") if rest and text.endswith(rest[-1]) else b""
+    return found
+
+
+def shown(text: str, whole: str = "") -> tuple[str, str]:
+    """(the space before it or nothing, what is drawn): everything that is invisible is made visible."""
+    lead = " " if text[:1] == " " and text.strip(" ") else ""
+    parts = PARTS.split(text[len(lead) :])
+    for at, part in enumerate(parts):
+        plain = part.translate({10: "↵", 9: "⇥", 32: "␣"})
+        inside = at == 1 and not lead and not parts[0]
+        parts[at] = hexed(part, _plain(whole) if inside else "") if at % 2 else _plain(plain)
+    return lead, "".join(parts)
+
+
+def _plain(text: str) -> str:
+    escaped = visible(text, len(text))
+    # What combines with the character before it would change a mark of ours.
+    return "◌" + escaped if escaped and not cell_len(escaped[0]) else escaped
+
+
+def pieces(line: list[Token], starts: set[int], view: View, texts: Texts) -> list[Text]:
+    """Each token as it is drawn, with what parts it from the one before; padding is left out.
+
+    `starts` are the places where a text begins behind another one.
+    """
+    drawn: list[Text] = []
+    closed = True
+    line = [token for token in line if token.role != "pad"]
+    roles = [token.role for token in line]
+    ends = wholes([texts(token.id if token.label is None else token.label) for token in line])
+    for at, token in enumerate(line):
+        look = view.looks[token.role]
+        opening, closing = ("", "") if not any(look.around) else look.around
+        opening = opening if at == 0 or at in starts or roles[at - 1] != token.role else ""
+        closing = closing if at + 1 == len(line) or at + 1 in starts or roles[at + 1] != token.role else ""
+        lead, text = _formed(token, look, texts, ends[at])
+        marked = opening or look.form != "{token}"
+        border = f" {BREAK} " if at in starts else lead or ("" if closed or marked else "·")
+        drawn.append(Text.assemble((border, "dim"), (opening + text + closing, look.colours[at % 2])))
+        closed = bool(closing) or look.form != "{token}"
+    return drawn
+
+
+def _formed(token: Token, look: Look, texts: Texts, whole: str) -> tuple[str, str]:
+    """(the space before a token or nothing, the token in the form of its role)."""
+    truth = token.id if token.label is None else token.label
+    lead, text = shown(texts(token.id), whole if token.id == truth else "")
+    other, label = shown(texts(truth), whole)
+    if "{token}" not in look.form:  # what is shown says nothing of the space
+        return other, look.form.format(label=label)
+    return lead, look.form.format(token=text, label=label if lead == other else ("␣" if other else "·") + label)
+
+
+def padding(line: list[Token], view: View) -> Text:
+    """All of a row's padding in one count."""
+    count = sum(token.role == "pad" for token in line)
+    look = view.looks["pad"]
+    text = look.form.format(count=count).join(look.around)
+    return Text(f" {text}" if count else "", look.colours[0])
+
+
+def fill(row: list[Text], last: Text, width: int, most: int | None) -> list[Text]:
+    """Pieces in lines of `width` cells, `last` behind them; with `most`, no more lines than that, and what is missing."""
+    lines = [Text()]
+    for number, piece in enumerate([*row, last]):
+        for part in _folded(piece, width):
+            if lines[-1].cell_len + part.cell_len > width:
+                lines.append(Text())
+            lines[-1].append_text(part if lines[-1] else _stripped(part))
+        if most and len(lines) > most and number < len(row):
+            return [*lines[:most], Text.assemble((f"… {len(row) - number:,} more tokens", "dim"), last)]
+    return lines
+
+
+def _stripped(piece: Text) -> Text:
+    """At the start of a line, the line break is the border."""
+    return piece[len(piece) - len(piece.plain.lstrip(" ")) :]
+
+
+def _folded(piece: Text, width: int) -> list[Text]:
+    """A piece that is wider than a line, in several."""
+    cuts, used = [], 0
+    for at, character in enumerate(piece.plain):
+        used += cell_len(character)
+        if used > width:
+            cuts.append(at)
+            used = cell_len(character)
+    return list(piece.divide(cuts))
+
+
+def legend(drawn: str, roles: set[str], view: View, width: int) -> list[Text]:
+    """What the roles, and the signs that occur in `drawn`, mean."""
+    looks = [look for role, look in view.looks.items() if role in roles]
+    signs = {sign: meaning for sign, meaning in SIGNS.items() if sign in drawn}
+    signs |= {sample: meaning for sample, (pattern, meaning) in ESCAPES.items() if re.search(pattern, drawn)}
+    entries = [(Text(look.sample, look.colours[0]), f"{look.name}: {look.meaning}") for look in looks]
+    entries += [(Text(sign, "dim"), meaning) for sign, meaning in signs.items()]
+    margin = max(sample.cell_len for sample, _ in entries) + 2
+    lines = []
+    for sample, meaning in entries:
+        for text in wrap(meaning, max(width - margin, 20)):
+            lines.append(Text.assemble(sample, " " * (margin - sample.cell_len), text))
+            sample = Text()
+    return lines
+
+
+def bins(lengths: np.ndarray) -> list[dict[str, int]]:
+    """How many rows are how long, in steps of a power of two."""
+    step = 1 << max(int(lengths.max() - 1) // BARS, 0).bit_length()
+    numbers, counts = np.unique((lengths - 1) // step, return_counts=True)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return [
+        {"from": number * step + 1, "to": (number + 1) * step, "rows": found.get(number, 0)}
+        for number in range(int(numbers[0]), int(numbers[-1]) + 1)
+    ]
+
+
+def histogram(bins: list[dict[str, int]], title: str, width: int) -> list[Text]:
+    """One bar a bin, drawn in eighths of a cell."""
+    names = [f"{bin_['from']:,}–{bin_['to']:,}" for bin_ in bins]
+    most, counts = max(bin_["rows"] for bin_ in bins), [f"{bin_['rows']:,}" for bin_ in bins]
+    room = max(min(width - max(map(len, names)) - max(map(len, counts)) - 4, BAR), 1)
+    lines = [Text(title, "italic")]
+    for name, count, bin_ in zip(names, counts, bins, strict=True):
+        eighths = -(-8 * room * bin_["rows"] // most)
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+        lines.append(Text.assemble(f"  {name:>{max(map(len, names))}} ", (bar, BLUE[0]), f" {count}"))
+    return lines
+
+
+def borders(lengths: list[int]) -> set[int]:
+    """Where texts of these lengths begin behind another one."""
+    ends = [0]
+    for length in lengths:
+        ends.append(ends[-1] + length)
+    return {end for _, end in pairwise(ends[:-1])}

@@ -1,0 +1,196 @@
+"""Recipe files, environment variables and `--set`, merged into a frozen recipe."""
+
+import os
+from collections.abc import Iterator, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lmtrain.config.options import ONLY_TYPED, Section, leaves, names_of
+from lmtrain.config.recipe import DECLARED, RECIPES, Clm
+from lmtrain.config.training_arguments import OURS, training_arguments
+from lmtrain.config.values import Built, Document, Every, parse_yaml
+from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.runtime.redaction import is_secret_name
+
+
+def read_yaml(path: Path) -> Document:
+    """The mapping in a recipe file.
+
+    Raises InputError, with the line, for what is not YAML, holds a key twice or is no mapping.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).split("\n")[0]
+        raise InputError(f"{path}{line}: {problem}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a UTF-8 text; a recipe is a YAML file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections; see `lmtrain recipes show clm-quickstart`")
+    return document
+
+
+def to_yaml(document: Document) -> str:
+    from ruamel.yaml import YAML
+
+    stream = StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.width = 1000
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def objective_of(document: Document, where: str) -> str:
+    """The objective that a recipe document names. Raises UsageError."""
+    objective = document.get("objective", document.get("task"))
+    if objective not in RECIPES:
+        got = "it is missing" if objective is None else f"got {objective!r}"
+        raise UsageError(f"{where}: objective must be clm, mlm or seq2seq; {got}")
+    return objective
+
+
+def in_sections(document: Document, recipe_class: type[Section], where: str) -> Document:
+    """Put every key under its section and its first name.
+
+    A key may stand in its section or, by the name of its flag, at the top. Raises UsageError for keys that are
+    unknown, or given twice under two names: all of them at once.
+    """
+    result: Document = {}
+    problems = []
+    for section, key, value in _entries(document, {leaf.section for leaf in leaves(recipe_class)}):
+        try:
+            if key in ("objective", "task") and section is None:
+                result["objective"] = value
+                continue
+            place, name = _locate(recipe_class, section, key, value)
+            if (place, name) in ONLY_TYPED and value:
+                raise UsageError("a file or a variable cannot decide this; type the flag on the command line")
+            if name in result.setdefault(place, {}):
+                raise UsageError("given twice, under two names")
+            result[place][name] = value
+        except UsageError as error:
+            problems.append(f"{where}: {f'{section}.' if section else ''}{key}: {error}")
+    if problems:
+        raise UsageError("\n".join(problems))
+    return result
+
+
+def _entries(document: Document, sections: set[str]) -> Iterator[tuple[str | None, str, Any]]:
+    for key, value in document.items():
+        if key == "gates" and isinstance(value, list | str):  # `gates: [perplexity<25]` is all that most recipes need
+            yield "gates", "assert", value
+        elif key in sections and (isinstance(value, dict) or value is None):
+            yield from ((key, str(name).replace("-", "_"), inner) for name, inner in (value or {}).items())
+        else:
+            yield None, str(key).replace("-", "_"), value
+
+
+def _locate(recipe_class: type[Section], section: str | None, key: str, value: Any) -> tuple[str, str]:
+    """The (section, field) that a key stands for."""
+    if is_secret_name(key):
+        raise UsageError(
+            "a secret has no place in a recipe, which is kept with the run; use `hf auth login` or HF_TOKEN"
+        )
+    candidates = [leaf for leaf in leaves(recipe_class) if section in (None, leaf.section)]
+    for leaf in candidates:
+        # `batch_size` at the top is the flag --batch-size, not eval.batch_size whose flag is another.
+        if key in ((leaf.flag, *leaf.aliases) if section is None else names_of(leaf)):
+            return leaf.section, leaf.name
+    if section == "train":
+        _check_training_argument(key, value)
+        return section, key
+    elsewhere = [name for name, other in RECIPES.items() if key in {leaf.flag for leaf in leaves(other)}]
+    if section is None and elsewhere:
+        raise UsageError(f"an option of {' and '.join(elsewhere)} only")
+    known = {name for leaf in candidates for name in names_of(leaf)} | (set() if section else {"objective"})
+    raise UsageError(f"no such key{suggestion(key, known)}")
+
+
+def _check_training_argument(key: str, value: Any) -> None:
+    own = {name for leaf in leaves(Clm) if leaf.section == "train" for name in names_of(leaf)}
+    if key in OURS:
+        raise UsageError(f"lmtrain sets this itself; it follows from {OURS[key]}")
+    if key not in training_arguments():
+        raise UsageError(f"no such key{suggestion(key, own | (set(training_arguments()) - set(OURS)))}")
+    expected = {"int": int, "float": (int, float), "bool": bool, "str": str}.get(training_arguments()[key])
+    if expected and not isinstance(value, expected):
+        raise UsageError(f"should be {training_arguments()[key]}, got {value!r}")
+
+
+def merge(*documents: Document) -> Document:
+    """Later documents win, leaf by leaf; all are in sections already."""
+    result: Document = {}
+    for document in documents:
+        for section, content in document.items():
+            result[section] = {**result.get(section, {}), **content} if isinstance(content, dict) else content
+    return result
+
+
+def from_environment(recipe_class: type[Section], environment: Mapping[str, str] = os.environ) -> Document:
+    """What `LMTRAIN_<FLAG>` variables say, for the flags that this objective has. Raises UsageError."""
+    own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
+    everywhere = {name.upper() for other in DECLARED for leaf in leaves(other) for name in (leaf.flag, *leaf.aliases)}
+    document = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix("LMTRAIN_")
+        if name == variable:
+            continue
+        if name not in everywhere and name not in own:
+            raise UsageError(f"{variable}: no such option{suggestion(name, everywhere)} in the environment")
+        if name in own:
+            document[own[name].flag] = own[name].read(text)
+    return in_sections(document, recipe_class, "environment")
+
+
+def from_assignments(assignments: list[str], recipe_class: type[Section]) -> Document:
+    """What `--set section.key=value` says; the value is read as YAML. Raises UsageError."""
+    result: Document = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not equals or not dot:
+            raise UsageError(f"--set {visible(assignment)}: write it as section.key=value, e.g. train.adam_beta2=0.98")
+        if section not in {leaf.section for leaf in leaves(recipe_class)}:
+            sections = ", ".join(dict.fromkeys(leaf.section for leaf in leaves(recipe_class)))
+            raise UsageError(f"--set {path}: no section {section!r}; there are {sections}")
+        leaf = next((x for x in leaves(recipe_class) if x.section == section and key in names_of(x)), None)
+        value = leaf.read(text) if leaf else parse_yaml(text)
+        result = merge(result, in_sections({section: {key: value}}, recipe_class, "--set"))
+    return result
+
+
+def build(recipe_class: type[Built], document: Document, where: str) -> Built:
+    """The frozen recipe of a merged document. Raises UsageError naming every bad value at once."""
+    document = {**document, "model": document.get("model", {}), "data": document.get("data", {})}
+    try:
+        return recipe_class.model_validate(document)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_problem(recipe_class, problem) for problem in error.errors()))
+        raise UsageError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _problem(recipe_class: type[Section], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location[:2])
+    leaf = next((x for x in leaves(recipe_class) if [x.section, x.name] == location[:2]), None)
+    flag = f" (--{leaf.flag.replace('_', '-')})" if leaf else ""
+    if problem["type"] == "missing":
+        return f"{path}{flag} is required"
+    if leaf and leaf.field.annotation == Every:
+        return f"{path}{flag}: should be a number of steps above 0 or 'epoch', got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if len(location) <= 1:  # a check of ours over a whole section or recipe, which says it all
+        return message
+    return f"{path}{flag}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"

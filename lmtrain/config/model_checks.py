@@ -1,0 +1,204 @@
+"""What can be checked of a model before torch is imported."""
+
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lmtrain.config.architectures import (
+    ADAPTER,
+    GONE,
+    HUB_NAME,
+    TABLES,
+    TRAINED,
+    _read_json,
+    _table,
+    adapter_base,
+    check_objective,
+    check_path,
+    is_architecture,
+    objective_of_folder,
+    read_config,
+)
+from lmtrain.config.model import Model
+from lmtrain.errors import InputError, UsageError, suggestion, visible
+
+
+def check_is_adapter(name: str) -> None:
+    """Raise InputError for what is no folder of an adapter."""
+    check_path(name, "ADAPTER")
+    if not (Path(name) / ADAPTER).is_file():
+        raise InputError(f"{name}: no {ADAPTER} in it, so there is nothing to merge")
+
+
+def check_model(objective: str, model: Model, weights: bool = True) -> None:
+    """Everything about the model and the tokenizer that can be known before torch is imported.
+
+    Without `weights` they need not be there.
+    Raises UsageError for flags that do not go together, InputError for a model that is not there or not of the kind.
+    """
+    if model.config and not model.from_scratch:
+        raise UsageError("--model-config shapes a new model; it needs --from-scratch")
+    if model.load_in_4bit and find_spec("bitsandbytes") is None:
+        raise UsageError("--load-in-4bit: needs bitsandbytes (pip install bitsandbytes) and a CUDA GPU; drop it here")
+    trained_tokenizer = bool(model.tokenizer and TRAINED.fullmatch(model.tokenizer))
+    if model.tokenizer and not trained_tokenizer and re.match(r"(bpe|wordpiece|unigram|char|byte)\b", model.tokenizer):
+        raise UsageError(f"--tokenizer {model.tokenizer}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
+    if trained_tokenizer and not model.from_scratch:
+        raise UsageError(f"--tokenizer {model.tokenizer} makes a new vocabulary; a trained model keeps its own "
+                         "(add --from-scratch for a new model)")  # fmt: skip
+    if model.encoder:
+        _check_pair(model, weights)
+        return
+    check_path(model.name, "--model")
+    folder = Path(model.name)
+    if folder.is_dir():
+        _check_folder(folder, objective, model, weights and not model.from_scratch)
+    elif model.from_scratch and "/" not in model.name:
+        if model.name in GONE:
+            check_objective(model.name, objective)
+        if not is_architecture(model.name):
+            known = [name for table, _ in TABLES.values() for name in _table(table)]
+            raise InputError(f"--model {model.name}: no such architecture{suggestion(model.name, known)}")
+        check_objective(model.name, objective)
+        check_size(model.config, "--model-config")
+        if model.tokenizer is None:
+            raise UsageError(f"{model.name} from scratch has no tokenizer; train one with --tokenizer bpe:8000, "
+                             "or name one")  # fmt: skip
+    else:
+        check_name(model.name)
+
+
+def _check_pair(model: Model, weights: bool) -> None:
+    """An encoder of masked language models, and a decoder that transformers trains as a causal one."""
+    for name, flag, table in ((model.encoder, "--encoder", "mlm"), (model.decoder, "--decoder", "clm")):
+        check_path(str(name), flag)
+        folder = Path(str(name))
+        if folder.is_dir() and not model.from_scratch:
+            config = read_config(folder)
+            _check_files(folder, config, model, weights)
+            model_type = str(config["model_type"])
+        elif model.from_scratch:
+            model_type = str(name)
+            if model_type not in _table(TABLES[table][0]):
+                raise InputError(
+                    f"{flag} {name}: no such architecture{suggestion(str(name), _table(TABLES[table][0]))}"
+                )
+        else:
+            check_name(str(name))
+            continue
+        if model_type not in _table(TABLES[table][0]):
+            raise InputError(f"{flag} {name} ({model_type}): cannot be the {flag[2:]} of a pair")
+    check_size(model.config, "--model-config")
+    if model.from_scratch and model.tokenizer is None:
+        raise UsageError("a pair from scratch has no tokenizer; train one with --tokenizer bpe:8000, or name one")
+
+
+def check_encoder(model: Model) -> None:
+    """`check_model` for a model of whatever objective. Raises InputError."""
+    check_path(model.name, "--model")
+    if objective := objective_of_folder(model.name):
+        check_model(objective, model)
+    else:
+        check_name(model.name)
+
+
+def check_name(name: str) -> None:
+    """Raise InputError for what is no folder and cannot be the name of a model of the hub."""
+    if Path(name).exists():
+        raise InputError(f"{name}: a file; --model wants the folder that it lies in")
+    if not HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise InputError(f"{name}: no such folder")
+
+
+def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> None:
+    if base := adapter_base(str(folder)):
+        if weights and not (folder / "adapter_model.safetensors").is_file():
+            raise InputError(f"{folder}: no adapter_model.safetensors beside adapter_config.json")
+        if Path(base).is_dir():
+            _check_folder(Path(base), objective, model, weights)
+        return
+    config = read_config(folder)
+    check_objective(str(config.get("model_type")), objective, str(folder))
+    _check_files(folder, config, model, weights)
+
+
+def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bool) -> None:
+    if "auto_map" in config and not model.trust_remote_code:
+        raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
+    if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
+        raise InputError(
+            f"{folder}: names code of the hub as its attention; take that out of config.json, or give --attn"
+        )
+    check_size({**config, **model.config}, str(folder / "config.json"))
+    if not weights:
+        return
+    for index in folder.glob("*.index.json"):
+        _check_shards(index)
+    files = list(folder.glob("*.safetensors"))
+    if not files and not model.allow_pickle:
+        pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+        reason = f"only {pickled[0]}, a pickle, which can run code when read" if pickled else "none are there"
+        raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
+    for path in files:
+        if damage := cut_off(path):
+            raise InputError(f"{path}: {damage}; fetch or train the model again")
+
+
+def _check_shards(index: Path) -> None:
+    """Raise InputError for an index of weights that names anything but files beside it."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise InputError(f"{index}: has no weight_map")
+    for name in names.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not (index.parent / name).is_file():
+            raise InputError(f"{index}: names {visible(str(name))}, which is no file beside it")
+
+
+LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+MOST_LAYERS = 10_000
+
+
+def check_size(config: dict[str, Any], where: str) -> None:
+    """Raise InputError, before anything is made of it, for sizes that no memory of this machine could hold.
+
+    What is counted is the least that such a model has: its embeddings, and of each layer the attention.
+    """
+    sizes = {name: value for name, value in config.items() if isinstance(value, int) and not isinstance(value, bool)}
+    layers = max((sizes[name] for name in LAYERS if name in sizes), default=1)
+    width = max((sizes[name] for name in WIDTHS if name in sizes), default=1)
+    if layers > MOST_LAYERS:
+        raise InputError(f"{where}: {layers:,} layers; no model has so many")
+    needed = 4 * (sizes.get("vocab_size", 1) * width + layers * 4 * width**2)
+    needed = max(needed, 4 * width * max(sizes.get(name, 1) for name in ("max_position_embeddings", "n_positions")))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 50
+    if needed > memory:
+        raise InputError(f"{where}: such a model needs more than {needed / 1e9:,.0f} GB, and this machine has "
+                         f"{memory / 1e9:,.0f} GB; ask for less")  # fmt: skip
+
+
+def cut_off(path: Path) -> str | None:
+    """What is wrong with a safetensors file as far as its header tells; None where it is as long as it says."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"cut off, {size:,} bytes are left"
+        try:
+            header = json.loads(stream.read(length))
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "its header is damaged"
+    missing = 8 + length + end - size
+    return f"cut off, {missing:,} bytes are missing" if missing > 0 else None

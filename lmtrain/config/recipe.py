@@ -1,0 +1,169 @@
+"""THE declaration of every option: its name, type, default and help stand here and nowhere else.
+
+Flags, `LMTRAIN_*` variables, recipe keys, help texts and the reference are made from these classes. A recipe is
+frozen: nobody writes into it after `load` has merged default < recipe file < environment < `--set` < flag.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lmtrain import metrics
+from lmtrain.config.assertions import check_assertions
+from lmtrain.config.data import ClmData, Data, LabelledData, MlmData, PairData, Prompts
+from lmtrain.config.eval import Eval, Gates, Generate, MaskEval, PairEval, Probing
+from lmtrain.config.model import Encoders, Model
+from lmtrain.config.options import ONLY_TYPED, SECTIONS, Leaf, Section, describe_fields, leaves, option
+from lmtrain.config.train import Run, Train
+from lmtrain.config.values import Document
+
+
+class Recipe(Section):
+    """What a run does. Its three children differ in the options of `data` and `eval`."""
+
+    objective: Literal["clm", "mlm", "seq2seq"] = option(..., aliases=("task",))
+    """What is learned: clm, mlm or seq2seq."""
+    model: Model
+    data: Data
+    train: Train = Field(default_factory=Train)
+    eval: Eval = Field(default_factory=Eval)
+    gates: Gates = Field(default_factory=Gates)
+    run: Run = Field(default_factory=Run)
+
+    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir"}
+    """Keys of `run` that a saved recipe leaves out, so that it can be run again elsewhere."""
+    TAKES_ENCODER_AND_DECODER: ClassVar[bool] = False
+    """Whether --encoder and --decoder make a model for this objective."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is evaluation data: given by name, or held out."""
+        return bool(self.data.eval or self.data.val_split)
+
+    def saved(self, lengths: Mapping[str, int]) -> Document:
+        """The recipe as a document, with the resolved `lengths` and without what concerns this one run alone."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        document["data"] |= lengths
+        for section, name in ONLY_TYPED:
+            document[section].pop(name, None)
+        document["run"] = {key: value for key, value in document["run"].items() if key not in self.UNSAVED}
+        return document
+
+    @model_validator(mode="after")
+    def _batches_are_possible(self) -> Self:
+        if self.data.streaming and not self.train.max_steps:
+            raise ValueError("--streaming: needs --max-steps above 0, because nobody knows how long a stream is")
+        if self.data.streaming and (self.train.batch_tokens or self.train.group_by_length):
+            raise ValueError(
+                "--streaming: batches of like length need all rows at hand; drop --batch-tokens and --group-by-length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_are_known(self) -> Self:
+        # Only the results can tell which figures a metric from elsewhere gives.
+        known = None if self.eval.other_metrics else self.eval.figures
+        check_assertions(self.gates.assertions, known, self.evaluates)
+        if self.gates.baseline and not self.evaluates:
+            raise ValueError("--baseline: needs evaluation data: --eval-data or --val-split")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_for_seq2seq(self) -> Self:
+        if self.model.encoder and not self.TAKES_ENCODER_AND_DECODER:
+            raise ValueError("--encoder and --decoder: only for seq2seq")
+        return self
+
+
+class Clm(Recipe):
+    """Predict the next token: GPT-2, Llama, Qwen and their like. For text generation and chat."""
+
+    objective: Literal["clm"] = "clm"
+    data: ClmData
+
+
+class Mlm(Recipe):
+    """Fill masked tokens from both sides: BERT, RoBERTa, ModernBERT. For encoders that understand text."""
+
+    objective: Literal["mlm"] = "mlm"
+    data: MlmData
+    eval: MaskEval = Field(default_factory=MaskEval)
+
+
+class Seq2seq(Recipe):
+    """Turn one text into another: T5, BART, Marian, Pegasus. For translation, summaries and answers."""
+
+    TAKES_ENCODER_AND_DECODER = True
+
+    objective: Literal["seq2seq"] = "seq2seq"
+    data: PairData
+    eval: PairEval = Field(default_factory=PairEval)
+
+
+class GenerateRequest(Section):
+    """Try a model: go on with a text (clm), fill its masks (mlm), transform it (seq2seq)."""
+
+    model: Model
+    data: Prompts = Field(default_factory=Prompts)
+    generate: Generate = Field(default_factory=Generate)
+    train: Train = Field(default_factory=Train)
+    run: Run = Field(default_factory=Run)
+
+
+class ProbeRequest(Section):
+    """See what an encoder is good for: how well its states tell the labels of sentences or words apart."""
+
+    model: Encoders
+    data: LabelledData
+    probe: Probing = Field(default_factory=Probing)
+    gates: Gates = Field(default_factory=Gates)
+    run: Run = Field(default_factory=Run)
+
+    @model_validator(mode="after")
+    def _gates_are_known(self) -> Self:
+        check_assertions(self.gates.assertions, metrics.PROBE_METRICS, evaluates=True)
+        return self
+
+    def encoders(self) -> list[Model]:
+        """Each of the models by itself."""
+        settings = self.model.model_dump(include=WITHOUT_TRAINING["model"])
+        return [Model(**{**settings, "name": name}) for name in self.model.name]
+
+
+describe_fields()
+
+RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq}
+
+DECLARED: tuple[type[Section], ...] = (*RECIPES.values(), GenerateRequest, ProbeRequest)
+"""All that declare options."""
+
+
+WITHOUT_TRAINING = {
+    "model": {"name", "tokenizer", "attn", "trust_remote_code", "allow_pickle"},
+    "train": {"seed", "precision"},
+    "run": {"offline"},
+}
+"""What a model is scored or asked by, of the sections that are there for its training."""
+
+TRAINING_ALONE = {
+    "val_split", "every", "best_metric", "early_stop", "on_leak", "weights", "streaming", "shuffle_buffer",
+}  # fmt: skip
+
+
+@cache
+def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
+    """The options of `lmtrain eval` (given all recipe classes) or `generate` (given GenerateRequest), each once."""
+    found: dict[tuple[str, str], Leaf] = {}
+    scores = GenerateRequest not in classes
+    for leaf in (leaf for own in classes for leaf in leaves(own)):
+        launches = scores and leaf.name in ("num_processes", "accelerate_config")
+        if launches or leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name} - TRAINING_ALONE):
+            found.setdefault((leaf.section, leaf.name), leaf)
+    return tuple(sorted(found.values(), key=lambda leaf: list(SECTIONS).index(leaf.section)))
+
+
+def probe_leaves() -> tuple[Leaf, ...]:
+    """The options of `lmtrain probe`."""
+    return tuple(leaf for leaf in leaves(ProbeRequest) if leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name}))

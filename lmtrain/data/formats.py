@@ -1,0 +1,256 @@
+"""The contents of files and hub datasets as records with the number of their line.
+
+Text formats are read with the standard library, line by line, because every error has to name its line and nothing may
+be changed on the way (a CSV cell "NA" or "007" stays what it is). Parquet and Arrow go through pyarrow, hub ids
+through datasets.
+"""
+
+import csv
+import json
+import lzma
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from lmtrain.data.columns import Record
+from lmtrain.data.text_files import Numbered, decoded, guarded, open_bytes, shown
+from lmtrain.errors import InputError, visible
+
+TEXT, PARQUET, ARROW = (".txt",), (".parquet",), (".arrow",)
+JSON_LINES, JSON, CSV, TSV = (".jsonl", ".ndjson"), (".json",), (".csv",), (".tsv",)
+FORMATS = TEXT + JSON_LINES + JSON + CSV + TSV + PARQUET + ARROW
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+
+def format_of(path: Path) -> str | None:
+    """`.csv` for both `x.csv` and `x.csv.gz`; None for what is not data."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def read_text(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+    # newline=None: \n, \r\n and \r end a line and arrive as \n; U+2028, form feeds and the like stay in it.
+    with decoded(opener, encoding, name, newline=None) as lines:
+        for number, line in enumerate(lines, 1):
+            yield number, {"text": line}
+
+
+def read_json_lines(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+    with decoded(opener, encoding, name, newline=None) as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.lstrip().startswith("["):
+                yield from _whole_json(line + lines.read(), name)
+                return
+            if line.strip():
+                yield number, _object(line, number, name)
+
+
+def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+    with decoded(opener, encoding, name, newline=None) as lines:
+        yield from _whole_json(lines.read(), name)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key '{visible(next(name for name in names if names.count(name) > 1))}'")
+    return mapping
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_mapping)
+
+
+def _reason(error: ValueError) -> str:
+    """What is wrong with a value that is JSON, without advice for programmers (on numbers of thousands of digits)."""
+    return str(error).split(";")[0]
+
+
+def _object(line: str, number: int, name: str) -> Record:
+    try:
+        value = DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}, line {number}, column {error.colno}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise InputError(f"{name}, line {number}: {_reason(error)}") from None
+    except RecursionError:
+        raise InputError(f"{name}, line {number}: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{name}, line {number}: a row is an object {{…}}, this is {type(value).__name__}")
+    return value
+
+
+def _whole_json(text: str, name: str) -> Numbered:
+    """A file that is one array of objects, one object with one list of objects in it, or objects one after another."""
+    values = []
+    between = re.compile(r"[\s,]*")
+    position = len(text) - len(text.lstrip())
+    while position < len(text):
+        try:
+            value, position = DECODER.raw_decode(text, position)
+        except RecursionError:
+            raise InputError(f"{name}: nested too deeply") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        except ValueError as error:
+            line = 1 + text.count("\n", 0, position)
+            raise InputError(f"{name}, in the value that starts in line {line}: {_reason(error)}") from None
+        values.append(value)
+        position = between.match(text, position).end()  # type: ignore[union-attr]
+    rows = values
+    if len(values) == 1 and isinstance(values[0], dict):
+        # {"version": 1, "data": [rows]}; but one chat {"messages": […]} is itself a row
+        lists = [
+            v for k, v in values[0].items() if k != "messages" and isinstance(v, list) and v and isinstance(v[0], dict)
+        ]
+        rows = lists[0] if len(lists) == 1 else values
+    elif len(values) == 1:
+        rows = values[0]
+    for number, value in enumerate(rows, 1):
+        if not isinstance(value, dict):
+            raise InputError(f"{name}, row {number}: a row is an object {{…}}, this is {type(value).__name__}")
+        yield number, value
+
+
+def _read_csv(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, separator: str) -> Numbered:
+    csv.field_size_limit(sys.maxsize)
+    # Tab-separated files do not quote: a quotation mark in one is a quotation mark.
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    with decoded(opener, encoding, name, newline="") as lines:
+        reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+        try:
+            header = next(reader, None)
+            if header is None:
+                return
+            if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+                raise InputError(f"{name}, line 1: one odd column '{visible(header[0])}'; a .csv is separated by commas, "
+                                 "a .tsv by tabs")  # fmt: skip
+            twice = [column for column in header if header.count(column) > 1]
+            if twice:
+                raise InputError(f"{name}, line 1: duplicate column '{visible(twice[0])}'")
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise InputError(f"{name}, line {reader.line_num}: {len(cells)} cells, but the header has "
+                                     f"{len(header)}: {', '.join(map(visible, header))}")  # fmt: skip
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{name}, line {reader.line_num}: {error}") from None
+
+
+READERS: dict[str, Callable[..., Numbered]] = {
+    **dict.fromkeys(TEXT, read_text),
+    **dict.fromkeys(JSON_LINES, read_json_lines),
+    **dict.fromkeys(JSON, read_json),
+    **dict.fromkeys(CSV, partial(_read_csv, separator=",")),
+    **dict.fromkeys(TSV, partial(_read_csv, separator="\t")),
+}
+
+
+def read_columnar(path: Path, form: str) -> Numbered:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        source: Any = str(path)
+        if path.suffix.lower() in COMPRESSIONS:
+            with open_bytes(path) as raw:
+                source = pyarrow.BufferReader(raw.read())
+        if form in PARQUET:
+            batches = pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000)
+        else:
+            batches = _arrow_batches(source)
+        for batch in batches:
+            names = batch.schema.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise InputError(f"{shown(path)}: duplicate column '{visible(twice)}'")
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+    except PermissionError as error:
+        raise InputError(f"{shown(path)}: {os.strerror(error.errno)}") from None
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{shown(path)}, after row {number}: a text that is not UTF-8, as {form[1:]} wants it"
+        ) from None
+    except (pyarrow.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, OverflowError) as error:
+        reason = visible(str(error).split("\n")[0], 200)
+        raise InputError(f"{shown(path)}: damaged or not {form[1:]}: {reason}") from None
+
+
+def _arrow_batches(source: Any) -> Iterator[Any]:
+    """Record batches of an Arrow file, be it of the stream format (as datasets writes) or of the file format."""
+    import pyarrow
+
+    try:
+        file = pyarrow.ipc.open_file(source)
+        yield from (file.get_batch(index) for index in range(file.num_record_batches))
+    except pyarrow.ArrowInvalid:
+        stream = pyarrow.memory_map(source) if isinstance(source, str) else source
+        yield from pyarrow.ipc.open_stream(stream)
+
+
+def read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str | None) -> Numbered:
+    sides = [guarded(read_text, path, encoding) for path in paths]
+    number = 0
+    while True:
+        lines = [next(side, None) for side in sides]
+        if lines[0] is None and lines[1] is None:
+            return
+        if lines[0] is None or lines[1] is None:
+            counts = [
+                number + (line is not None) + sum(1 for _ in side) for line, side in zip(lines, sides, strict=True)
+            ]
+            raise InputError(f"{paths[0]} and {paths[1]}: {counts[0]} vs {counts[1]} lines; "
+                             "line by line they must belong together")  # fmt: skip
+        number += 1
+        yield number, {lang: line[1]["text"].rstrip("\n") for lang, line in zip(languages, lines, strict=True)}
+
+
+def read_dataset(name: str, config: str | None, split: str) -> Numbered:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if split == "validation":
+            # Nobody named a split: the one for validation where there is one, else the one for tests.
+            there = datasets.get_dataset_split_names(name, config)
+            split = next((s for s in ("validation", "valid", "dev", "test") if s in there), split)
+        table = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # datasets and the hub raise dozens of kinds; all mean that there is no data
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise InputError(
+            f"{name}: no such file, and as a hub dataset it cannot be loaded: {visible(reason, 200)}"
+        ) from None
+    named = _class_names(table.features)
+    for number, record in enumerate(table, 1):
+        yield number, {**record, **{column: name(record[column]) for column, name in named.items()}}
+
+
+def _class_names(features: Any) -> dict[str, Callable[[Any], Any]]:
+    """Column -> the names of its values, for the columns that hold numbers of classes, or lists of them."""
+    named: dict[str, Callable[[Any], Any]] = {}
+    for column, feature in (features or {}).items():
+        if names := getattr(feature, "names", None):
+            named[column] = partial(_name, names)
+        elif names := getattr(getattr(feature, "feature", None), "names", None):
+            named[column] = partial(_each_name, names)
+    return named
+
+
+def _name(names: list[str], number: int | None) -> Any:
+    """Some data sets mark rows without a class by -1."""
+    return names[number] if number is not None and 0 <= number < len(names) else None
+
+
+def _each_name(names: list[str], numbers: list[int] | None) -> Any:
+    return numbers and [_name(names, number) for number in numbers]

@@ -1,0 +1,149 @@
+"""Configuration and tokenizer of a model: from the hub, from a folder, or from nothing. No weights are read for it."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from lmtrain.config.architectures import adapter_base, check_objective, is_architecture, made_for
+from lmtrain.config.model import Model
+from lmtrain.errors import InputError, UsageError, suggestion
+from lmtrain.modeling.encoder_decoder import paired_config, small_config
+from lmtrain.runtime import hub_client
+
+# What the libraries raise when what they are asked to load is not there or not sound.
+LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    SafetensorError,
+    HfHubHTTPError,
+    StrictDataclassError,
+)
+
+
+def load_config(model: Model, objective: str | None) -> PretrainedConfig:
+    """The model's configuration (of an adapter: its base's); with `objective` None of a language model of any kind.
+
+    Raises InputError where there is none, or for another objective.
+    """
+    if model.encoder and model.from_scratch:
+        return small_config(model.encoder, str(model.decoder), model.config)
+    if model.encoder:
+        return paired_config(_config_of(model, model.encoder), _config_of(model, str(model.decoder)))
+    if model.from_scratch and is_architecture(model.name):
+        return AutoConfig.for_model(model.name)
+    name = adapter_base(model.name) or model.name
+    config = _config_of(model, name)
+    check_objective(config.model_type, objective or made_for(config.model_type) or "", name)
+    return config
+
+
+def _config_of(model: Model, name: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+    except LOADING as error:
+        raise InputError(not_loaded("model", name, error)) from None
+
+
+def objective_of_hub(model: Model) -> str:
+    """The objective of a model of the hub. Raises InputError."""
+    try:
+        model_type = AutoConfig.from_pretrained(model.name, trust_remote_code=model.trust_remote_code).model_type
+    except LOADING as error:
+        raise InputError(not_loaded("model", model.name, error)) from None
+    objective = made_for(model_type)
+    if objective is None:
+        raise InputError(f"{model.name} ({model_type}) is no language model that clm, mlm or seq2seq could train")
+    return objective
+
+
+def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The default configuration with the recipe's sizes, and with the tokenizer's vocabulary and special ids."""
+    if model.encoder:
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return small_config(model.encoder, str(model.decoder), model.config | vocabulary)
+    defaults = config.to_dict()
+    known = {*defaults, *config.attribute_map}
+    for name in model.config:
+        if name not in known:
+            raise UsageError(f"--model-config {name}: {config.model_type} has no such size{suggestion(name, known)}")
+    start_is_pad = defaults.get("decoder_start_token_id") in (None, defaults.get("pad_token_id"))
+    end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+    if config.is_encoder_decoder and end is None:
+        raise InputError(
+            "the tokenizer has no end token, so a model could never stop; train one with --tokenizer bpe:8000"
+        )
+    ids = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": end,
+        "bos_token_id": next((i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None), end),
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "decoder_vocab_size": len(tokenizer),
+        "decoder_start_token_id": tokenizer.pad_token_id if start_is_pad else end,
+        "forced_eos_token_id": end,
+        "forced_bos_token_id": None,
+    }
+    ids |= SCALED.get(config.model_type, {})
+    always = {"pad_token_id", "eos_token_id"} | ({"decoder_start_token_id"} if config.is_encoder_decoder else set())
+    given = {name: value for name, value in ids.items() if name in defaults or name in always}
+    wanted = {**given, **_by_first_name(config, model.config)}
+    try:
+        if is_architecture(model.name):
+            # Made anew, so that what follows from a size (heads from width, decoder from encoder) follows from ours.
+            return AutoConfig.for_model(model.name, **wanted)
+        config.update(wanted)
+        return config
+    except LOADING as error:
+        raise UsageError(f"--model-config: {str(error).splitlines()[-1].strip()}") from None
+
+
+SCALED = {name: {"scale_embedding": True} for name in ("marian", "pegasus")}
+"""As all their released models have it: without it the fixed positions drown the tokens, and training stands still."""
+
+
+def _by_first_name(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
+    """`hidden_size` is `n_embd` to a GPT-2: the names of its own constructor."""
+    return {config.attribute_map.get(name, name): value for name, value in sizes.items()}
+
+
+def not_loaded(what: str, name: str, error: Exception) -> str:
+    """One line on why a model or a tokenizer could not be had."""
+    if (
+        what == "tokenizer"
+        and Path(name).is_dir()
+        and not any(any(Path(name).glob(pattern)) for pattern in ("tokenizer*", "vocab*", "merges*", "*.model"))
+    ):
+        return f"{name}: no tokenizer in this folder; name one with --tokenizer"
+    if Path(name).is_dir():
+        return f"{name}: the {what} cannot be loaded: {_first_line(error)}"
+    if HF_HUB_OFFLINE:
+        hint = "; --from-scratch --tokenizer bpe:8000 starts a new one" if is_architecture(name) else ""
+        return f"{name}: no such folder, and offline there is no such {what} in the cache; fetch it once online{hint}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, hub_client.HubFault):
+            return f"{name}: no such folder, and {cause}; try again later"
+        if isinstance(cause, GatedRepoError):
+            return f"{name}: the hub gives it only to whom its authors allow; ask there, then `hf auth login`"
+        if isinstance(cause, RepositoryNotFoundError):
+            return f"{name}: no such folder, and no such {what} on the hub (private ones need `hf auth login`)"
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return f"{name}: the hub answers {cause.response.status_code}; try again later"
+        cause = cause.__cause__ or cause.__context__
+    if fault := hub_client.last_fault():
+        return f"{name}: no such folder, and {fault}; try again later"
+    return f"{name}: no such folder, and the hub gives no such {what}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:3]) if lines and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+    return text[:300]

@@ -1,0 +1,90 @@
+"""TODO."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+
+from lmtrain.config.architectures import TRAINED, adapter_base
+from lmtrain.config.model import Model
+from lmtrain.errors import InputError
+from lmtrain.modeling.configuration import LOADING, not_loaded
+from lmtrain.modeling.encoder_decoder import check_vocabularies
+from lmtrain.preprocessing import chat
+
+
+def load_tokenizer(
+    model: Model, kind: str | None = None, learn: Callable[[str], PreTrainedTokenizerBase] | None = None
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """(the tokenizer that the recipe names, or one that is learnt as it says, or the model's own; what to say about it).
+
+    `kind` is that of the rows to encode, where there are any. Raises InputError.
+    """
+    if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
+        assert learn
+        tokenizer = learn(model.tokenizer)
+    else:
+        tokenizer = _tokenizer_of(model, model.tokenizer or _with_tokenizer(model.encoder or model.name))
+        if model.decoder and not model.from_scratch:
+            check_vocabularies(tokenizer, _tokenizer_of(model, model.decoder), model.decoder)
+    adopted = _adopt_special_tokens(tokenizer)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    template, ends = None, []
+    if kind == "messages":
+        template = chat.ensure_template(tokenizer)
+        ends = chat.notes(tokenizer)
+    return tokenizer, [note for note in (adopted, template, *ends) if note]
+
+
+def _tokenizer_of(model: Model, name: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = _bare_vocabulary(Path(name)) or AutoTokenizer.from_pretrained(
+            name, trust_remote_code=model.trust_remote_code
+        )
+    except LOADING as error:
+        raise InputError(not_loaded("tokenizer", name, error)) from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
+    return tokenizer
+
+
+def _with_tokenizer(name: str) -> str:
+    """Where the tokenizer of a model lies: an adapter may have it from its base."""
+    base = adapter_base(name)
+    return base if base and not any(Path(name).glob("tokenizer*")) else name
+
+
+def _bare_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder that holds a vocabulary and nothing that says whose: BERT's or GPT-2's kind."""
+    if not folder.is_dir() or any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    if (folder / "vocab.txt").exists():
+        entries = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        cased = any(entry != entry.lower() for entry in entries if not entry.startswith("["))
+        return BertTokenizer.from_pretrained(folder, do_lower_case=not cased, strip_accents=False)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return GPT2Tokenizer.from_pretrained(folder)
+    return None
+
+
+USUAL_TOKENS = {
+    "mask_token": ("[MASK]", "<mask>"), "pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",), "sep_token": ("[SEP]",), "eos_token": ("</s>", "<|endoftext|>"),
+}  # fmt: skip
+
+
+def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give roles to the usual special tokens that the vocabulary holds but nobody declared; what to say about it."""
+    vocabulary = tokenizer.get_vocab()
+    adopted = {
+        role: token
+        for role, names in USUAL_TOKENS.items()
+        for token in names
+        if getattr(tokenizer, role) is None and token in vocabulary
+    }
+    if adopted:
+        tokenizer.add_special_tokens(adopted)
+    return (
+        f"the tokenizer declares no {', no '.join(adopted)}: using {', '.join(adopted.values())}" if adopted else None
+    )

@@ -1,0 +1,260 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lmtrain.data.prompts import Prompt
+from lmtrain.data.rows import Rows
+from lmtrain.errors import UsageError
+from lmtrain.modeling.loss import decoder_inputs
+from lmtrain.objectives import generation
+from lmtrain.objectives.generation import GenerationSettings, decode, generate_rows
+from lmtrain.objectives.prompting import Answer, PromptingOptions, answer_of, check_length, text_of, write_one
+from lmtrain.objectives.samples import Sample
+from lmtrain.objectives.token_roles import BLUE, GREEN, PAD, Lines, Look, View, arrays_of, tokens_of
+from lmtrain.preprocessing import denoising
+from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, FixedLengths, Row, pad_id, padded_batch
+from lmtrain.preprocessing.dataset import Examples, Limits
+from lmtrain.preprocessing.documents import (
+    TokenizedDocuments,
+    apply_long_policy,
+    documents_of,
+    finish_examples,
+    fit_document,
+    split_into_rows,
+    start_ledgers,
+)
+from lmtrain.preprocessing.languages import set_languages
+from lmtrain.preprocessing.ragged import Ragged
+from lmtrain.preprocessing.tokenizing import ids_and_sentences, ids_of
+
+
+def transform(
+    network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], manner: PromptingOptions
+) -> list[Answer]:
+    """What an encoder-decoder turns each text into."""
+    sources = source_ids(tokenizer, [text_of(prompt) for prompt in prompts], manner.prefix)
+    for prompt, ids in zip(prompts, sources, strict=True):
+        check_length(network, len(ids), prompt)
+    if manner.settings.num_beams > 1:
+        return [write_one(network, tokenizer, ids, manner) for ids in sources]
+    return [answer_of(written) for written in generation.generate_texts(network, tokenizer, sources, manner.settings)]
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Source and target padded apart; the decoder's inputs follow from the labels, see loss.py."""
+
+    pad: int
+    source_length: int | None
+    target_length: int | None
+
+    @property
+    def fixed(self) -> bool:
+        return self.source_length is not None or self.target_length is not None
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        return padded_batch(rows, [self.scored(row) for row in rows], self.pad, self.source_length, self.target_length)
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        return row["input_ids"], row["labels"]
+
+
+@dataclass(frozen=True)
+class DenoisingCollator(PairCollator):
+    """Source and target made of a text anew every epoch (denoise.py); those that are there already are taken as they are."""
+
+    noise: denoising.Noise
+    seed: int
+
+    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        if "labels" in row:
+            return super().scored(row)
+        (number,), starts = row["numbers"], row.get("sentence_starts")
+        return self.noise(row["input_ids"], starts, int(number), (self.seed, row["epoch"] + 1))
+
+
+def collator(
+    tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: FixedLengths | None = None
+) -> PairCollator:
+    """Raises InputError where the tokenizer has not the special tokens that --denoise needs."""
+    lengths = fixed or {}
+    sides = pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length")
+    noise = None if data.denoise == "none" else denoising.noise(tokenizer, data)
+    if noise is None or isinstance(noise, denoising.GapSentences):
+        return PairCollator(*sides)
+    return DenoisingCollator(*sides, noise, seed)
+
+
+def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
+    """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
+    set_languages(tokenizer, data.source_lang, data.target_lang)
+    if rows.kind == "text":
+        return _encode_for_denoising(rows, tokenizer, data, limits, measure)
+    if not rows.values:  # a part of a stream in which nothing could be used
+        empty = Ragged.of([])
+        return finish_examples({"input_ids": empty, "labels": empty}, start_ledgers(rows), rows, [])
+    sources = source_ids(tokenizer, [source for source, *_ in rows.values], data.source_prefix)
+    targets = tokenizer(text_target=[target for _, target, *_ in rows.values], verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is not None:
+        targets = [ids if end in ids[-2:] else [*ids, end] for ids in targets]
+    longest = (
+        limits.of("max_source_length", data.max_source_length, _length_needed(sources, measure)),
+        limits.of("max_target_length", data.max_target_length, _length_needed(targets, measure)),
+    )
+    special = set(tokenizer.all_special_ids)
+    ledgers = start_ledgers(rows)
+    kept: tuple[list[Any], list[Any]] = ([], [])
+    origins = []
+    for index, pair in enumerate(zip(sources, targets, strict=True)):
+        short = [_shorten(ids, most, special) for ids, most in zip(pair, longest, strict=True)]
+        ledger = ledgers[rows.source(index)]
+        whole, left = sum(map(len, pair)), sum(map(len, short))
+        if left == whole:
+            ledger.use(whole)
+        elif not apply_long_policy(ledger, whole, left, rows.place(index), data.on_long or "truncate"):
+            continue
+        for column, ids in zip(kept, short, strict=True):
+            column.append(ids)
+        origins.append(index)
+    columns = {"input_ids": Ragged.of(kept[0]), "labels": Ragged.of(kept[1])}
+    texts = [rows.values[index] for index in origins] if measure else None
+    return finish_examples(columns, ledgers, rows, origins, texts=texts)
+
+
+def _encode_for_denoising(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool
+) -> Examples:
+    """Column `input_ids`, texts cut so that what noise makes of them fits, and `sentence_starts` (bool) if it asks for them.
+
+    Where noise is not drawn anew every epoch (of gap sentences, and with `measure`), `input_ids` and `labels` are what it
+    makes of them, as pairs.
+    """
+    noise = denoising.noise(tokenizer, data)
+    gaps = isinstance(noise, denoising.GapSentences)
+    source, target = (limits.most("max_source_length", data.max_source_length, SOURCE),
+                      limits.most("max_target_length", data.max_target_length, TARGET if gaps else None))  # fmt: skip
+    if isinstance(noise, denoising.GapSentences):
+        room, least = source - noise.around.lengths[0], target > noise.around.lengths[1]
+        room = room if least else 0
+    else:
+        room = denoising.longest(noise.sizes, source, target, noise.density)
+    if room < 1:
+        raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
+    ledgers = start_ledgers(rows)
+    texts = TokenizedDocuments(rows, tokenizer, "sentence_starts" if noise.in_sentences else None)
+    encoded = (ids_and_sentences if noise.in_sentences else ids_of)(tokenizer, rows.values)
+    for parts, document in documents_of(rows, encoded):
+        texts.begin(document)
+        if noise.in_sentences:
+            texts.take(parts)
+        else:
+            texts.ids.extend(chain.from_iterable(parts))
+        texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, data))
+    columns = {name: column.done() for name, column in texts.columns.items()}
+    examples = split_into_rows(columns, room, ledgers, rows, texts, False)
+    ids, starts = examples.columns["input_ids"], examples.columns.get("sentence_starts")
+    if gaps or measure:
+        marks = starts or [None] * len(ids)
+        made = [
+            noise(text, own, target) if gaps else noise(text, own, number, denoising.EVALUATION)
+            for number, (text, own) in enumerate(zip(ids, marks, strict=True))
+        ]
+        columns = {"input_ids": Ragged.of([s for s, _ in made]), "labels": Ragged.of([t for _, t in made])}
+        examples = replace(examples, columns=columns, texts=_decoded_pairs(tokenizer, made) if measure else None)
+    else:
+        examples = replace(examples, read=noise.sizes(ids.lengths))
+    for name, lengths in zip(("max_source_length", "max_target_length"), examples.lengths_by_column(), strict=True):
+        limits.of(name, getattr(data, name), max(int(lengths.max(initial=2)), 2))
+    return examples
+
+
+SOURCE, TARGET = 512, 256
+"""Tokens of a source, and of a target of gap sentences, at most, where nothing else is said: as T5, BART and Pegasus had."""
+
+
+def _decoded_pairs(tokenizer: PreTrainedTokenizerBase, made: list[denoising.Pair]) -> list[tuple[str, ...]]:
+    """(source, with its special tokens, target, without them) of each pair."""
+    return [
+        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist(), skip_special_tokens=True))
+        for source, target in made
+    ]
+
+
+def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str) -> list[list[int]]:
+    return tokenizer([prefix + text for text in texts], verbose=False)["input_ids"]
+
+
+def _length_needed(rows: list[list[int]], measure: bool) -> int:
+    """Tokens that 99 % of the rows need, or, where nothing is trained, all of them."""
+    return max(int(np.percentile([len(ids) for ids in rows], 100 if measure else 99, method="higher")), 2)
+
+
+def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:
+    """The first `most` ids, but with the special tokens of the end kept: a cut target still ends."""
+    if len(ids) <= most:
+        return ids
+    tail = 0
+    while tail < most - 1 and ids[-tail - 1] in special:
+        tail += 1
+    return [*ids[: most - tail], *ids[len(ids) - tail :]]
+
+
+def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
+    """`trained` are the labels; source and decoder input are read."""
+    ids, labels, real = arrays_of(batch)
+    given = decoder_inputs(network, batch["labels"]).numpy()
+    target = labels != IGNORED
+    # The last label stands in the decoder's input as well, where there is padding for it to be moved into.
+    reached = np.concatenate([np.ones_like(target[:, :1]), target[:, :-1]], axis=1)
+    lines = (
+        tokens_of(ids, np.full(ids.shape, "ignored"), np.full_like(ids, IGNORED), real),
+        tokens_of(given, np.full(given.shape, "ignored"), np.full_like(given, IGNORED), reached),
+        tokens_of(labels, np.full(labels.shape, "trained"), labels, target),
+    )
+    return [dict(zip(("source", "decoder_input", "labels"), row, strict=True)) for row in zip(*lines, strict=True)]
+
+
+VIEW = View(
+    "The model reads the whole source and learns to write the target, each token from the source and the target before "
+    "it. So the decoder is given the labels one place later, behind a start mark; the end mark is predicted too.",
+    token_roles,
+    {
+        "ignored": Look("ignored", "read, not predicted", "source, decoder", BLUE),
+        "trained": Look("trained", "predicted from the source and the labels before it", "labels", GREEN),
+        "pad": PAD,
+    },
+    {"source": "length of the source", "labels": "length of the target"},
+    {"source": "source", "decoder_input": "decoder", "labels": "labels"},
+)
+
+
+def sample(
+    network: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    count: int,
+    collate: Collator,
+    settings: GenerationSettings,
+) -> list[Sample]:
+    """A source, what the model makes of it, and the target."""
+    rows = list(range(min(count, len(examples))))
+    written = dict(generate_rows(network, tokenizer, examples, rows, settings))
+    return [
+        {
+            # Of a text made into a pair, the marks of what is missing are to be seen.
+            "input": examples.texts[row][0]
+            if examples.kind == "text" and examples.texts
+            else decode(tokenizer, examples.columns["input_ids"][row]),
+            "output": written[row].text,
+            "reference": decode(tokenizer, examples.columns["labels"][row]),
+        }
+        for row in rows
+    ]

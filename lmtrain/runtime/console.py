@@ -1,0 +1,167 @@
+"""What people see: notes and lines on stderr, tables on stdout."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+from lmtrain.errors import visible
+from lmtrain.runtime.redaction import in_document, redacted
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def to_json(document: Any, indent: int | None = None) -> str:
+    """JSON that any parser reads: a number that is none (NaN, infinity) is null."""
+    return json.dumps(_finite(document), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _safe(text: str) -> str:
+    """A text of anybody's without secrets, and without what would steer the terminal, or Rich."""
+    text = redacted(text)
+    return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
+
+
+class Console:
+    """Notes go to stderr unless `quiet`; the result goes to stdout, as a table or, with `as_json`, as one document."""
+
+    def __init__(self, quiet: bool = False, as_json: bool = False, main_process: bool = True):
+        self.quiet, self.as_json, self.main_process = quiet, as_json, main_process
+        # Plain lines in a log file are not to be broken at 80 columns.
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        # Rich takes NO_COLOR to spare bold and dim, whose escape codes are as little wanted.
+        self.out = RichConsole(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+    @property
+    def live(self) -> bool:
+        return self.err.is_terminal and not self.quiet and self.main_process
+
+    def working(self, on: str) -> AbstractContextManager[Any]:
+        """A spinner that says what takes its time; on a terminal only."""
+        return self.err.status(f"{on} …") if self.live else nullcontext()
+
+    def track(self, steps: Sequence[Any], what: str) -> Iterator[Any]:
+        """`steps` one after another, with a bar on a terminal; elsewhere a line every ten seconds."""
+        if self.quiet or not self.main_process:
+            yield from steps
+            return
+        if self.live:
+            from rich.progress import track  # --help has no use for it
+
+            yield from track(steps, what, console=self.err, transient=True)
+            return
+        said = time.monotonic()
+        for number, step in enumerate(steps):
+            if time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                self.note(f"{what}: {number:,} of {len(steps):,}")
+            yield step
+
+    def note(self, text: str) -> None:
+        if self.main_process and not self.quiet:
+            self.err.print(_safe(text))
+
+    def warn(self, text: str) -> None:
+        """Said even with --quiet."""
+        if self.main_process:
+            self.err.print(f"[yellow]warning:[/] {_safe(text)}")
+
+    def error(self, text: str) -> None:
+        if self.main_process:
+            for line in text.split("\n"):
+                self.err.print(f"[bold red]lmtrain:[/] {_safe(line)}")
+
+    def answer(self, answer: dict[str, Any], streamed: bool) -> None:
+        """What a model made of a prompt: one JSON line, or a text; `streamed` is on the screen already."""
+        if self.as_json:
+            sys.stdout.write(to_json(in_document(answer)) + "\n")
+            sys.stdout.flush()
+        elif "outputs" in answer:
+            for output in answer["outputs"]:
+                score = f"{output['score']:8.4f}  " if "score" in output else ""
+                self.out.print(score + _safe(output["text"]), soft_wrap=True)
+        elif not streamed:
+            self.out.print(_safe(answer["output"]), soft_wrap=True)
+        for mask in answer.get("masks", ()) if not self.as_json else ():
+            self.out.print(
+                "  " + "  ".join(f"{_safe(t['token'])} {t['probability']:.1%}" for t in mask), soft_wrap=True
+            )
+
+    def result(
+        self, document: dict[str, Any], rows: Sequence[Sequence[str]], title: str, below: Sequence[str] = (),
+        header: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        if not self.main_process:
+            return
+        if self.as_json:
+            sys.stdout.write(to_json(in_document(document), indent=2) + "\n")
+            sys.stdout.flush()
+            return
+        table = Table(*map(_safe, header), title=_safe(title), show_header=bool(header), title_justify="left")
+        for row in rows:
+            table.add_row(*map(_safe, row))
+        self.out.print(table)
+        for line in below:
+            self.out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+
+    def ledger(self, ledgers: dict[str, dict[str, Any]]) -> None:
+        """The ledgers side by side, one line a count that is not zero anywhere."""
+        if self.quiet or not self.main_process or not ledgers:
+            return
+        self.err.print(ledger_table(ledgers))
+
+    def samples(self, samples: list[dict[str, str]]) -> None:
+        for sample in samples:
+            self.note(
+                "\n".join(f"  {name:>9}: {visible(text, 200) or '(nothing)'}" for name, text in sample.items()) + "\n"
+            )
+
+
+class Silent(Console):
+    """Says nothing: for runs of which only the outcome is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def result(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def ledger_table(ledgers: dict[str, dict[str, Any]]) -> Table:
+    title = "What became of every row and token"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("")
+    for name in ledgers:
+        table.add_column(name, justify="right")
+    for count in next(iter(ledgers.values())):
+        values = [ledger[count] for ledger in ledgers.values()]
+        if count != "fingerprint" and any(values):
+            shown = [f"{v:,}" if isinstance(v, int) else f"{v:.1%}" for v in values]
+            table.add_row(count.replace("_", " "), *shown)
+    return table
+
+
+def figure(value: Any) -> str:
+    """A figure for people: four significant digits, whole numbers in full."""
+    if isinstance(value, float):
+        return f"{value:,.4f}" if 0.001 <= abs(value) < 1000 else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,89 @@
+"""TODO."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from lmtrain import metrics
+from lmtrain.errors import UsageError
+from lmtrain.runtime.device import T5_FAMILY, precision
+
+RENAMED = {
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "lr_scheduler": "lr_scheduler_type",
+    "log_every": "logging_steps",
+    "compile": "torch_compile",
+}
+"""Our short names -> TrainingArguments' names."""
+
+NOT_ARGUMENTS = {
+    "max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps", "batch_tokens",
+    "group_by_length", "on_nonfinite", "keep",
+}  # fmt: skip
+
+
+def training_arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> TrainingArguments:
+    """TrainingArguments as the recipe says. Raises UsageError for values that it does not take."""
+    section = recipe.train
+    given = {
+        RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS
+    }
+    known = {field.name for field in fields(TrainingArguments)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    every = {
+        f"{what}_{name}": value
+        for what, steps in (("eval", recipe.eval.every), ("save", section.save_every))
+        for name, value in ([("strategy", "epoch")] if steps == "epoch" else [("strategy", "steps"), ("steps", steps)])
+    }
+    if not evaluates:
+        every |= {"eval_strategy": "no"}
+    ours = {
+        **every,
+        "output_dir": recipe.run.output_dir or "runs",
+        "learning_rate": section.learning_rate or learning_rate(model_type, recipe.model),
+        "max_steps": section.max_steps or -1,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # else a loss that is NaN is logged as 0
+        "eval_on_start": evaluates and not resumes,
+        "restore_callback_states_from_checkpoint": recipe.eval.early_stop is not None,
+        "metric_for_best_model": metrics.trainer_name(recipe.eval.best_metric) if evaluates else None,
+        "greater_is_better": recipe.eval.best_metric in metrics.HIGHER_IS_BETTER,
+        "per_device_eval_batch_size": recipe.eval.batch_size,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "ignore_data_skip": recipe.data.streaming,  # a stream knows where it stands
+        "use_cpu": not torch.accelerator.is_available(),
+        checkpointing: section.gradient_checkpointing,
+        **{name: precision(section.precision, model_type) == name for name in ("bf16", "fp16")},
+    }
+    try:
+        arguments = TrainingArguments(**{**given, **ours})
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"train: {str(error).splitlines()[0]}") from None
+    _check_reporters(arguments)
+    if arguments.n_gpu > 1:
+        # One process would spread over all GPUs by DataParallel, which is slow and averages losses of parts.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _check_reporters(arguments: TrainingArguments) -> None:
+    """Trackers fail when they are made, which would be after the run folder is: so they are made once before."""
+    try:
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise UsageError(f"--report-to: {str(error).splitlines()[0]}") from None
+
+
+def learning_rate(model_type: str, model: Any) -> float:
+    """The default peak learning rate: random weights want ten times as much as trained ones, T5 and LoRA more as well."""
+    t5 = model_type in T5_FAMILY
+    if model.lora:
+        return 1e-3 if t5 else 2e-4
+    return (1e-4 if t5 else 5e-5) * (10 if model.from_scratch else 1)

@@ -1,0 +1,279 @@
+"""The watch over a run: when to evaluate, save and stop, what is written down of it, and what must not go on."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from lmtrain.errors import BrokenDown, visible
+from lmtrain.evaluation.evaluator import Evaluator
+from lmtrain.evaluation.scores import Scores
+from lmtrain.metrics import plain_name
+from lmtrain.modeling.loss import evaluating
+from lmtrain.objectives.generation import decode
+from lmtrain.preprocessing.batch import Batch
+from lmtrain.preprocessing.stream import Stream
+from lmtrain.runs import checkpoint
+from lmtrain.runs.file_names import METRICS, SAMPLES
+from lmtrain.runs.run_folder import RunFolder
+from lmtrain.runtime import signals
+from lmtrain.runtime.console import Console, figure
+from lmtrain.training.trainer import ExactTrainer
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class LiveProgress(TrainerCallback):
+    """Step, loss, tokens per second, time left and the last evaluation.
+
+    On a terminal one live line. Otherwise a plain line at a logging step, at most every few seconds, so that neither
+    a long run floods a log nor a short one leaves it empty.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bar: Progress | None = None
+        self.evaluated = ""
+        self.started = self.last_line = 0.0
+        self.first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if self.console.live:
+            columns: list[ProgressColumn] = [
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=20),
+                TextColumn("{task.fields[news]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[evaluated]}"),
+            ]  # fmt: skip
+            self.bar = Progress(*columns, console=self.console.err, transient=True)
+            self.task = self.bar.add_task(
+                "", total=state.max_steps, completed=state.global_step, news="", evaluated=""
+            )
+            self.bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        if "eval_loss" in logs:
+            shown = [f"{plain_name(name)} {figure(logs[name])}" for name in logs if name.startswith("eval_")]
+            self.evaluated = " · ".join(shown)
+            if self.bar:
+                self.bar.update(self.task, evaluated=f"eval_loss {figure(logs['eval_loss'])}")
+            self.console.note(f"step {state.global_step}: {self.evaluated}")
+        elif "loss" in logs:
+            speed = f" · {logs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in logs else ""
+            news = f"loss {figure(logs['loss'])}{speed}"
+            if self.bar:
+                self.bar.update(self.task, news=news)
+            elif self._due(state):
+                self.console.note(f"step {state.global_step}/{state.max_steps} · {news} · {self._left(state)} left")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _due(self, state: Any) -> bool:
+        now = time.monotonic()
+        due = now - self.last_line >= SECONDS_BETWEEN_LINES or state.global_step == state.max_steps
+        self.last_line = now if due else self.last_line
+        return due
+
+    def _left(self, state: Any) -> str:
+        done = max(state.global_step - self.first_step, 1)
+        seconds = int((time.monotonic() - self.started) / done * (state.max_steps - state.global_step))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02}:{seconds % 60:02}"
+
+
+NAMED = 3
+"""Rows that are named of a step whose loss is not finite."""
+
+
+class RunCallback(TrainerCallback):
+    """Decides when to evaluate, save and stop, and writes down what happens."""
+
+    def __init__(self, recipe: Any, folder: RunFolder, evaluation: Evaluator | None, console: Console):
+        self.recipe, self.folder, self.evaluation, self.console = recipe, folder, evaluation, console
+        self.trainer: ExactTrainer = None  # type: ignore[assignment]
+        self.began = time.monotonic()
+        self.evaluated_at = -1
+        self.stopped_by: int | None = None
+        self.initial: dict[str, float] = {}
+        self.scores: dict[int, Scores] = {}  # of the best step and of the last that was evaluated
+        self.unwritten: list[tuple[str, dict[str, Any]]] = []
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """While training, Ctrl-C and SIGTERM ask for a checkpoint and a stop; a second one leaves at once."""
+
+        def say() -> None:
+            self.console.warn("stopping, with a checkpoint; once more leaves at once")
+
+        try:
+            with signals.kept(say, alone=not self.trainer.several):
+                yield
+        except signals.Stopped:
+            self.stopped_by = signals.asked()
+            control = self.trainer.control
+            self.trainer.save_where_it_stands({"evaluate": control.should_evaluate, "save": control.should_save})
+
+    # --- events
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.monotonic()
+        self.epoch_of_stream = self.trainer.batches.state.epoch if isinstance(self.trainer.batches, Stream) else 0
+        if state.global_step and (path := self.folder.path / METRICS).exists():
+            first = json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}")
+            if first.get("step") == 0 and "eval_loss" in first:
+                self.initial = {name: value for name, value in first.items() if name not in ("step", "epoch")}
+        if self.trainer.resumed:
+            self.trainer.catch_up()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        loss, gradient = self.trainer.is_finite()
+        if not (loss and gradient):
+            self._not_finite("the loss" if not loss else "the gradient", state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._mind_the_epochs_of_a_stream(control)
+        if self._time_is_up() or state.global_step >= state.max_steps:
+            control.should_training_stop, control.should_save, control.should_log = True, True, True
+            control.should_evaluate = self.evaluation is not None
+
+    def _time_is_up(self) -> bool:
+        limit, accelerator = self.recipe.train.max_time, self.trainer.accelerator
+        if limit is None:
+            return False
+        over = torch.tensor(int(time.monotonic() - self.began >= limit), device=accelerator.device)
+        return bool(accelerator.reduce(over) > 0)
+
+    def _mind_the_epochs_of_a_stream(self, control: Any) -> None:
+        """Trainer takes a stream for one epoch without end."""
+        stream = self.trainer.batches
+        if isinstance(stream, Stream) and stream.state.epoch != self.epoch_of_stream:
+            self.epoch_of_stream = stream.state.epoch
+            control.should_evaluate |= self.evaluation is not None and self.recipe.eval.every == "epoch"
+            control.should_save |= self.recipe.train.save_every == "epoch"
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
+        control.should_evaluate = control.should_evaluate and self.evaluated_at != state.global_step
+        control.should_save = control.should_save and self.trainer.saved_at != state.global_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        figures = {plain_name(name): value for name, value in metrics.items()}
+        if state.global_step == 0:
+            self.initial = figures
+        else:
+            best_before = {s: scores for s, scores in self.scores.items() if s == state.best_global_step}
+            self.scores = {**best_before, state.global_step: self.trainer.scores}
+            value, best = metrics[args.metric_for_best_model], state.best_metric
+            if best is None or (value > best if args.greater_is_better else value < best):
+                control.should_save = True  # the best model is kept, whatever --save-every says
+            self._show_samples(state.global_step)
+        self.evaluated_at = state.global_step
+
+    def _show_samples(self, step: int) -> None:
+        if self.recipe.eval.samples and self.evaluation and self.console.main_process:
+            samples = self.evaluation.samples(self.trainer.model, self.recipe.eval.samples)
+            for sample in samples:
+                self._write(SAMPLES, {"step": step, **sample})
+            self.console.samples(samples[:1])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and self.console.main_process and ("loss" in logs or "eval_loss" in logs):
+            plain = {plain_name(name): value for name, value in logs.items()}
+            self._write(METRICS, {"step": state.global_step, **plain})
+        if logs and not math.isfinite(logs.get("eval_loss", 0.0)):
+            raise BrokenDown(f"eval_loss is not a finite number at step {state.global_step}; {self._remedy()}")
+
+    def _write(self, name: str, document: dict[str, Any]) -> None:
+        """A line that cannot be written now is written with the next: what a full disk must not end is told by a save."""
+        self.unwritten.append((name, document))
+        try:
+            while self.unwritten:
+                self.folder.append(*self.unwritten[0])
+                self.unwritten.pop(0)
+        except OSError as error:
+            if len(self.unwritten) == 1:
+                self.console.warn(f"{self.folder.path / name}: {error.strerror}; it is tried again")
+
+    # --- what must not go on
+
+    def _not_finite(self, what: str, step: int) -> None:
+        """Leave the update out and go on, or raise BrokenDown."""
+        rows = self._suspects()
+        if self.console.main_process:
+            self._write(METRICS, {"step": step, "loss": None, "not_finite": what, "rows": rows[: NAMED * 10]})
+        named = "; ".join(rows[:NAMED]) + (f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+        if self.trainer.skipped < self.recipe.train.skips:
+            self.trainer.leave_out()
+            left = self.recipe.train.skips - self.trainer.skipped
+            self.console.warn(f"{what} of step {step} is not a finite number: its update is left out, as {left} more may "
+                              f"be. Rows: {named}")  # fmt: skip
+            return
+        raise BrokenDown(f"{what} of step {step} is not a finite number; the update is not applied. {self._remedy()}\n"
+                         f"rows of the step: {named}")  # fmt: skip
+
+    def _remedy(self) -> str:
+        return (f"Try a lower --learning-rate. The checkpoints in {self.folder.checkpoints} are from before; where the newest "
+                "breaks down again, the harm was done by then: go on from an earlier one")  # fmt: skip
+
+    def _suspects(self) -> list[str]:
+        """Of the rows of this step those whose own loss is not finite, or all of them if each is; in words."""
+        tokenizer, bad, all_rows = self.trainer.processing_class, [], []
+        for batch in self.trainer.samples:
+            told = [f"'{visible(decode(tokenizer, ids[mask.bool()]))}'" for ids, mask in
+                    zip(batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
+            all_rows += told
+            bad += [row for row, fine in zip(told, self._each_is_finite(batch), strict=True) if not fine]
+        return bad or all_rows
+
+    def _each_is_finite(self, batch: Batch) -> list[bool]:
+        with suppress(RuntimeError, MemoryError), evaluating(self.trainer.model), torch.no_grad():
+            batch = {name: tensor.to(self.trainer.args.device) for name, tensor in batch.items()}
+            return torch.isfinite(self.trainer.token_loss.score(self.trainer.model, batch).nll).tolist()
+        return [True] * len(batch["labels"])
+
+    # --- the end
+
+    def final_scores(self) -> Scores | None:
+        """The scores of the model that is kept: the best one, which is loaded, or the last."""
+        state = self.trainer.state
+        if self.evaluation is None or self.stopped_by:
+            return None
+        step = self._best() or state.global_step
+        if step != state.global_step:
+            self.trainer._load_best_model()
+            self.console.note(f"keeping the model of step {step}, the best by {self.recipe.eval.best_metric}")
+        if step in self.scores:
+            return self.scores[step]
+        scores = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
+        if step == 0:
+            self.initial = self.initial or scores.figures
+        return scores
+
+    def _best(self) -> int | None:
+        """The best step, if its checkpoint is there and whole."""
+        state = self.trainer.state
+        if not state.best_global_step or state.best_global_step == state.global_step:
+            return None
+        path = Path(checkpoint.at(self.folder.checkpoints, state.best_global_step))
+        if wrong := checkpoint.damage(path):
+            self.console.warn(f"{path}: {wrong}; keeping the last model instead of the best")
+            return None
+        state.best_model_checkpoint = str(path)
+        return int(state.best_global_step)

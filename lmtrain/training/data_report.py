@@ -1,0 +1,60 @@
+"""What became of a run's rows and tokens: the `data` of results.json, and what is shown of it before training."""
+
+from typing import Any
+
+from lmtrain.data.ledger import COUNTS, Ledger, total
+from lmtrain.preprocessing.sampler import BatchSampler, longest_first, padding_fraction
+from lmtrain.preprocessing.stream import Stream
+from lmtrain.runtime.console import Console
+from lmtrain.training.datasets import PreparedData
+
+
+def show_ledgers(recipe: Any, prepared: PreparedData, batches: BatchSampler | Stream, console: Console) -> None:
+    """What became of every row and token, before training; of a stream that is known only afterwards."""
+    data = data_document(recipe, prepared, batches, 0.0)
+    names = {"eval"} if isinstance(batches, Stream) else {"train", "eval"}
+    console.ledger({name: data[name] for name in ("train", "eval") if name in names & set(data)})
+    for source in data.get("train_sources", ()):
+        console.note(f"{source['source']}: {source['rows_used']:,} rows, {source['tokens_used']:,} tokens"
+                     + (f", {source['share']:.1%} of every epoch" if recipe.data.weights else ""))  # fmt: skip
+    if isinstance(batches, Stream):
+        console.note("streaming: what became of every row and token is told at the end")
+
+
+def data_document(
+    recipe: Any, prepared: PreparedData, batches: BatchSampler | Stream, padding: float
+) -> dict[str, Any]:
+    """The `data` of results.json; `padding` is that of a stream, which is known only afterwards."""
+    if isinstance(batches, Stream):
+        ledgers, fingerprint = batches.ledgers()
+    else:
+        ledgers, fingerprint = batches.examples.ledgers, batches.examples.fingerprint
+        padding = batches.padding_fraction()
+    data: dict[str, Any] = {"kind": prepared.train.kind}
+    data["train"] = {**total(ledgers, fingerprint).document(), "padding_fraction": padding}
+    if len(ledgers) > 1:
+        shares = _shares(recipe, batches)
+        data["train_sources"] = [
+            {"source": name, **({} if share is None else {"share": share}), **_counts(ledger)}
+            for name, share, ledger in zip(recipe.data.train, shares, ledgers, strict=True)
+        ]
+    if held_out := prepared.held_out:
+        rows = longest_first(held_out.lengths, recipe.eval.batch_size)
+        padding = padding_fraction(held_out.lengths_by_column(), rows)
+        data["eval"] = {**held_out.ledger.document(), "padding_fraction": padding}
+    if not isinstance(batches, Stream):  # whose rows nobody has compared
+        data |= {"shared_rows": prepared.shared_rows} if held_out else {}
+        data["duplicate_rows"] = prepared.duplicate_rows
+    return data
+
+
+def _shares(recipe: Any, batches: BatchSampler | Stream) -> list[float | None]:
+    """Of each source the part of an epoch's rows that it has, where weights decide that."""
+    if isinstance(batches, Stream) or not recipe.data.weights:
+        return [None] * len(recipe.data.train)
+    rows = batches.order.shares()
+    return [rows.get(source, 0) / len(batches.order) for source in range(len(recipe.data.train))]
+
+
+def _counts(ledger: Ledger) -> dict[str, int]:
+    return {name: vars(ledger)[name] for name in COUNTS}

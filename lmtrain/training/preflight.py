@@ -1,0 +1,95 @@
+"""Before a long run, in seconds, what would otherwise fail after hours: its largest batch, evaluation, generation, a save."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmtrain.errors import BrokenDown, StorageError
+from lmtrain.evaluation.evaluator import Evaluator
+from lmtrain.modeling import lora
+from lmtrain.preprocessing.batch import IGNORED, Batch
+from lmtrain.preprocessing.dataset import Examples
+from lmtrain.preprocessing.sampler import BatchSampler
+from lmtrain.runs import checkpoint
+from lmtrain.runtime.console import Console
+from lmtrain.training import training_state
+from lmtrain.training.trainer import ExactTrainer
+
+LONG = 1000
+"""Steps from which on a run is tried out beforehand."""
+
+NEW_TOKENS = 8
+"""Tokens that are generated to see that it works."""
+
+
+def is_wanted(recipe: Any) -> bool:
+    """Whether a run is tried out first: as it says, else if it is long and not a mere evaluation."""
+    steps, asked = recipe.train.max_steps, recipe.run.preflight
+    return steps != 0 and (asked if asked is not None else (steps or 0) >= LONG)
+
+
+def preflight(
+    trainer: ExactTrainer, evaluation: Evaluator | None, examples: Examples, checkpoints: Path, console: Console
+) -> None:
+    """Leaves no trace in the run: chance, counts and gradients are as before.
+
+    Raises BrokenDown, OutOfMemory, StorageError.
+    """
+    began, before = time.monotonic(), training_state.random_state()
+    with console.working("trying out the largest batch, evaluation, generation and a checkpoint"):
+        batch = trainer.data_collator(_largest(trainer, examples))
+        _step(trainer, batch)
+        if evaluation:
+            settings = replace(evaluation.settings, max_new_tokens=min(evaluation.settings.max_new_tokens, NEW_TOKENS))
+            replace(evaluation, settings=settings).try_out(trainer.model, trainer.accelerator)
+        if trainer.is_world_process_zero():
+            _saved_and_loaded(trainer.model, checkpoints)
+    training_state.set_random_state(before)
+    rows, length = trainer._laid(batch)["input_ids"].shape
+    console.note(f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluation else ''}"
+                 f"save and load: all well, {time.monotonic() - began:.1f} s (--no-preflight leaves it out)")  # fmt: skip
+
+
+def _largest(trainer: ExactTrainer, examples: Examples) -> list[dict[str, Any]]:
+    """The rows of the batch that takes the most places for tokens; of a stream the longest rows that have been seen."""
+    batches = trainer.batches
+    if isinstance(batches, BatchSampler):
+        return [batches.examples[key] for key in batches.largest()]
+    longest = np.argsort(-examples.lengths, kind="stable")[: trainer.args.train_batch_size]
+    return [examples[0, int(row)] for row in longest]
+
+
+def _step(trainer: ExactTrainer, batch: Batch) -> None:
+    """Forward and backward as in training, with its retreat where memory does not suffice, and no update."""
+    before = trainer.tokens.clone()
+    trainer._tr_loss = torch.tensor(0.0, device=trainer.args.device)
+    trainer.samples, trainer.begun = [batch], 0
+    loss = trainer.training_step(trainer.model, batch, (batch["labels"] != IGNORED).sum().to(trainer.args.device))
+    trainer.model.zero_grad()
+    trainer.tokens.copy_(before)
+    if not torch.isfinite(loss):
+        raise BrokenDown("preflight: the loss of the largest batch is not a finite number; nothing has been trained")
+
+
+def _saved_and_loaded(network: Any, checkpoints: Path) -> None:
+    """Raises StorageError where what is read is not what was written."""
+    place = checkpoints / f"{checkpoint.ASIDE}preflight"
+    checkpoint.discard(place)
+    try:
+        lora.save(network, place)
+        if lora.is_adapted(network):
+            weights, read = lora.adapter_weights(network), lora.saved_weights(place)
+        else:
+            weights = network.state_dict()
+            read = type(network).from_pretrained(place, dtype=torch.float32, use_safetensors=True).state_dict()
+        wrong = [name for name, tensor in read.items() if not torch.equal(tensor, weights[name].cpu())]
+    finally:
+        checkpoint.discard(place)
+    if wrong:
+        raise StorageError(
+            f"{checkpoints}: {wrong[0]} is read otherwise than it was written; choose another --output-dir"
+        )
