@@ -233,7 +233,6 @@ def _conclude(recipe: Any, results: Document, baseline: Document | None, console
 
     Raises GateFailed.
     """
-
     written = results["gates"]
     try:
         gates.settle(recipe.gates, results, baseline)
@@ -353,7 +352,6 @@ def _previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
 
 def _preview(recipe: Any, batches: int, explain: bool, full: bool, console: Console) -> None:
     """As far as training goes before its first step, by the configuration and the tokenizer alone."""
-
     _environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = processes.is_first_process()
     model_checks.check_model(recipe.objective, recipe.model, weights=False)

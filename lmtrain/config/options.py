@@ -61,9 +61,10 @@ def _texts_below(module: str) -> Iterator[tuple[str, str, str]]:
     for definition in ast.parse(source).body:
         if isinstance(definition, ast.ClassDef):
             for field, text in pairwise(definition.body):
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                        yield definition.name, field.target.id, str(text.value.value)
+                if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                    continue
+                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                    yield definition.name, field.target.id, str(text.value.value)
 
 
 def _all_subclasses(root: type[Section]) -> Iterator[type[Section]]:

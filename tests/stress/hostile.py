@@ -1,6 +1,6 @@
 """Bad, odd and hostile inputs, each given to a real `lmtrain` process: exit code, time, memory, message, counts.
 
-`python benchmarks/hostile.py FOLDER` runs every row of ROWS and writes benchmarks/hostile.md. FOLDER holds the stored
+`python tests/stress/hostile.py FOLDER` runs every row of ROWS and writes benchmarks/hostile.md. FOLDER holds the stored
 inputs, laid out as the names of the rows say; what can not or should not be stored (links, canaries, device files, huge
 files) is made in a temporary folder. `--only WORD` runs the rows whose name holds WORD and writes nothing.
 
@@ -717,14 +717,14 @@ def main() -> int:
     text = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *table])
     report = f"""# Hostile inputs, as measured
 
-Machine: {machine()}. `python benchmarks/hostile.py FOLDER` made this table: every row is one `lmtrain` process with a
+Machine: {machine()}. `python tests/stress/hostile.py FOLDER` made this table: every row is one `lmtrain` process with a
 tiny model (its library imports alone take most of the seconds and of the MB, the peak of its resident memory).
 {len(rows)} rows in {(time.monotonic() - began) / 60:.0f} minutes, {bad} not as they must be.
 
 {text}
 """
     if not arguments.only:
-        Path(__file__).with_suffix(".md").write_text(report, encoding="utf-8")
+        (Path(__file__).parents[2] / "benchmarks" / "hostile.md").write_text(report, encoding="utf-8")
     print(report)
     return 1 if bad else 0
 

@@ -34,9 +34,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PRELOADED = [
-    "lmtrain.cli", "lmtrain.train", "lmtrain.corpus", "lmtrain.checkpoint", "ruamel.yaml", "sacrebleu", "rouge_score.rouge_scorer",
+    "lmtrain.cli.app", "lmtrain.training.run", "lmtrain.data.corpus", "lmtrain.runs.checkpoint", "ruamel.yaml", "sacrebleu", "rouge_score.rouge_scorer",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.bert.modeling_bert",
     "transformers.models.t5.modeling_t5",
 ]  # fmt: skip
@@ -133,7 +133,7 @@ def _server() -> Any:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "stress"), os.environ.get("PYTHONPATH", "")])
     kept = dict(os.environ)
     os.environ.update({**QUIET, "PYTHONPATH": path})
     try:
@@ -720,11 +720,11 @@ def _signals_at(moment: str, number: int, nth: int, after: int, folder: str, log
 
 
 MOMENTS = {
-    "preparation": ("lmtrain.train", "prepare"),
-    "step": ("lmtrain.trainer:ExactTrainer", "training_step"),
-    "evaluation": ("lmtrain.loss:TokenLoss", "score"),
-    "generation": ("lmtrain.generate:Interruptible", "__call__"),  # every token
-    "save": ("lmtrain.checkpoint", "seal"),
+    "preparation": ("lmtrain.training.run", "prepare"),
+    "step": ("lmtrain.training.trainer:ExactTrainer", "training_step"),
+    "evaluation": ("lmtrain.modeling.loss:TokenLoss", "score"),
+    "generation": ("lmtrain.objectives.generation:Interruptible", "__call__"),  # every token
+    "save": ("lmtrain.runs.checkpoint", "seal"),
     "operation": ("", ""),
 }
 """Where each is to be seen."""

@@ -1,4 +1,4 @@
-"""Killed at operations of a save, in processes of their own; benchmarks/endurance.py does it at every one."""
+"""Killed at operations of a save, in processes of their own; endurance.py does it at every one."""
 
 from pathlib import Path
 from typing import Any

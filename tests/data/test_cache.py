@@ -113,7 +113,7 @@ def test_a_second_start_reads_and_tokenises_nothing_and_ends_alike(
         raise AssertionError("read once more")
 
     with monkeypatch.context() as patch:
-        for name in ("lmtrain.corpus.load", "lmtrain.prepare.train"):
+        for name in ("lmtrain.data.corpus.load", "lmtrain.training.datasets.train_tokenizer"):
             patch.setattr(name, never)
         second = trained(*run, "-o", "second", "--cache-dir", "cache")
         with pytest.raises(AssertionError, match="read once more"):
@@ -148,7 +148,7 @@ def test_other_options_another_tokenizer_and_other_content_are_other_entries(mon
 def test_a_second_start_of_a_translation_aims_at_the_same_language(material: Path, monkeypatch: pytest.MonkeyPatch):
     """What knows the languages is the tokenizer, and it has to be told also where nothing is tokenised any more."""
     told: list[tuple[Any, Any]] = []
-    monkeypatch.setattr("lmtrain.prepare.set_languages", lambda tokenizer, *pair: told.append(pair))
+    monkeypatch.setattr("lmtrain.training.datasets.set_languages", lambda tokenizer, *pair: told.append(pair))
     run = ["seq2seq", *RUNS["seq2seq"], "--data", material / "pairs.jsonl", "--max-steps", 0, "--cache-dir", "cache",
            "--source-lang", "ko", "--target-lang", "en"]  # fmt: skip
     for name in ("first", "second"):

@@ -1,6 +1,6 @@
 """Runs that are killed, stopped, starved, poisoned and damaged, and whether each still ends as if nothing had been.
 
-`python -m benchmarks.endurance [PROGRAM ...]` runs the programs and writes their rows of benchmarks/endurance.md; the
+`python tests/stress/endurance.py [PROGRAM ...]` runs the programs and writes their rows of benchmarks/endurance.md; the
 other rows stay as they are (benchmarks/endurance.json holds them all). `--quick` tries a few trials of each, `--only
 WORD` those whose name holds it; both write nothing.
 
@@ -34,10 +34,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "stress")]
 
-import trials  # noqa: E402
+import trials
 
 from lmtrain.runs import checkpoint, compatibility
 
@@ -836,7 +836,7 @@ def report(results: dict[str, Any]) -> str:
     machines = sorted({result["machine"] for result in results.values()})
     return f"""# Endurance, as measured
 
-{"; ".join(machines)}. `python -m benchmarks.endurance` made this table; three objectives, tiny models with dropout.
+{"; ".join(machines)}. `python tests/stress/endurance.py` made this table; three objectives, tiny models with dropout.
 {f"Not run: {', '.join(missing)}." if missing else "Every program was run."}
 
 | program | what | trials | passed | seconds | |
@@ -851,7 +851,7 @@ def report(results: dict[str, Any]) -> str:
 
 def keep(name: str, result: dict[str, Any]) -> None:
     """Its row alone is replaced."""
-    raw = Path(__file__).with_suffix(".json")
+    raw = ROOT / "benchmarks" / "endurance.json"
     results = json.loads(raw.read_text("utf-8")) if raw.exists() else {}
     results[name] = result
     raw.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
