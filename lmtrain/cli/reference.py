@@ -10,10 +10,10 @@ from typing import Any
 from lmtrain.cli.options import described
 from lmtrain.config.options import ONLY_TYPED, Leaf, leaves
 from lmtrain.config.recipe import RECIPES
-from lmtrain.config.shipped import FOLDER, HERE
+from lmtrain.config.shipped import FOLDER, PACKAGE
 from lmtrain.config.values import Document
 
-SCHEMA, REFERENCE = FOLDER / "schema.json", HERE.parent / "docs" / "reference.md"
+SCHEMA, REFERENCE = FOLDER / "schema.json", PACKAGE.parent / "docs" / "reference.md"
 
 
 # --- for editors -----------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lmtrain.errors import InputError, UsageError, suggestion
 
-HERE = Path(__file__).parent
-# In a wheel the folder lies inside the package, in a checkout beside it.
-FOLDER = next((folder for folder in (HERE / "recipes", HERE.parent / "recipes") if folder.is_dir()), HERE / "recipes")
+PACKAGE = Path(__file__).parents[1]
+# A wheel holds the folder inside the package, a checkout beside it.
+FOLDER = next((f for f in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if f.is_dir()), PACKAGE / "recipes")
 
 
 def shipped() -> list[Path]:

@@ -7,7 +7,6 @@ cleared away by the next.
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 from lmtrain import __version__
 from lmtrain.errors import InputError
-from lmtrain.runtime.files import sync
+from lmtrain.runtime.files import atomic_write, sync
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -76,14 +75,11 @@ def seal(folder: Path, step: int, identity: dict[str, Any]) -> None:
     """
     files = {}
     for name, file in _files(folder).items():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            files[name] = {"size": file.stat().st_size, "sha256": file_digest(stream, "sha256").hexdigest()}
+        sync(file)
+        files[name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
     document = {"format": FORMAT, "lmtrain": __version__, "step": step, "identity": identity, "files": files}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
+    with atomic_write(folder / MANIFEST) as stream:
         stream.write(_sealed(document))
-        stream.flush()
-        os.fsync(stream.fileno())
     for inside in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(inside)
 
@@ -167,10 +163,14 @@ def _difference(there: dict[str, Path], saved: dict[str, Any]) -> str | None:
         if size != saved[name]["size"]:
             return f"{name} is damaged: {size:,} bytes of {saved[name]['size']:,}"
     for name, file in there.items():
-        with file.open("rb") as stream:
-            if file_digest(stream, "sha256").hexdigest() != saved[name]["sha256"]:
-                return f"{name} is damaged: its content is not what was saved"
+        if _sha256(file) != saved[name]["sha256"]:
+            return f"{name} is damaged: its content is not what was saved"
     return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from lmtrain.runs.file_names import METRICS, MODEL_ASIDE, PARTS, PREDICTIONS, RE
 from lmtrain.runs.lock import LOCK
 from lmtrain.runs.model_card import card
 from lmtrain.runtime.console import to_json
-from lmtrain.runtime.files import storage_error, sync, write_whole
+from lmtrain.runtime.files import storage_error, sync, write_text
 from lmtrain.runtime.redaction import in_document
 
 RESOLVED = ("max_length", "max_source_length", "max_target_length")
@@ -66,10 +66,10 @@ class RunFolder:
             for part in self.path.glob(PARTS):  # of a run that was killed while it wrote
                 part.unlink()
             # By its recipe the folder is known as a run, so it is there before all else.
-            write_whole(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
+            write_text(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
             self.checkpoints.mkdir(exist_ok=True)
             if before := finished(self):  # a run that goes on is not a completed one, whatever becomes of it
-                write_whole(self.path / RESULTS, to_json({**before, "status": "interrupted"}))
+                write_text(self.path / RESULTS, to_json({**before, "status": "interrupted"}))
         except OSError as error:
             raise storage_error(self.path, error) from None
 
@@ -84,7 +84,7 @@ class RunFolder:
             path = self.path / name
             if path.exists():
                 lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-                write_whole(path, "".join(line + "\n" for line in lines))
+                write_text(path, "".join(line + "\n" for line in lines))
 
     @contextmanager
     def aside(self) -> Iterator[Path]:
@@ -96,8 +96,7 @@ class RunFolder:
             yield folder
             files = [file for file in folder.rglob("*") if file.is_file()]
             for file in files:
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
+                sync(file)
             for file in files:
                 place = self.path / file.relative_to(folder)
                 place.parent.mkdir(exist_ok=True)
@@ -108,8 +107,8 @@ class RunFolder:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write the card and the results, these last: a run with results is one of which nothing is missing."""
-        write_whole(self.path / "README.md", card(results, self.command()))
-        write_whole(self.path / RESULTS, to_json(results, indent=2) + "\n")
+        write_text(self.path / "README.md", card(results, self.command()))
+        write_text(self.path / RESULTS, to_json(results, indent=2) + "\n")
 
 
 def _step(line: str) -> int:

@@ -1,58 +1,85 @@
-"""TODO."""
+"""Atomic writes: a file or a folder appears complete or not at all."""
 
 import errno
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lmtrain.errors import StorageError
 from lmtrain.runtime.console import to_json
 from lmtrain.runtime.redaction import by_value, in_document
 
 
-def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk, as `fsync` of a file does not."""
-    if os.name == "nt":
-        return  # a folder cannot be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def atomic_write(path: Path, durable: bool = True) -> Iterator[TextIO]:
+    """Open a UTF-8 text file that replaces `path` when the block ends without an exception.
+
+    The text goes to `.NAME.part` in the same folder first. With `durable` it is flushed to the disk before the rename,
+    so that it survives a power failure.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path, suffix: str = "part") -> Iterator[Path]:
+    """Create an empty folder that is renamed to `path` when the block ends without an exception.
+
+    The folder is `.NAME.SUFFIX` beside `path`; give the process id as `suffix` where several processes may write the
+    same folder at once. `path` must not exist or be an empty folder. Nothing is flushed to the disk.
+    """
+    part = path.with_name(f".{path.name}.{suffix}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the list of names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is whole or not there."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(by_value()(text))
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def write_text(path: Path, text: str) -> None:
+    """Write a text without the secrets in it, atomically."""
+    with atomic_write(path) as stream:
+        stream.write(by_value()(text))
 
 
 def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
-    """JSON lines, whole or not there. Raises StorageError."""
-    aside = path.with_name(f".{path.name}.part")
+    """Write JSON lines without the secrets in them, atomically. Raises StorageError."""
     try:
-        with aside.open("w", encoding="utf-8") as stream:
+        with atomic_write(path, durable=False) as stream:
             stream.writelines(to_json(in_document(document)) + "\n" for document in documents)
-        aside.replace(path)
     except OSError as error:
         raise storage_error(path, error) from None
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    remedy = "free some space or choose" if error.errno in FULL else "choose"
+    remedy = "free some space or choose" if error.errno in DISK_FULL else "choose"
     return StorageError(f"{path}: {error.strerror or error}; {remedy} another --output-dir")

@@ -50,7 +50,7 @@ def test_a_recipe_is_copied_but_nothing_is_overwritten():
 def test_the_wheel_brings_the_recipes():
     from hatchling.builders.wheel import WheelBuilder
 
-    built = next(WheelBuilder(str(shipped.HERE.parent)).build(directory=str(Path().absolute()), versions=["standard"]))
+    built = next(WheelBuilder(str(shipped.PACKAGE.parent)).build(directory=str(Path().absolute()), versions=["standard"]))
     names = zipfile.ZipFile(built).namelist()
     assert {f"lmtrain/recipes/{name}.yaml" for name in NAMES} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

@@ -12,7 +12,7 @@ from conftest import lmtrain, scratch
 from lmtrain.errors import StorageError
 from lmtrain.runs import lock
 
-HOLD = "import sys; from pathlib import Path; from lmtrain import lock\nwith lock.held(Path('run')):\n    print('held', flush=True); sys.stdin.read()"
+HOLD = "import sys; from pathlib import Path; from lmtrain.runs import lock\nwith lock.held(Path('run')):\n    print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture

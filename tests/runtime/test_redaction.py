@@ -120,7 +120,7 @@ def test_a_dry_run_shows_none(material: Path):
 
 def test_a_traceback_shows_none():
     """In a process of its own: a fault that nobody expected."""
-    code = f"import sys; from lmtrain import cli, recipes; sys.argv = ['lmtrain', 'recipes']\ndef f(*_): raise KeyError('{TYPED['hub']} in https://{TYPED['user']}x')\nrecipes.shipped = f; cli.main()"  # fmt: skip
+    code = f"import sys; from lmtrain.cli import app; from lmtrain.config import shipped; sys.argv = ['lmtrain', 'recipes']\ndef f(*_): raise KeyError('{TYPED['hub']} in https://{TYPED['user']}x')\nshipped.shipped = f; app.main()"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "KeyError" in done.stderr
