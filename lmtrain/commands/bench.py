@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import UsageError
 from lmtrain.modeling.loss import evaluating
@@ -22,7 +23,8 @@ from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment
 from lmtrain.runtime.memory import peak_memory
-from lmtrain.training import run
+from lmtrain.training.assembly import assemble
+from lmtrain.training.run import stepping
 from lmtrain.training.trainer import ExactTrainer
 
 WARM = 3
@@ -58,7 +60,7 @@ class Clock(TrainerCallback):
         control.should_evaluate = control.should_save = False
 
 
-def bench(recipe: Any, corpus: Corpus, seconds: float, console: Console) -> dict[str, Any]:
+def bench(recipe: Recipe, corpus: Corpus, seconds: float, console: Console) -> dict[str, Any]:
     """Take steps for about `seconds`; what is to be said of them. Nothing is kept. Raises as training does, and UsageError."""
     if recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 takes no step that could be measured")
@@ -66,23 +68,23 @@ def bench(recipe: Any, corpus: Corpus, seconds: float, console: Console) -> dict
     run_section = recipe.run.model_copy(update={"resume": None, "overwrite": False})
     recipe = recipe.model_copy(update={"train": train_section, "run": run_section})
     with tempfile.TemporaryDirectory() as folder:
-        trainer, *_ = run.assemble(recipe, corpus, RunFolder(Path(folder)), Continued(), console, kept=False)
+        trainer = assemble(recipe, corpus, RunFolder(Path(folder)), Continued(), console, saved=False).trainer
         trainer.args.eval_on_start = False
         clock = Clock(trainer, seconds)
         trainer.add_callback(clock)
         rate = matrix_rate(trainer.args.device, _dtype(trainer.args))
-        with console.working(f"training for about {seconds:g} s"):
-            run.take_steps(trainer, recipe)
+        with console.working(f"training for about {seconds:g} s"), stepping(trainer, recipe):
+            trainer.train()
     if len(clock.ends) <= WARM:
         raise UsageError(f"the training ends after {len(clock.ends)} steps, and the first {WARM} are not counted; "
                          "give more data, --epochs or --max-steps")  # fmt: skip
     return _figures(recipe, trainer, clock, rate)
 
 
-def _figures(recipe: Any, trainer: ExactTrainer, clock: Clock, rate: float) -> dict[str, Any]:
+def _figures(recipe: Recipe, trainer: ExactTrainer, clock: Clock, rate: float) -> dict[str, Any]:
     counted = clock.ends[WARM - 1 :]
     elapsed, steps = counted[-1] - counted[0], len(counted) - 1
-    tokens, _, places = (clock.seen[-1] - clock.seen[WARM - 1]).tolist()
+    tokens, _, slots = (clock.seen[-1] - clock.seen[WARM - 1]).tolist()
     arithmetic = flops_per_token(trainer) * tokens / elapsed
     return {
         "objective": recipe.objective,
@@ -90,7 +92,7 @@ def _figures(recipe: Any, trainer: ExactTrainer, clock: Clock, rate: float) -> d
         "steps": steps,
         "tokens_per_second": tokens / elapsed,
         "step_seconds": statistics.median(b - a for a, b in pairwise(counted)),
-        "padding_fraction": 1 - tokens / places,
+        "padding_fraction": 1 - tokens / slots,
         "peak_memory_bytes": peak_memory(),
         "flops_per_second": arithmetic,
         "matrix_flops_per_second": rate,
@@ -117,9 +119,9 @@ def flops_per_token(trainer: ExactTrainer) -> float:
             predicted = (on_device["labels"] != IGNORED).sum()
             with torch.no_grad(), trainer.compute_loss_context_manager():
                 trainer.compute_loss(trainer.model, on_device, num_items_in_batch=predicted)
-    places = int(trainer.tokens[2])
+    slots = int(trainer.tokens[2])
     trainer.tokens.copy_(before)
-    return 3 * counter.get_total_flops() / max(places, 1)
+    return 3 * counter.get_total_flops() / max(slots, 1)
 
 
 def _dtype(arguments: Any) -> torch.dtype:

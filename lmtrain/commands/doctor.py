@@ -1,9 +1,9 @@
-"""The promises about loss and resume, tested on this machine: what `lmtrain doctor` prints.
+"""`lmtrain doctor`: the promises about loss and resume, tested on this machine by the very path that training takes.
 
-Fourteen rows of unequal length make one optimiser step, cut into micro-batches and processes in four ways, the last
-micro-batch short. Loss and gradient norm have to agree, with one another and with a computation in float64, one row
-at a time, that knows nothing of batches or Trainer, nor of padding (but for ProphetNet, which reads it: see
-loss.reads_padding; there every target is padded to the same length).
+Fourteen rows of unequal length make one optimiser step, divided into micro-batches and processes in four ways, the last
+micro-batch short. Loss and gradient norm have to agree with one another and with a computation in float64, one row at a
+time, that knows nothing of batches, padding or Trainer. (ProphetNet depends on padding, see loss.depends_on_padding: there
+every target is padded to the same length.)
 """
 
 import json
@@ -12,28 +12,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from lmtrain.config.model import Model
-from lmtrain.config.recipe import RECIPES
-from lmtrain.data.rows import Rows
-from lmtrain.modeling.loss import TokenLoss
-from lmtrain.modeling.network import load_network
-from lmtrain.modeling.padding_free import choose_padding_free as choose_joining
-from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.config.loading import build
+from lmtrain.config.recipe import RECIPES, Recipe
+from lmtrain.data.cache import Cache
+from lmtrain.data.corpus import Corpus
 from lmtrain.preprocessing.batch import IGNORED, Batch
-from lmtrain.preprocessing.dataset import Examples, Limits, longest_lengths
-from lmtrain.preprocessing.sampler import BatchSampler
-from lmtrain.preprocessing.train_tokenizer import train_tokenizer as train_tokenizer
-from lmtrain.runtime.console import Console, figure
+from lmtrain.runs import checkpoint
+from lmtrain.runs.checkpoint import Continued
+from lmtrain.runs.run_folder import RunFolder
+from lmtrain.runtime.console import Console, Silent, figure
 from lmtrain.runtime.device import environment
-from lmtrain.training.trainer import ExactTrainer
+from lmtrain.training.assembly import Assembly, assemble
+from lmtrain.training.run import stepping
 
 TOLERANCE = 1e-5
 ROWS = 14
@@ -64,64 +60,67 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Family -> (objective, a configuration of two layers without dropout)."""
 
 
-def _case(family: str) -> tuple[PreTrainedModel, Examples, Any, TokenLoss]:
-    """(network, examples, collate, loss) of a family, the same in every process."""
-    name, sizes = FAMILIES[family]
-    objective = OBJECTIVES[name]
+ROWS_OF: dict[str, tuple[str, dict[str, Any]]] = {
+    "clm": ("text", {"packing": False, "max_length": 64}),
+    "mlm": ("text", {"packing": False, "max_length": 64, "mask_probability": 0.3}),
+    "seq2seq": ("pairs", {}),
+}
+"""Objective -> (the kind of its rows, options of its data section)."""
+
+
+def write_rows(folder: Path) -> None:
+    """The made-up rows, as text.jsonl and pairs.jsonl."""
     random = np.random.default_rng(1)
     texts = ["".join(map(chr, random.integers(97, 123, size=n))) for n in random.integers(3, 40, size=2 * ROWS)]
-    values: list[Any] = list(zip(texts[:ROWS], texts[ROWS:], strict=True)) if name == "seq2seq" else texts[:ROWS]
-    rows = Rows.of("pairs" if name == "seq2seq" else "text", values)
-    tokenizer = train_tokenizer("byte", [], objective.frame)
-    section = RECIPES[name].model_fields["data"].annotation
-    options = {} if name == "seq2seq" else {"packing": False}
-    data = section(train=["made up"], **options, **({"mask_probability": 0.3} if name == "mlm" else {}))  # type: ignore[misc]
-    set_seed(1)
-    model = Model(name=family, from_scratch=True, config=sizes)
-    network, _ = load_network(model, AutoConfig.for_model(family), tokenizer, objective.auto_model)
-    limits = Limits(64, {})
-    examples = objective.encode(rows, tokenizer, data, limits, False)
-    collate, loss = objective.fit(network, examples, tokenizer, data, 1, limits)
-    return network, examples, collate, objective.fit_to_train(network, examples, loss, collate, 0.0)
+    rows = {
+        "text": [{"text": text} for text in texts[:ROWS]],
+        "pairs": [{"source": a, "target": b} for a, b in zip(texts[:ROWS], texts[ROWS:], strict=True)],
+    }
+    for kind, records in rows.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def _step(family: str, batch_size: int, micro_batches: int) -> tuple[float, float]:
+def recipe_for(family: str, folder: Path, **train: Any) -> Recipe:
+    """A recipe that trains a tiny model of the family on the made-up rows in `folder`."""
+    objective, sizes = FAMILIES[family]
+    kind, options = ROWS_OF[objective]
+    document = {
+        "model": {"name": family, "from_scratch": True, "config": sizes, "tokenizer": "byte"},
+        "data": {"train": [str(folder / f"{kind}.jsonl")], "val_split": 0.0, **options},
+        "train": {"seed": 1, "log_every": 1, "precision": "fp32", **train},
+        "run": {"cache": False},
+    }
+    return build(RECIPES[objective], document, "doctor")
+
+
+def assembled(recipe: Recipe, folder: Path, continued: Continued | None = None) -> Assembly:
+    """The run of a recipe, as training assembles it; nothing is reported."""
+    console = Silent()
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
+    return assemble(recipe, corpus, RunFolder(folder), continued or Continued(), console, saved=False)
+
+
+def first_step(family: str, folder: Path, batch_size: int, micro_batches: int) -> tuple[float, float]:
     """(loss, gradient norm) of the first optimiser step, as Trainer logs them."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(
-            family, output_dir=folder, per_device_train_batch_size=batch_size, max_steps=1, logging_steps=1,
-            gradient_accumulation_steps=micro_batches, save_strategy="no", use_cpu=not torch.accelerator.is_available(),
-        )  # fmt: skip
-        trainer.train()
+    recipe = recipe_for(family, folder, batch_size=batch_size, grad_accum=micro_batches, max_steps=1)
+    with tempfile.TemporaryDirectory() as run:
+        trainer = assembled(recipe, Path(run)).trainer
+        with stepping(trainer, recipe):
+            trainer.train()
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     return first["loss"], first["grad_norm"]
 
 
-def _trainer(family: str, **settings: Any) -> ExactTrainer:
-    network, examples, collate, loss = _case(family)
-    joining = choose_joining(network, loss, collate, longest_lengths(examples, Limits(None, {}), False))
-    loss = replace(loss, apart=joining.apart) if joining else loss
-    arguments = TrainingArguments(
-        **settings, seed=1, report_to="none", remove_unused_columns=False, disable_tqdm=True, bf16=False
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    trainer = ExactTrainer(model=network, args=arguments, train_dataset=examples, data_collator=collate)
-    trainer.remove_callback(PrinterCallback)
-    return trainer.prepare(loss, None, _batches(examples, trainer.args), joining=joining)
-
-
-def _batches(examples: Examples, arguments: TrainingArguments) -> BatchSampler:
-    process = arguments.process_index, arguments.world_size
-    return BatchSampler(examples, arguments.seed, arguments.train_batch_size, process=process)
-
-
-def _reference(family: str) -> tuple[float, float]:
+def reference(family: str, folder: Path) -> tuple[float, float]:
     """(loss, gradient norm) in float64, from one row at a time, without padding."""
-    network, examples, collate, _ = _case(family)
+    with tempfile.TemporaryDirectory() as run:
+        made = assembled(recipe_for(family, folder, max_steps=1), Path(run))
+    network, collator = made.trainer.model.cpu(), made.trainer.data_collator
     network.double().eval()
     nll, count = torch.zeros((), dtype=torch.float64), 0
-    for row in range(len(examples)):
-        batch = collate([examples[0, row]])
+    for row in range(len(made.data.train)):
+        batch = collator([made.data.train[0, row]])
         for logits, targets in _predictions(network, batch):
             scored = (targets != IGNORED).nonzero()[:, 0]
             nll = nll - torch.log_softmax(logits[scored], dim=-1)[range(len(scored)), targets[scored]].sum()
@@ -133,7 +132,7 @@ def _reference(family: str) -> tuple[float, float]:
 
 
 def _predictions(network: Any, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(logits [length, vocabulary], the label that each position is to predict) of one row, for each stream."""
+    """(logits [length, vocabulary], the label that each position predicts) of one row, for each stream."""
     config, labels = network.config, batch["labels"]
     ids = batch["input_ids"][:, : int(batch["attention_mask"].sum())]
     if not config.is_encoder_decoder:
@@ -153,82 +152,87 @@ def _predictions(network: Any, batch: Batch) -> Iterator[tuple[torch.Tensor, tor
 def losses() -> dict[str, dict[str, tuple[float, float]]]:
     """Family -> layout -> (loss, gradient norm); the layout `float64` is the reference."""
     table: dict[str, dict[str, tuple[float, float]]] = {}
-    for family in FAMILIES:
-        table[family] = {"float64": _reference(family)}
-        for layout, (batch_size, micro_batches, processes) in LAYOUTS.items():
-            if processes == 1:
-                table[family][layout] = _step(family, batch_size, micro_batches)
-    for layout, (_, _, processes) in LAYOUTS.items():
-        if processes > 1:
-            for family, figures in _in_processes(layout, processes).items():
-                table[family][layout] = figures
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        write_rows(folder)
+        for family in FAMILIES:
+            table[family] = {"float64": reference(family, folder)}
+            for layout, (batch_size, micro_batches, processes) in LAYOUTS.items():
+                if processes == 1:
+                    table[family][layout] = first_step(family, folder, batch_size, micro_batches)
+        for layout, (_, _, processes) in LAYOUTS.items():
+            if processes > 1:
+                for family, found in _in_processes(layout, processes, folder).items():
+                    table[family][layout] = found
     return table
 
 
-def _in_processes(layout: str, processes: int) -> dict[str, tuple[float, float]]:
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "figures.json"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *launcher, "-m", "lmtrain.exactness", layout, str(target)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{processes} processes could not be started:\n{done.stderr}")
-        return {family: tuple(pair) for family, pair in json.loads(target.read_text()).items()}
+def _in_processes(layout: str, processes: int, folder: Path) -> dict[str, tuple[float, float]]:
+    target = folder / "steps.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launcher, "-m", "lmtrain.commands.doctor", layout, str(folder), str(target)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{processes} processes could not be started:\n{done.stderr}")
+    return {family: (loss, norm) for family, (loss, norm) in json.loads(target.read_text()).items()}
 
 
-def _work(layout: str, target: str) -> None:
+def _work(layout: str, folder: str, target: str) -> None:
     """One of several processes: the first step of every family."""
     batch_size, micro_batches, _ = LAYOUTS[layout]
-    figures = {family: _step(family, batch_size, micro_batches) for family in FAMILIES}
+    found = {family: first_step(family, Path(folder), batch_size, micro_batches) for family in FAMILIES}
     if os.environ["RANK"] == "0":
-        Path(target).write_text(json.dumps(figures))
+        Path(target).write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
-def difference(figures: dict[str, tuple[float, float]]) -> float:
-    """The largest relative difference from the reference, over layouts, of loss and gradient norm."""
-    loss, norm = figures["float64"]
-    return max(max(abs(a / loss - 1), abs(b / norm - 1)) for layout, (a, b) in figures.items() if layout != "float64")
+def difference(found: dict[str, tuple[float, float]]) -> float:
+    """The largest relative difference of loss and gradient norm from the reference, over layouts."""
+    loss, norm = found["float64"]
+    return max(max(abs(a / loss - 1), abs(b / norm - 1)) for layout, (a, b) in found.items() if layout != "float64")
 
 
 RESUMED = {"clm": "gpt2", "mlm": "bert", "seq2seq": "t5"}
+"""Objective -> the family whose resume is tried."""
 
 
 def resumes() -> dict[str, bool]:
-    """Objective -> whether six steps with a break after three end in the very weights of six steps at once."""
-    return {objective: _resumes(family) for objective, family in RESUMED.items()}
-
-
-def _resumes(family: str) -> bool:
+    """Objective -> whether six steps, interrupted after three, end in the same weights as six steps at once."""
     with tempfile.TemporaryDirectory() as folder:
-        whole = _six_steps(family, folder, None)
-        resumed = _six_steps(family, folder, str(Path(folder) / "checkpoint-3"))
+        write_rows(Path(folder))
+        return {objective: _resumes(family, Path(folder)) for objective, family in RESUMED.items()}
+
+
+def _resumes(family: str, folder: Path) -> bool:
+    run = folder / family
+    run.mkdir()
+    whole = _six_steps(family, folder, run, Continued())
+    resumed = _six_steps(family, folder, run, Continued(checkpoint.at(RunFolder(run).checkpoints, 3)))
     return all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def _six_steps(family: str, folder: str, checkpoint: str | None) -> dict[str, torch.Tensor]:
-    trainer = _trainer(
-        family, output_dir=folder, per_device_train_batch_size=4, num_train_epochs=2, max_steps=6, save_steps=3,
-        use_cpu=True, learning_rate=1e-2,
-    )  # fmt: skip
+def _six_steps(family: str, folder: Path, run: Path, continued: Continued) -> dict[str, torch.Tensor]:
+    recipe = recipe_for(family, folder, batch_size=4, max_steps=6, save_every=3, learning_rate=1e-2)
+    trainer = assembled(recipe, run, continued).trainer
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
-    if checkpoint:
-        trainer.recall(Path(checkpoint))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if continued.checkpoint:
+        trainer.recall(continued.checkpoint)
+    with stepping(trainer, recipe):
+        trainer.train(str(continued.checkpoint) if continued.checkpoint else None)
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
 def report(console: Console) -> dict[str, Any]:
-    """Everything that doctor says, as one document."""
+    """Everything that doctor reports, as one document."""
     console.note("Loss and gradient of ten families in four layouts, then resume: about a minute.")
     table = losses()
     resumed = resumes()
     families = {
-        family: {"difference": difference(figures), "exact": difference(figures) <= TOLERANCE, "figures": figures}
-        for family, figures in table.items()
+        family: {"difference": difference(found), "exact": difference(found) <= TOLERANCE, "figures": found}
+        for family, found in table.items()
     }
     return {
         "environment": environment(),
@@ -243,12 +247,12 @@ def show(document: dict[str, Any], console: Console) -> None:
     for family, entry in document["loss"].items():
         loss, norm = entry["figures"]["float64"]
         verdict = "exact" if entry["exact"] else "NOT EXACT"
-        rows.append((f"loss, {family}", f"{figure(loss)}, gradient {figure(norm)}: {', '.join(LAYOUTS)} and float64 "
-                                        f"differ by {entry['difference']:.0e}: {verdict}"))  # fmt: skip
+        agreement = f"{', '.join(LAYOUTS)} and float64 differ by {entry['difference']:.0e}: {verdict}"
+        rows.append((f"loss, {family}", f"{figure(loss)}, gradient {figure(norm)}: {agreement}"))
     for objective, exact in document["resume"].items():
         rows.append((f"resume, {objective}", "bit for bit" if exact else "NOT EXACT"))
     console.result(document, rows, title="lmtrain doctor")
 
 
 if __name__ == "__main__":
-    _work(sys.argv[1], sys.argv[2])
+    _work(*sys.argv[1:])

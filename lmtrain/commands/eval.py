@@ -1,4 +1,4 @@
-"""`lmtrain eval`, from top to bottom: a model that is there, scored on data."""
+"""`lmtrain eval`, from top to bottom: a saved model scored on data."""
 
 import math
 import time
@@ -7,26 +7,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import set_seed
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.evaluation.comparison import compared, read_predictions
 from lmtrain.evaluation.evaluator import build_evaluator
 from lmtrain.evaluation.scores import metrics_document
 from lmtrain.modeling.configuration import load_config
-from lmtrain.modeling.network import load_network, positions
-from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.objective import OBJECTIVES
-from lmtrain.preprocessing.dataset import Limits
+from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.sampler import count_trained, longest_first, padding_fraction
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, leave_process_group, precision
 from lmtrain.runtime.files import write_lines
 from lmtrain.runtime.memory import peak_memory, release_memory
+from lmtrain.training.assembly import fit_scoring, load_model
 
 
-def evaluate(recipe: Any, rows: Rows, against: str | None, console: Console) -> dict[str, Any]:
+def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) -> dict[str, Any]:
     """Score the recipe's model on `rows` and return what `--json` prints.
 
     `against` names the predictions.jsonl of another model on the same rows, to be compared with. Raises an
@@ -34,57 +33,61 @@ def evaluate(recipe: Any, rows: Rows, against: str | None, console: Console) -> 
     """
     started = time.monotonic()
     others = read_predictions(against) if against else []
+    objective = OBJECTIVES[recipe.objective]
     config = load_config(recipe.model, recipe.objective)
-    floats = precision(recipe.train.precision, config.model_type)
+    dtype = precision(recipe.train.precision, config.model_type)
     accelerator = Accelerator(
-        mixed_precision="no" if floats == "fp32" else floats, cpu=not torch.accelerator.is_available()
+        mixed_precision="no" if dtype == "fp32" else dtype, cpu=not torch.accelerator.is_available()
     )
     console.main_process = accelerator.is_main_process
-    set_seed(recipe.train.seed)
-    objective = OBJECTIVES[recipe.objective]
-    with console.working("loading tokenizer and model"):
-        tokenizer, told = load_tokenizer(recipe.model, rows.kind)
-        network, notes = load_network(recipe.model, config, tokenizer, objective.auto_model)
-    limits = Limits(positions(network), {})
+    model = load_model(recipe, config, objective, None, console, kind=rows.kind)
     with console.working("tokenising the data"):
-        examples = objective.encode(rows, tokenizer, recipe.data, limits, True)
-    collate, loss = objective.fit(network, examples, tokenizer, recipe.data, recipe.train.seed, limits)
-    count_trained(examples, collate, None)
-    ledger = examples.ledger
-    if not ledger.tokens_trained:
-        raise InputError("--data: not one token of it would be predicted: the texts are too short")
-    batches = longest_first(examples.lengths, recipe.eval.batch_size)
-    ledger.padding_fraction = padding_fraction(examples.lengths_by_column(), batches)
-    for line in [*rows.notes, *told, *notes]:
+        examples = objective.encode(rows, model.tokenizer, recipe.data, model.limits, True)
+    collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)
+    collator, loss = fit_scoring(objective, model.network, examples, collator)
+    count_trained(examples, collator, None)
+    for line in [*rows.notes, *model.notes]:
         console.note(line)
-    console.ledger({"eval": ledger.document()})
-    if cut := ledger.rows_truncated:
-        lengths = " and ".join(f"--{name.replace('_', '-')} {length}" for name, length in limits.resolved.items())
-        console.warn(f"{cut:,} of {ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can")
-
+    ledger = _report_ledger(examples, recipe, console)
     if against and len(others) != len(examples):
         raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")
-    evaluation = build_evaluator(recipe, objective, examples, tokenizer, collate, loss, limits, floats, console)
+
+    evaluator = build_evaluator(recipe, objective, examples, model.tokenizer, collator, loss, dtype, console)
     release_memory()
-    scores = evaluation.run(network.to(accelerator.device), accelerator)
+    scores = evaluator.run(model.network.to(accelerator.device), accelerator)
     if not math.isfinite(scores.figures["eval_loss"]):
         raise InputError(f"{recipe.model.name}: its loss on these data is not a finite number; the model is broken")
     for line in scores.notes:
         console.warn(line)
     if recipe.eval.samples and console.main_process and not console.quiet:
-        console.samples(evaluation.samples(network, recipe.eval.samples))
+        console.samples(evaluator.samples(model.network, recipe.eval.samples))
     if console.main_process and recipe.eval.predictions:
-        write_lines(Path(recipe.eval.predictions), evaluation.records(scores))
+        write_lines(Path(recipe.eval.predictions), evaluator.records(scores))
     results = {
         "objective": recipe.objective,
         "model": recipe.model.name,
         "status": "completed",
         **metrics_document(scores),
-        **({"against": compared(evaluation, scores, others, against)} if against else {}),
+        **({"against": compared(evaluator, scores, others, against)} if against else {}),
         "eval": {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory()},
-        "data": {"kind": rows.kind, "eval": ledger.document()},
+        "data": {"kind": rows.kind, "eval": ledger},
         "gates": [],
         "environment": environment(accelerator.num_processes, recipe.train.seed),
     }
     leave_process_group()
     return results
+
+
+def _report_ledger(examples: Examples, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Show what was read, and return it. Raises InputError where not one token would be predicted."""
+    ledger = examples.ledger
+    if not ledger.tokens_trained:
+        raise InputError("--data: not one token of it would be predicted: the texts are too short")
+    batches = longest_first(examples.lengths, recipe.eval.batch_size)
+    ledger.padding_fraction = padding_fraction(examples.lengths_by_column(), batches)
+    document: dict[str, Any] = ledger.document()
+    console.ledger({"eval": document})
+    if cut := ledger.rows_truncated:
+        lengths = examples.limits.as_flags(" and ")
+        console.warn(f"{cut:,} of {ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can")
+    return document

@@ -1,4 +1,4 @@
-"""`lmtrain generate`, from top to bottom: a model that is there, asked something."""
+"""`lmtrain generate`, from top to bottom: a saved model, prompted."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import TextStreamer, set_seed
 
+from lmtrain.config.eval import Generate
+from lmtrain.config.recipe import GenerateRequest
 from lmtrain.data.prompts import Prompt
 from lmtrain.errors import UsageError
 from lmtrain.modeling.configuration import load_config
@@ -13,16 +15,18 @@ from lmtrain.modeling.network import load_network
 from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.generation import ROWS_AT_ONCE, GenerationSettings
 from lmtrain.objectives.objective import OBJECTIVES
-from lmtrain.objectives.prompting import PromptingOptions
-from lmtrain.preprocessing import languages
+from lmtrain.objectives.prompting import Answer, PromptingOptions
+from lmtrain.preprocessing.languages import set_languages
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import precision
 
 NEW_TOKENS = 128
 
 
-def generate(request: Any, objective: str, prompts: list[Prompt], kind: str | None, console: Console) -> None:
-    """Print the answer to each prompt; a single completion appears on a terminal as it is written.
+def generate(
+    request: GenerateRequest, objective_name: str, prompts: list[Prompt], kind: str | None, console: Console
+) -> list[Answer]:
+    """Print and return the answer to each prompt; on a terminal a single completion appears as it is written.
 
     `kind` is the kind of rows that the model was trained on, where that is known. Raises an LmtrainError for whatever
     the user can put right.
@@ -30,31 +34,35 @@ def generate(request: Any, objective: str, prompts: list[Prompt], kind: str | No
     settings = _settings(request.generate)
     if settings.num_beams > request.generate.num_beams:
         console.note(f"searching with {settings.num_beams} beams for as many outputs; --do-sample draws them instead")
-    config = load_config(request.model, objective)
-    floats = precision(request.train.precision, config.model_type)
+    objective = OBJECTIVES[objective_name]
+    config = load_config(request.model, objective_name)
+    dtype = precision(request.train.precision, config.model_type)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with console.working("loading tokenizer and model"):
-        tokenizer, told = load_tokenizer(request.model)
-        languages.set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
-        network, notes = load_network(request.model, config, tokenizer, OBJECTIVES[objective].auto_model)
-    for line in [*told, *notes]:
+        tokenizer, tokenizer_notes = load_tokenizer(request.model)
+        set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
+        network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
+    for line in [*tokenizer_notes, *notes]:
         console.note(line)
     network = network.to(device).eval()
     set_seed(request.train.seed)
-    one = objective == "clm" and len(prompts) == settings.num_beams == settings.num_return_sequences == 1
-    stream = one and console.out.is_terminal and not console.as_json
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    single = len(prompts) == settings.num_beams == settings.num_return_sequences == 1
+    streamed = objective.streams_answers and single and console.out.is_terminal and not console.as_json
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streamed else None
     section = request.generate
-    manner = PromptingOptions(settings, kind, section.chat, request.data.source_prefix, section.candidates, streamer)
-    batches = [prompts[start : start + ROWS_AT_ONCE] for start in range(0, len(prompts), ROWS_AT_ONCE)]
-    for batch in batches:
-        with torch.no_grad(), _autocast(floats, device):
-            answers = OBJECTIVES[objective].answer(network, tokenizer, batch, manner)
+    options = PromptingOptions(settings, kind, section.chat, request.data.source_prefix, section.candidates, streamer)
+    found: list[Answer] = []
+    for start in range(0, len(prompts), ROWS_AT_ONCE):
+        batch = prompts[start : start + ROWS_AT_ONCE]
+        with torch.no_grad(), _autocast(dtype, device):
+            answers = objective.answer(network, tokenizer, batch, options)
         for prompt, answer in zip(batch, answers, strict=True):
-            console.answer({"input": prompt, **answer}, streamed=stream)
+            found.append({"input": prompt, **answer})
+            console.answer(found[-1], streamed=streamed)
+    return found
 
 
-def _settings(section: Any) -> GenerationSettings:
+def _settings(section: Generate) -> GenerationSettings:
     """Raises UsageError where more outputs are asked for than the search can give."""
     sampling = section.do_sample or any(v is not None for v in (section.temperature, section.top_k, section.top_p))
     wanted = section.num_return_sequences
@@ -67,7 +75,7 @@ def _settings(section: Any) -> GenerationSettings:
     )  # fmt: skip
 
 
-def _autocast(floats: str, device: torch.device) -> AbstractContextManager[Any]:
-    if floats == "fp32":
+def _autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    if dtype == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if floats == "bf16" else torch.float16)
+    return torch.autocast(device.type, torch.bfloat16 if dtype == "bf16" else torch.float16)

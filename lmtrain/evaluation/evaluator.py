@@ -11,6 +11,8 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain import metrics
+from lmtrain.config.eval import PairEval
+from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
 from lmtrain.evaluation import text_metrics
 from lmtrain.evaluation.bootstrap import Metric
@@ -18,10 +20,11 @@ from lmtrain.evaluation.scores import Columns, Scores, likelihood_metrics, plain
 from lmtrain.evaluation.text_metrics import Judge
 from lmtrain.modeling.loss import TokenLoss, evaluating
 from lmtrain.objectives import generation
+from lmtrain.objectives.generation import GenerationSettings
 from lmtrain.objectives.objective import Objective
 from lmtrain.objectives.samples import Sample
 from lmtrain.preprocessing.batch import IGNORED, Collator
-from lmtrain.preprocessing.dataset import Examples, Limits
+from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.sampler import longest_first
 from lmtrain.runtime import signals
@@ -218,27 +221,34 @@ class Evaluator:
             asked = labels != IGNORED
             guessed, truth = shown.copy(), np.where(asked, labels, shown)
             guessed[asked] = scores.guesses[row][: asked.sum()]
-            yield self.objective.tell(self.tokenizer, shown, guessed, truth, asked)
+            yield self.objective.describe_row(self.tokenizer, shown, guessed, truth, asked)
 
 
 def build_evaluator(
-    recipe: Any, objective: Objective, examples: Examples, tokenizer: PreTrainedTokenizerBase, collate: Collator,
-    loss: TokenLoss, limits: Limits, precision: str, console: Console,
-) -> Evaluator:  # fmt: skip
+    recipe: Recipe,
+    objective: Objective,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: Collator,
+    loss: TokenLoss,
+    precision: str,
+    console: Console,
+) -> Evaluator:
     """The evaluation that a recipe asks for. Raises UsageError, InputError for metrics that cannot be had."""
-    section = recipe.eval
+    section, limits = recipe.eval, examples.limits
     if section.best_metric == "bits_per_byte" and "num_bytes" not in examples.columns:
         raise UsageError(f"--best-metric bits_per_byte: {examples.kind} rows have no such figure; take eval_loss")
-    settings, judge = generation.GenerationSettings(), None
-    if objective.transforms:
-        # One more than the longest target has, so that an output that ends where it does is seen to have ended.
-        most = min(limits.resolved["max_target_length"] + 1, limits.positions or 1 << 30)
-        settings = generation.GenerationSettings(
+    settings, judge = GenerationSettings(), None
+    if isinstance(section, PairEval):
+        # One more than the longest target has, so that an output which ends where it does is seen to have ended.
+        most = min(limits["max_target_length"] + 1, limits.positions or 1 << 30)
+        settings = GenerationSettings(
             section.num_beams, section.max_new_tokens or most, section.length_penalty, section.no_repeat_ngram_size
         )
         judge = text_metrics.judge([references for _, *references in examples.texts or ()], section)
-    told = signature(recipe.data, examples.kind, limits.resolved, recipe.train.seed, precision)
-    return Evaluator(objective, examples, tokenizer, collate, loss, section, settings, judge, told, console)
+    described = objective.signature(recipe.data, examples.kind, recipe.train.seed)
+    how = signature(limits.resolved, described, precision)
+    return Evaluator(objective, examples, tokenizer, collator, loss, section, settings, judge, how, console)
 
 
 def _from_all(parts: list[Any], accelerator: Accelerator) -> list[Any]:

@@ -1,5 +1,6 @@
 """TODO."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,31 +77,14 @@ def _ratio(above: np.ndarray, below: np.ndarray, formula: Any, signature: str) -
     return Metric(np.stack([above, below], axis=1), lambda sums: formula(float(sums[0]), float(sums[1])), signature)
 
 
-def signature(data: Any, kind: str, lengths: dict[str, int], seed: int, precision: str) -> str:
-    """How the figures made of likelihoods come about: `max_length:512|packing:yes|precision:fp32|version:0.1.0`."""
-    stride = getattr(data, "stride", None)
-    told = {
-        **lengths,
-        "packing": data.blocks and not stride if kind == "text" and hasattr(data, "packing") else None,
-        "stride": stride,
-        "masks": _masks(data) if hasattr(data, "mask_split") else None,
-        "seed": seed if hasattr(data, "mask_split") else None,
-        "noise": _noise(data) if getattr(data, "denoise", "none") != "none" else None,
-        "precision": precision,
-        "version": f"lmtrain-{__version__}",
-    }
-    shown = {name: {True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for name, v in told.items()}
-    return "|".join(f"{name}:{value}" for name, value in shown.items() if value is not None)
+def signature(lengths: Mapping[str, int], settings: Mapping[str, str | int | bool | None], precision: str) -> str:
+    """How likelihood metrics were computed: `max_length:512|packing:yes|precision:fp32|version:lmtrain-0.1.0`.
 
-
-def _masks(data: Any) -> str:
-    what = "" if data.masking == "token" else f"x{data.masking}"
-    return f"{data.mask_probability:g}x{data.mask_split}{what}"
-
-
-def _noise(data: Any) -> str:
-    density, mean = data.noise
-    return f"{data.denoise}x{density:g}" + (f"x{mean:g}" if mean else "")
+    `settings` are those of the objective; None: does not apply.
+    """
+    parts = {**lengths, **settings, "precision": precision, "version": f"lmtrain-{__version__}"}
+    words = {name: ("no", "yes")[value] if isinstance(value, bool) else value for name, value in parts.items()}
+    return "|".join(f"{name}:{value}" for name, value in words.items() if value is not None)
 
 
 def plain_number(number: float) -> float | int:

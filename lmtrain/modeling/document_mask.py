@@ -1,13 +1,13 @@
-"""Texts that share a row, kept apart: none attends to another, and the positions of each start anew.
+"""Packed documents never attend to each other, and the positions of each start anew.
 
-How a model is told so differs by architecture, and where it is told wrongly nothing fails, it only learns from the
-wrong texts. So every way is tried on a few made-up texts, and that one is taken which gives each text the logits that it
-has alone.
+How a model has to be told differs by architecture, and a wrong way fails silently: the model learns from the wrong text. So
+each way is tried on a few made-up documents, and the one is taken that gives every document the logits it has alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -15,31 +15,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lmtrain.config.data import Data
 from lmtrain.modeling.loss import TokenLoss, evaluating
-from lmtrain.preprocessing.batch import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
 TOLERANCE = 2e-5
-"""Relative to the largest logit, in float32: rounding is ten times less, a text that sees another a hundred times more."""
+"""Relative to the largest logit, in float32: rounding is ten times less, a document that sees another 100 times more."""
 
 LENGTHS = ((5, 7, 3), (4, 6))
-"""Of the made-up texts that share two rows; one is longer where the model looks at a window of no more than WIDEST."""
+"""Tokens of the made-up documents in two rows; models with a window of at most WIDEST get a longer one as well."""
 
 WIDEST = 512
 
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """What to give a model for texts that share rows, in place of an attention mask of ones and zeros."""
+    """What a model is given for rows that documents share, in place of an attention mask of ones and zeros."""
 
     masks: Callable[[DocumentMask, torch.Tensor], Any]
     """documents [rows, length] -> what the model takes as its attention mask."""
     causal: bool
     first_position_id: int
-    """The position of a text's first token: RoBERTa counts from the pad id on."""
+    """The position id of a document's first token: RoBERTa counts from the pad id on."""
     takes_positions: bool
     takes_cache: bool
     additive: bool
@@ -47,25 +46,25 @@ class DocumentMask:
     dtype: torch.dtype
     window: int
 
-    def __call__(self, network: Any, batch: Batch) -> Any:
-        """What the model says of the batch, whose `documents` are [rows, length]."""
-        documents = batch["documents"]
-        inputs: dict[str, Any] = {n: t for n, t in batch.items() if n not in ("documents", "attention_mask")}
+    def prepare(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """(what the model is called with, for `inputs` whose `documents` are [rows, length]; nothing to open)."""
+        documents = inputs["documents"]
+        prepared = {name: value for name, value in inputs.items() if name not in ("documents", "attention_mask")}
         masks = self.masks(self, documents)
         if masks is not None:
-            inputs["attention_mask"] = masks
+            prepared["attention_mask"] = masks
         if self.takes_positions:
-            inputs["position_ids"] = document_positions(documents) + self.first_position
+            prepared["position_ids"] = document_positions(documents) + self.first_position_id
         if self.takes_cache:
-            inputs["use_cache"] = False  # with a cache, the model would not look at the positions
-        return network(**inputs)
+            prepared["use_cache"] = False  # with a cache, the model would ignore the positions
+        return prepared, nullcontext()
 
     def mask(self, allowed: torch.Tensor) -> torch.Tensor:
         return attention_mask(allowed, self.dtype if self.additive else None)
 
 
 def attention_mask(allowed: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """[rows, 1, queries, keys] from `allowed` without the 1: as it is, or in `dtype` to be added to scores."""
+    """[rows, 1, queries, keys] from `allowed` [rows, queries, keys]: boolean, or in `dtype` to be added to scores."""
     allowed = allowed[:, None]
     if dtype is None:
         return allowed
@@ -73,108 +72,131 @@ def attention_mask(allowed: torch.Tensor, dtype: torch.dtype | None) -> torch.Te
 
 
 def document_positions(documents: torch.Tensor) -> torch.Tensor:
-    """[rows, length]: the place of each token in its own text; padding counts as a text."""
+    """[rows, length]: the position of each token in its own document; padding counts as a document."""
     at = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     new = torch.ones_like(documents, dtype=torch.bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return at - torch.where(new, at, 0).cummax(1).values
 
 
-def _by_positions(apart: DocumentMask, documents: torch.Tensor) -> None:
-    """Nothing: where positions start anew, transformers makes the mask, in the cheapest form that its kernel takes."""
+def _by_positions(mask: DocumentMask, documents: torch.Tensor) -> None:
+    """No mask: where positions start anew, transformers builds it, in the cheapest form that its kernel takes."""
 
 
-def _same(apart: DocumentMask, documents: torch.Tensor) -> torch.Tensor:
+def _same(mask: DocumentMask, documents: torch.Tensor) -> torch.Tensor:
     same = documents[:, :, None] == documents[:, None, :]
-    return same.tril() if apart.causal else same
+    return same.tril() if mask.causal else same
 
 
-def _one_mask(apart: DocumentMask, documents: torch.Tensor) -> torch.Tensor:
-    return apart.mask(_same(apart, documents))
+def _one_mask(mask: DocumentMask, documents: torch.Tensor) -> torch.Tensor:
+    return mask.mask(_same(mask, documents))
 
 
-def _mask_by_layer(apart: DocumentMask, documents: torch.Tensor) -> dict[str, torch.Tensor]:
-    """For models that alternate between attention to everything and to a window (ModernBERT)."""
-    same = _same(apart, documents)
+def _mask_by_layer(mask: DocumentMask, documents: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Two masks, for models that alternate between full and sliding-window attention (ModernBERT)."""
+    same = _same(mask, documents)
     at = torch.arange(documents.shape[1], device=documents.device)
-    near = (at[:, None] - at[None, :]).abs() <= apart.window
-    return {"full_attention": apart.mask(same), "sliding_attention": apart.mask(same & near)}
+    near = (at[:, None] - at[None, :]).abs() <= mask.window
+    return {"full_attention": mask.mask(same), "sliding_attention": mask.mask(same & near)}
+
+
+BUILDERS = (_by_positions, _one_mask, _mask_by_layer)
+"""The ways to separate documents, the cheapest first."""
 
 
 @dataclass(frozen=True)
 class Packing:
     """How the training rows of a run share rows."""
 
-    data: Any
+    data: Data
     """The recipe's data section, with the packing that this model allows."""
-    apart: DocumentMask | None
-    """How texts that share a row are kept apart; None where none do."""
-    warnings: list[str]
+    shares_rows: bool = False
+    """Whether whole documents share rows without attending to each other."""
+    mask: DocumentMask | None = None
+    """How they are separated; None where none share rows, or where no weights are there to try (preview)."""
+    warnings: tuple[str, ...] = ()
 
 
-def choose_packing(network: PreTrainedModel, data: Any, kind: str, causal: bool) -> Packing:
-    """What the recipe asks for, or blocks where the model cannot keep texts apart."""
-    if not data.shares or kind != "text":
-        return Packing(data, None, [])
-    if apart := find_document_mask(network, causal):
-        return Packing(data, apart, [])
-    told = (f"{network.config.model_type} cannot keep texts that share a row apart: they are packed as blocks, where one "
-            "reads the one before; --no-packing keeps them apart")  # fmt: skip
-    return Packing(data.model_copy(update={"packing_strategy": "blocks"}), None, [told])
+def choose_packing(network: PreTrainedModel, data: Data, kind: str, causal: bool) -> Packing:
+    """The packing that the recipe asks for, or blocks where the model cannot separate documents."""
+    assumed = assume_packing(data, kind)
+    if not assumed.shares_rows:
+        return assumed
+    if mask := find_document_mask(network, causal):
+        return Packing(data, True, mask)
+    warning = (
+        f"{network.config.model_type} cannot keep packed documents from attending to each other, so they are joined and cut "
+        "into blocks; --no-packing gives every document a row of its own"
+    )
+    return Packing(data.model_copy(update={"packing_strategy": "blocks"}), warnings=(warning,))
 
 
-BUILDERS = (_by_positions, _one_mask, _mask_by_layer)
+def assume_packing(data: Data, kind: str) -> Packing:
+    """The packing that the recipe asks for, before the model is tried."""
+    return Packing(data, data.shares and kind == "text")
 
 
 def find_document_mask(network: PreTrainedModel, causal: bool) -> DocumentMask | None:
-    """The way that keeps texts apart in this very model; None where none does."""
-    takes = signature(network.forward).parameters
+    """The way that separates documents in this very model; None where none does."""
+    parameters = signature(network.forward).parameters
     config = network.config
-    for way in BUILDERS:
-        apart = DocumentMask(
-            way, causal, first_position_id(network), "position_ids" in takes, "use_cache" in takes,
-            config._attn_implementation == "eager", network.dtype,
+    for builder in BUILDERS:
+        mask = DocumentMask(
+            builder,
+            causal,
+            first_position_id(network),
+            "position_ids" in parameters,
+            "use_cache" in parameters,
+            config._attn_implementation == "eager",
+            network.dtype,
             getattr(config, "sliding_window", None) or getattr(config, "local_attention", 0) // 2,
-        )  # fmt: skip
-        if _separates(network, apart):
-            return apart
+        )
+        if _separates(network, mask):
+            return mask
     return None
 
 
 def first_position_id(network: torch.nn.Module) -> int:
-    embeddings = [module for name, module in network.named_modules()
-                  if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")]  # fmt: skip
-    paddings = [table.padding_idx for table in embeddings if table.padding_idx is not None]
+    """The position id of the first token: 0, or behind the pad id (RoBERTa)."""
+    tables = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+    ]
+    paddings = [table.padding_idx for table in tables if table.padding_idx is not None]
     return paddings[0] + 1 if paddings else 0
 
 
 @torch.no_grad()
-def _separates(network: PreTrainedModel, apart: DocumentMask) -> bool:
-    beyond = (apart.window + 4,) if 0 < apart.window <= WIDEST else ()
+def _separates(network: PreTrainedModel, mask: DocumentMask) -> bool:
+    """Whether made-up documents that share rows have the logits that each has alone."""
+    batch = _made_up(network, mask.window)
+    documents = batch["documents"]
+    with evaluating(network):
+        try:
+            together, _ = TokenLoss(0, document_attention=mask).aligned(network, batch)
+        except Exception:  # the model does not take this, whatever its error is called
+            return False
+        for row, numbers in enumerate(documents.tolist()):
+            for number in sorted(set(numbers) - {0}):
+                at = documents[row] == number
+                text = {name: batch[name][row][at][None] for name in ("input_ids", "labels")}
+                alone, _ = TokenLoss(0).aligned(network, text | {"attention_mask": torch.ones_like(text["labels"])})
+                gap = (together[row][at] - alone[0]).abs().max()
+                if not gap <= TOLERANCE * alone.abs().max():
+                    return False
+    return True
+
+
+def _made_up(network: PreTrainedModel, window: int) -> dict[str, torch.Tensor]:
+    """Two rows of documents of random ids, on the model's device."""
+    beyond = (window + 4,) if 0 < window <= WIDEST else ()
     rows = [(*row, *beyond) for row in LENGTHS]
     longest = max(map(sum, rows))
-    vocabulary = len(network.get_input_embeddings().weight)
+    vocabulary = network.get_input_embeddings().weight.shape[0]
     random = np.random.default_rng(0)
     ids = torch.from_numpy(random.integers(vocabulary // 2, vocabulary, size=(len(rows), longest)))
     numbers = [np.repeat(np.arange(1, len(row) + 1), row) for row in rows]
     documents = torch.tensor([[*row, *[0] * (longest - len(row))] for row in numbers])
     batch = {"input_ids": ids, "attention_mask": documents.clamp(max=1), "documents": documents, "labels": ids}
-    batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
-    with evaluating(network):
-        try:
-            together, _ = TokenLoss(0, apart=apart).aligned(network, batch)
-        except Exception:  # whatever it is called: the model does not take this
-            return False
-        for row, number in _texts(documents):
-            at = documents[row] == number
-            text = {name: batch[name][row][at][None] for name in ("input_ids", "labels")}
-            alone, _ = TokenLoss(0).aligned(network, text | {"attention_mask": torch.ones_like(text["labels"])})
-            gap = (together[row][at] - alone[0]).abs().max()
-            if not gap <= TOLERANCE * alone.abs().max():
-                return False
-    return True
-
-
-def _texts(documents: torch.Tensor) -> list[tuple[int, int]]:
-    """(row, number) of each text."""
-    return [(row, number) for row, numbers in enumerate(documents.tolist()) for number in sorted(set(numbers) - {0})]
+    return {name: tensor.to(network.device) for name, tensor in batch.items()}

@@ -7,15 +7,16 @@ the sum over a micro-batch is divided by the count over the step, whatever the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lmtrain.modeling.linear_cross_entropy import cross_entropy
 from lmtrain.modeling.output_head import later_bias, replaced_head, without_head
@@ -23,7 +24,6 @@ from lmtrain.preprocessing.batch import IGNORED, Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
 
 OWN_LOSS_TOLERANCE = 2e-5
 """Relative; on random weights even a quite different loss comes out close to the log of the vocabulary."""
@@ -54,39 +54,49 @@ class RowScores:
     guesses: list[np.ndarray]
 
 
+class DocumentAttention(Protocol):
+    """How a model is run on rows that several texts share, so that none attends to another."""
+
+    def prepare(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """(what the model is called with, what has to be open while it runs); `inputs` hold `documents`."""
+
+
 @dataclass(frozen=True)
 class TokenLoss:
-    """The loss of an objective.
-
-    `shift` is 1 where position t predicts label t + 1 (causal), 0 where logits and labels are aligned. `own` says
-    that the model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary
-    terms of mixtures of experts): then its mean is weighted by its tokens, which is exact as well. `head_last` says
-    that the logits are what the output embeddings give, and a constant bias: then the supervised positions alone are
-    projected, some at a time, and the logits of a batch are never held (projection.py). `apart` calls the model on a batch
-    in which texts share rows so that they are kept apart (apart.py, joining.py); without it they read one another.
-    """
+    """The loss of an objective: the mean negative log-likelihood over the supervised tokens of a step."""
 
     shift: int
+    """1: position t predicts label t + 1 (causal); 0: logits and labels are aligned."""
     label_smoothing: float = 0.0
     own: bool = False
+    """The model's training loss is more than the cross entropy of its logits (ProphetNet's future tokens, auxiliary terms
+    of mixtures of experts). Its mean is then weighted by its tokens, which is exact as well."""
     head_last: bool = False
-    apart: Callable[[Any, Batch], Any] | None = None
+    """The logits are what the output embeddings give, plus a constant bias. Then only the supervised positions are
+    projected, a few at a time, and the logits of a batch are never held (linear_cross_entropy.py)."""
+    document_attention: DocumentAttention | None = None
+    """Separates texts that share rows (document_mask.py, padding_free.py); without it they attend to each other."""
     whole_logits: bool = False
-    """In training, all logits after all: where the head's weights are not at hand by themselves (sharded, compiled)."""
+    """In training, compute all logits after all: the head's weights are sharded or compiled."""
 
-    def __call__(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
-        """The share of this micro-batch in the loss of a step with `items` supervised tokens; summed up it is exact.
+    def __call__(self, network: nn.Module, batch: Batch, items: torch.Tensor) -> torch.Tensor:
+        """The share of this micro-batch in the loss of a step with `items` supervised tokens; the shares add up exactly.
 
         `network` may be wrapped (DistributedDataParallel); `batch` holds `labels` [rows, length].
         """
+        model, labels = unwrapped(network), batch["labels"]
+        items = items.clamp(min=1)  # a step in which no token is masked has a loss of 0, not 0 / 0
+        inputs, separated = self._inputs(model, batch)
+        projects = self.head_last and not self.whole_logits and not self.own
+        with separated, self._projected(model, labels, items) if projects else nullcontext():
+            output = network(**inputs)
         if self.own:
-            output = self._output(network, batch)
-            tokens = (batch["labels"] != IGNORED).sum()
-            # A micro-batch without a label has no mean: nothing, but with a gradient, so that processes keep step.
-            return output.loss * tokens / items.clamp(min=1) if tokens else output.logits.sum() * 0.0
-        if self.head_last and not self.whole_logits:
-            return self._projected(network, batch, items)
-        logits, labels = self.aligned(network, batch)
+            tokens = (labels != IGNORED).sum()
+            # A micro-batch without a label has no mean: 0, but with a gradient, so that processes stay in step.
+            return output.loss * tokens / items if tokens else output.logits.sum() * 0.0
+        if projects:
+            return output.logits[0, 0, 0]
+        logits, labels = self._shifted(output.logits, labels)
         total = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
             labels.reshape(-1),
@@ -94,41 +104,44 @@ class TokenLoss:
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        # A step in which chance masks nothing at all has a loss of 0, not 0 / 0.
-        return total / items.clamp(min=1)
+        return total / items
 
-    def _projected(self, network: Any, batch: Batch, items: torch.Tensor) -> torch.Tensor:
-        model, labels = unwrapped(network), batch["labels"]
+    def _projected(
+        self, model: PreTrainedModel, labels: torch.Tensor, items: torch.Tensor
+    ) -> AbstractContextManager[None]:
+        """While open, the model's logits all are the loss: its head is called inside the model, as wrappers expect."""
         head, bias = model.get_output_embeddings(), later_bias(model)
 
         def loss(states: torch.Tensor) -> torch.Tensor:
-            some, truth = (states[:, : -self.shift], labels[:, self.shift :]) if self.shift else (states, labels)
+            some, truth = self._shifted(states, labels)
             at = truth != IGNORED
-            total = cross_entropy(some[at], head, truth[at], 1 / items.clamp(min=1), self.label_smoothing, bias)
+            total = cross_entropy(some[at], head, truth[at], 1 / items, self.label_smoothing, bias)
             return total.expand(*states.shape[:2], 1)
 
-        # Inside of the model, so that its wrappers (DistributedDataParallel) see the head being used.
-        with replaced_head(model, head, loss):
-            everywhere, _ = replace(self, shift=0).aligned(network, batch)
-        return everywhere[0, 0, 0]
+        return replaced_head(model, head, loss)
 
-    def aligned(self, network: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _inputs(self, model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """(what the model is called with, what has to be open while it runs)."""
+        inputs: dict[str, Any] = dict(batch)
+        labels = inputs["labels"]
+        if not self.own:
+            del inputs["labels"]
+            if model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
+                inputs["decoder_input_ids"] = decoder_inputs(model, labels)
+        if "documents" in inputs and self.document_attention:
+            return self.document_attention.prepare(inputs)
+        inputs.pop("documents", None)
+        return inputs, nullcontext()
+
+    def _shifted(self, values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values [rows, length, …], labels [rows, length]) so that position t is scored on label t."""
+        return (values[:, : -self.shift], labels[:, self.shift :]) if self.shift else (values, labels)
+
+    def aligned(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""
-        inputs = dict(batch)
-        labels = inputs.pop("labels")
-        model = unwrapped(network)
-        if model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
-            inputs["decoder_input_ids"] = decoder_inputs(model, labels)
-        logits = self._output(network, inputs).logits
-        if self.shift:
-            return logits[:, : -self.shift], labels[:, self.shift :]
-        return logits, labels
-
-    def _output(self, network: Any, batch: Batch) -> Any:
-        """What the model says of a batch."""
-        if "documents" in batch and self.apart:
-            return self.apart(network, batch)
-        return network(**{name: tensor for name, tensor in batch.items() if name != "documents"})
+        inputs, separated = replace(self, own=False)._inputs(unwrapped(network), batch)
+        with separated:
+            return self._shifted(network(**inputs).logits, batch["labels"])
 
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:
@@ -179,10 +192,10 @@ def unwrapped(network: Any) -> PreTrainedModel:
 def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
     """Whether the model's loss on `batch` differs from the cross entropy of its logits.
 
-    Asked of the model itself rather than kept as a list of names, which would be out of date with the next release.
+    The model itself is asked; a list of names would be out of date with the next release.
     """
     with evaluating(network), catch_warnings():
-        simplefilter("ignore")  # a pair of encoder and decoder tells of its past wherever it is given labels
+        simplefilter("ignore")  # a pair of encoder and decoder warns about its past wherever it is given labels
         own = getattr(network(**batch), "loss", None)
         count = (batch["labels"] != IGNORED).sum()
         if own is None or not count:

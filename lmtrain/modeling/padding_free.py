@@ -1,14 +1,14 @@
-"""The texts, or pairs, of a batch end to end in rows, rather than each in a row of its own that is filled up with padding.
+"""Padding-free batches: the texts (or pairs) of a batch are concatenated into rows instead of padded.
 
-A batch of sentence pairs or of chats drawn by chance is nearly half padding. Some of like length need less, but a step of
-them teaches less (benchmarks/speed.md). Here a step keeps what it has, and its loss and gradient; only where the texts
-lie differs, and none of them sees another. As in apart.py, a model is tried before it is trusted.
+A batch of sentence pairs or chats drawn at random is nearly half padding. Batches of like length need less, but a step of
+them teaches less (benchmarks/speed.md). A padding-free step keeps its texts, its loss and its gradient; only where the texts
+lie differs, and none attends to another. As in document_mask.py, a model is tried before it is trusted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -18,16 +18,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lmtrain.config.data import Data
+from lmtrain.config.recipe import Recipe
 from lmtrain.modeling.document_mask import (
     TOLERANCE,
-    DocumentMask,
     attention_mask,
     document_positions,
     find_document_mask,
     first_position_id,
 )
-from lmtrain.modeling.loss import TokenLoss, decoder_inputs, evaluating
+from lmtrain.modeling.loss import DocumentAttention, TokenLoss, decoder_inputs, evaluating
 from lmtrain.modeling.network import positions as limit_of
+from lmtrain.modeling.output_head import replaced_forward
 from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, padded
 from lmtrain.preprocessing.packing import share_rows
 
@@ -36,22 +38,22 @@ WIDTH = 512
 of a row."""
 
 MADE_UP = (((5, 4), (3, 6)), ((4, 3), (6, 5)))
-"""(source, target) tokens of the pairs that two rows are made of to try a model; the first row gets the longest as well."""
+"""(source, target) tokens of the pairs in two rows to try a model with; the first row gets the longest pair as well."""
 
 
 @dataclass(frozen=True)
 class PaddingFree:
-    """How the texts of a batch share rows, and how a model is told."""
+    """How the texts of a batch share rows, and how the model separates them."""
 
     width: int
-    apart: DocumentMask | PairMask
+    """Tokens that a row has room for."""
+    attention: DocumentAttention
 
     def __call__(self, network: PreTrainedModel, batch: Batch) -> Batch:
-        """The batch with its texts end to end, `documents` numbering them from 1 on in each row; the batch itself where
-        that hardly saves anything.
+        """The batch with its texts concatenated, `documents` numbering them from 1 on in each row.
 
-        Of pairs these are the sources; `decoder_documents` number the targets, and `decoder_input_ids` follow from the
-        labels of each pair.
+        The batch itself where that hardly saves anything. Of pairs, `documents` number the sources and
+        `decoder_documents` the targets; `decoder_input_ids` follow from the labels of each pair.
         """
         lengths = text_lengths(batch, network.config.is_encoder_decoder)
         shared, _ = share_rows(lengths, self.width)
@@ -87,53 +89,50 @@ def concatenate_rows(
 
 @dataclass(frozen=True)
 class PairMask:
-    """Calls an encoder-decoder on joined pairs: the masks and positions of each of its sides are put in its way."""
+    """Separates the pairs that share rows in an encoder-decoder: masks and positions of both sides are put in its way."""
 
     encoder: nn.Module
     decoder: nn.Module
     dtype: torch.dtype | None
     """Of masks that are added to scores (eager); None: they are read as true and false (sdpa)."""
 
-    def __call__(self, network: Any, batch: Batch) -> Any:
-        """What the model says of the batch (see Joining), logits [rows, target length, vocabulary]."""
-        sources, targets = batch["documents"], batch["decoder_documents"]
-        # What fills up a row of targets sees the row's last source: a query that sees nothing has no softmax.
-        asking = torch.where(targets > 0, targets, sources.amax(1, keepdim=True))
+    def prepare(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], AbstractContextManager[None]]:
+        """(what the model is called with, its positions and masks to be open meanwhile); see PaddingFree."""
+        sources, targets = inputs["documents"], inputs["decoder_documents"]
+        # Padding of a row of targets sees the row's last source: a query that sees nothing has no softmax.
+        queries = torch.where(targets > 0, targets, sources.amax(1, keepdim=True))
         own, before = _same(sources, sources), _same(targets, targets).tril()
-        with ExitStack() as stack:
-            stack.enter_context(_with_positions(self.encoder, sources, attention_mask=attention_mask(own, self.dtype)))
-            stack.enter_context(_with_positions(self.decoder, targets))
-            return network(
-                input_ids=batch["input_ids"], attention_mask=attention_mask(_same(asking, sources), self.dtype), use_cache=False,
-                decoder_input_ids=batch["decoder_input_ids"], decoder_attention_mask=attention_mask(before, self.dtype),
-            )  # fmt: skip
+        prepared = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": attention_mask(_same(queries, sources), self.dtype),
+            "use_cache": False,
+            "decoder_input_ids": inputs["decoder_input_ids"],
+            "decoder_attention_mask": attention_mask(before, self.dtype),
+        }
+        return prepared, self._separated(sources, targets, attention_mask(own, self.dtype))
+
+    @contextmanager
+    def _separated(self, sources: torch.Tensor, targets: torch.Tensor, own: torch.Tensor) -> Iterator[None]:
+        """While open, the positions of each text start anew, and the encoder sees the mask `own`."""
+        encoder = _forwards(self.encoder, sources, attention_mask=own)
+        with replaced_forward(encoder), replaced_forward(_forwards(self.decoder, targets)):
+            yield
 
 
-def _same(asking: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    return asking[:, :, None] == asked[:, None, :]
+def _same(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    return queries[:, :, None] == keys[:, None, :]
 
 
-@contextmanager
-def _with_positions(side: nn.Module, documents: torch.Tensor, **more: Any) -> Iterator[None]:
-    """While this is open, a side of the model is called with `more`, and begins the positions of each text anew."""
+def _forwards(side: nn.Module, documents: torch.Tensor, **more: Any) -> dict[nn.Module, Callable[..., Any]]:
+    """Module -> its forward, for a side of the model that is called with `more` and restarts positions per document."""
     at = document_positions(documents)
-    changed = {
-        table: _from_table(table, at) for name, table in side.named_modules() if name.endswith("embed_positions")
-    }
+    tables = (table for name, table in side.named_modules() if name.endswith("embed_positions"))
+    forwards: dict[nn.Module, Callable[..., Any]] = {table: _from_table(table, at) for table in tables}
     if "position_ids" in signature(side.forward).parameters:
         more["position_ids"] = at + first_position_id(side)
     before = side.forward
-    changed[side] = lambda *given, **named: before(*given, **{**named, **more})
-    held = {module: vars(module).get("forward") for module in changed}  # a device map has put its own there
-    for module, forward in changed.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, forward in held.items():
-            del module.forward  # else what the class says
-            if forward is not None:
-                module.forward = forward
+    forwards[side] = lambda *given, **named: before(*given, **{**named, **more})
+    return forwards
 
 
 def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
@@ -145,41 +144,43 @@ def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
     return lambda *_, **__: before(inputs_embeds=torch.empty(1, count, 1, device=at.device))[0][at]
 
 
-def is_applicable(recipe: Any, data: Any, kind: str) -> bool:
-    """Whether the rows of a batch are to be laid end to end, where the model can be told.
+def is_applicable(recipe: Recipe, data: Data, kind: str) -> bool:
+    """Whether batches are to be padding-free, where the model can separate texts.
 
-    Those of text that is packed, as `data` says, are full already, and a compiled model wants few shapes.
+    Packed text, as `data` says, fills its rows already, and a compiled model wants few shapes.
     """
     return not recipe.train.compile and not (kind == "text" and (data.shares or data.blocks))
 
 
 def row_width(network: PreTrainedModel) -> int:
-    """Of rows, where no text is longer; no more than there are positions, though these begin anew: some models hold a
-    causal mask of that size.
+    """Tokens of a row in which no text is longer.
+
+    At most the model's positions, though they start anew in each text: some models hold a causal mask of that size.
     """
     limit = None if network.config.is_encoder_decoder else limit_of(network)
     return min(WIDTH, limit or WIDTH)
 
 
 def choose_padding_free(
-    network: PreTrainedModel, loss: TokenLoss, collate: Collator, longest: Sequence[int]
+    network: PreTrainedModel, loss: TokenLoss, collator: Collator, longest: Sequence[int]
 ) -> PaddingFree | None:
-    """For texts (pairs) of which the longest has so many tokens (source and target); None where the model cannot keep them
-    apart, and where its loss is not a sum over tokens, or depends on padding.
+    """How this model runs padding-free on texts (pairs) whose longest has `longest` tokens (source and target).
+
+    None where the model cannot separate them, and where its loss is not a sum over tokens or depends on padding.
     """
-    if loss.own or loss.whole_logits or collate.fixed:
+    if loss.own or loss.whole_logits or collator.fixed:
         return None
     width = row_width(network)
     if not network.config.is_encoder_decoder:
-        texts = find_document_mask(network, causal=loss.shift == 1)
-        return texts and PaddingFree(width, texts)
+        mask = find_document_mask(network, causal=loss.shift == 1)
+        return PaddingFree(width, mask) if mask else None
     dtype = network.dtype if network.config._attn_implementation == "eager" else None
-    apart = PairMask(network.get_encoder(), network.get_decoder(), dtype)
-    return PaddingFree(width, apart) if _separates(network, apart, longest) else None
+    pairs = PairMask(network.get_encoder(), network.get_decoder(), dtype)
+    return PaddingFree(width, pairs) if _separates(network, pairs, longest) else None
 
 
 @torch.no_grad()
-def _separates(network: PreTrainedModel, apart: PairMask, longest: Sequence[int]) -> bool:
+def _separates(network: PreTrainedModel, mask: PairMask, longest: Sequence[int]) -> bool:
     """Whether made-up pairs that share rows have the logits that each has alone."""
     shared = [[*MADE_UP[0], tuple(longest)], [*MADE_UP[1]]]
     lengths = np.array([pair for row in shared for pair in row])
@@ -194,8 +195,8 @@ def _separates(network: PreTrainedModel, apart: PairMask, longest: Sequence[int]
     with evaluating(network):
         try:
             joined = {n: t.to(network.device) for n, t in concatenate_rows(network, batch, lengths, numbers).items()}
-            together, _ = TokenLoss(0, apart=apart).aligned(network, joined)
-        except Exception:  # whatever it is called: the model does not take this
+            together, _ = TokenLoss(0, document_attention=mask).aligned(network, joined)
+        except Exception:  # the model does not take this, whatever its error is called
             return False
         for row, pairs in enumerate(numbers):
             starts = np.cumsum(lengths[pairs, 1]) - lengths[pairs, 1]

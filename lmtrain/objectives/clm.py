@@ -1,36 +1,29 @@
-"""TODO."""
+"""Causal language modeling: everything that only `clm` does.
+
+Text, prompts with completions, and chats become token ids; every token is predicted from the tokens before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from lmtrain.config.data import TextData
+from lmtrain.config.data import ClmData, Data
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives.generation import GenerationSettings, decode, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, write_one
-from lmtrain.objectives.samples import PROMPT_TOKENS, Sample
+from lmtrain.objectives.samples import PROMPT_TOKENS, RowTexts, Sample, describe_row
 from lmtrain.objectives.token_roles import BLUE, GREEN, GREY, PAD, Lines, Look, View, arrays_of, tokens_of
-from lmtrain.preprocessing import chat, documents
-from lmtrain.preprocessing.batch import (
-    IGNORED,
-    Batch,
-    Collator,
-    FixedLengths,
-    Row,
-    pad_id,
-    padded,
-    padded_batch,
-    text_starts,
-)
+from lmtrain.preprocessing import chat
+from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded, padded_batch, text_starts
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
@@ -44,44 +37,134 @@ from lmtrain.preprocessing.documents import (
 )
 from lmtrain.preprocessing.ragged import GrowingRagged, Ragged
 from lmtrain.preprocessing.tokenizing import ids_and_bytes, ids_of
+from lmtrain.preprocessing.train_tokenizer import SEQUENCE_TOKENS, SpecialTokens
 
 
-def complete(
-    network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], manner: PromptingOptions
-) -> list[Answer]:
-    """How a causal model goes on."""
-    answers = []
-    for prompt in prompts:
-        ids = _prompt_ids(tokenizer, prompt, manner)
-        if not ids:
-            raise InputError("the prompt is empty, and this model has no mark to begin with; write something")
-        check_length(network, len(ids) + 1, prompt)
-        answers.append(write_one(network, tokenizer, ids, manner))
-    return answers
+class CausalLM:
+    """Predict the next token."""
+
+    name = "clm"
+    auto_model = AutoModelForCausalLM
+    task_type = "CAUSAL_LM"
+    special_tokens = SpecialTokens(SEQUENCE_TOKENS, "<s> $A")
+    shift = 1
+    accuracy, top5 = "token_accuracy", None
+    generates_references = False
+    streams_answers = True
+    sampling_hint = " (--temperature 0.8 draws)"
+
+    @property
+    def view(self) -> View:
+        return VIEW
+
+    def special_tokens_for(self, data: Data) -> SpecialTokens:
+        return self.special_tokens
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Every tokenizer serves."""
+
+    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """There are none to set."""
+
+    def encode(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
+    ) -> Examples:
+        """Columns `input_ids`; `trained` (bool) where not all tokens are; with `measure`, `num_bytes` of each token."""
+        assert isinstance(data, ClmData)
+        return ENCODERS[rows.kind](rows, tokenizer, data, limits, measure)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> CausalCollator:
+        return CausalCollator(pad_id(tokenizer))
+
+    def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
+        """What the likelihood of a row depends on, besides its lengths."""
+        assert isinstance(data, ClmData)
+        packing = data.blocks and not data.stride if kind == "text" else None
+        return {"packing": packing, "stride": data.stride}
+
+    def length_notes(self, data: Data) -> list[str]:
+        return []
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        count: int,
+        collator: Collator,
+        settings: GenerationSettings,
+    ) -> list[Sample]:
+        """The start of a row (the prompt, where there is one), the model's continuation, and the text's own."""
+        samples = []
+        for row in range(min(count, len(examples))):
+            content = examples[None, row]
+            ids = content["input_ids"]
+            cut = min(PROMPT_TOKENS, max(len(ids) // 2, 1))
+            if "trained" in content and not content["trained"][0]:
+                cut = max(int(np.argmax(content["trained"])), 1)
+            ((output,),) = generate_texts(network, tokenizer, [ids[:cut]], settings)
+            reference = decode(tokenizer, ids[cut : cut + settings.max_new_tokens])
+            samples.append({"input": decode(tokenizer, ids[:cut]), "output": output.text, "reference": reference})
+        return samples
+
+    def answer(
+        self, network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], options: PromptingOptions
+    ) -> list[Answer]:
+        """The continuation of each prompt. Raises InputError for a prompt that is empty or too long."""
+        answers = []
+        for prompt in prompts:
+            ids = _prompt_ids(tokenizer, prompt, options)
+            if not ids:
+                raise InputError("the prompt is empty, and this model has no begin token; write something")
+            check_length(network, len(ids) + 1, prompt)
+            answers.append(write_one(network, tokenizer, ids, options))
+        return answers
+
+    def describe_row(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        shown: np.ndarray,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        scored: np.ndarray,
+    ) -> RowTexts:
+        return describe_row(tokenizer, shown, predicted, truth, scored)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, manner: PromptingOptions) -> list[int]:
-    """The ids that stand before the answer, framed as in training."""
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: PromptingOptions) -> list[int]:
+    """The ids that stand before the answer, with the special tokens of training. Raises UsageError, InputError."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list) and not tokenizer.chat_template:
-        raise UsageError("a chat needs a model with a chat template; this one has none")
-    if isinstance(prompt, list) or (manner.chat and tokenizer.chat_template and manner.kind in (None, "messages")):
+    if isinstance(prompt, list):
+        if not tokenizer.chat_template:
+            raise UsageError("a chat needs a model with a chat template; this one has none")
         return chat.prompt(tokenizer, messages, "the prompt")
-    before, _ = documents.document_marks(tokenizer)
-    text = prompt_text(prompt) if manner.kind == "prompt" else prompt
+    if options.chat and tokenizer.chat_template and options.kind in (None, "messages"):
+        return chat.prompt(tokenizer, messages, "the prompt")
+    before, _ = document_marks(tokenizer)
+    text = prompt_text(prompt) if options.kind == "prompt" else prompt
     return [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def prompt_text(prompt: str) -> str:
+    """A prompt as it stands before its completion: a line break separates them."""
+    return prompt if prompt[-1:].isspace() else prompt + "\n"
 
 
 @dataclass(frozen=True)
 class CausalCollator:
-    """Labels are the ids themselves, from the second of a text on: the first is predicted by nothing."""
+    """Labels are the ids themselves, except the first of each text: nothing predicts it."""
 
     pad: int
-    length: int | None
+    length: int | None = None
+    """Tokens that every row is padded to; None: as long as the longest of its batch."""
 
     @property
     def fixed(self) -> bool:
         return self.length is not None
+
+    def padded_to(self, lengths: Mapping[str, int]) -> CausalCollator:
+        return replace(self, length=lengths["max_length"])
 
     def __call__(self, rows: list[Row]) -> Batch:
         return padded_batch(rows, [self.scored(row) for row in rows], self.pad, self.length, self.length)
@@ -93,26 +176,17 @@ class CausalCollator:
         return ids, labels
 
 
-def collator(
-    tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: FixedLengths | None = None
-) -> CausalCollator:
-    return CausalCollator(pad_id(tokenizer), (fixed or {}).get("max_length"))
-
-
-def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
-    """Columns `input_ids`; `trained` (bool) where not all of them are; with `measure`, `num_bytes` of each token."""
-    return {"text": _encode_text, "prompt": _encode_prompts, "messages": _encode_chats}[rows.kind](
-        rows, tokenizer, data, limits, measure
-    )
+# --- rows -> ids -----------------------------------------------------------------------------------------------------
 
 
 def _encode_text(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: ClmData, limits: Limits, measure: bool
 ) -> Examples:
-    length = limits.of("max_length", data.max_length)
+    limits = limits.resolve("max_length", data.max_length)
+    length = limits["max_length"]
     before, after = document_marks(tokenizer)
-    ledgers = start_ledgers(rows)
-    stride = data.stride if measure else None  # type: ignore[attr-defined]
+    ledgers, policy = start_ledgers(rows), data.on_long or "split"
+    stride = data.stride if measure else None
     if stride and stride >= length:
         raise UsageError(
             f"--stride {stride}: has to be less than --max-length {length}, or tokens would have nothing before them"
@@ -133,21 +207,21 @@ def _encode_text(
         else:
             texts.ids.extend(chain.from_iterable(parts))
         texts.ids.extend(end)
-        kept = texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, length, rows, at, data))
+        kept = texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, length, rows, at, policy))
         if sized:
             sizes.close(kept)
     columns = {"input_ids": texts.ids.done(), **({"num_bytes": sizes.done()} if sized else {})}
     if stride:
         windows = {name: column.windows(length, stride) for name, column in columns.items()}
         shown = {name: window for name, (window, _) in windows.items()} | {"trained": windows["input_ids"][1]}
-        return finish_examples(shown, ledgers, rows, np.zeros(len(shown["input_ids"]), int))
-    return split_into_rows(columns, length, ledgers, rows, texts, data.blocks)
+        return finish_examples(shown, ledgers, rows, np.zeros(len(shown["input_ids"]), np.int64), limits)
+    return split_into_rows(texts, columns, length, ledgers, limits, data.blocks)
 
 
 def _encode_prompts(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: ClmData, limits: Limits, measure: bool
 ) -> Examples:
-    """Prompt and completion are tokenised apart, as they will be when the model is asked; a line break parts them."""
+    """Prompt and completion are tokenised separately, as they are at inference; a line break separates them."""
     before, after = document_marks(tokenizer)
     prompts = [prompt if answer[:1].isspace() else prompt_text(prompt) for prompt, answer in rows.values]
     answers = [answer for _, answer in rows.values]
@@ -161,23 +235,21 @@ def _encode_prompts(
     return _partly_trained(rows, encoded(), data, limits)
 
 
-def prompt_text(prompt: str) -> str:
-    """A prompt as it stands before its completion."""
-    return prompt if prompt[-1:].isspace() else prompt + "\n"
-
-
 def _encode_chats(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: TextData, limits: Limits, measure: bool
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: ClmData, limits: Limits, measure: bool
 ) -> Examples:
     encoded = (chat.encode(tokenizer, messages, rows.place(i)) for i, messages in enumerate(rows.values))
     return _partly_trained(rows, encoded, data, limits)
 
 
-def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: Limits) -> Examples:
-    """One example a row; a row of which nothing trained is left is dropped, in the ledger."""
-    if data.stride:  # type: ignore[attr-defined]
+def _partly_trained(
+    rows: Rows, encoded: Iterable[tuple[Sequence[int] | np.ndarray, np.ndarray]], data: ClmData, limits: Limits
+) -> Examples:
+    """One example a row. A row with nothing left to train is dropped and counted in the ledger."""
+    if data.stride:
         raise UsageError("--stride is for plain text; a prompt or a chat is scored as one row")
-    length = limits.of("max_length", data.max_length)
+    limits = limits.resolve("max_length", data.max_length)
+    length = limits["max_length"]
     policy = data.on_long or "truncate"
     if policy == "split":
         raise UsageError("--on-long split is for plain text; a prompt or a chat is cut with truncate, drop or error")
@@ -185,7 +257,7 @@ def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: 
     ids, trained, origins = [], [], []
     for index, (tokens, mask) in enumerate(encoded):
         ledger = ledgers[rows.source(index)]
-        mask = np.ones_like(mask) if data.train_on_prompt else mask  # type: ignore[attr-defined]
+        mask = np.ones_like(mask) if data.train_on_prompt else mask
         untrained = not mask[1 : min(length, len(tokens))].any()
         if untrained and not (policy == "error" and len(tokens) > length):
             ledger.drop(len(tokens))
@@ -200,7 +272,18 @@ def _partly_trained(rows: Rows, encoded: Iterator[Any], data: TextData, limits: 
             trained.append(mask[:kept])
             origins.append(index)
     columns = {"input_ids": Ragged.of(ids), "trained": Ragged.of(trained, np.bool_)}
-    return finish_examples(columns, ledgers, rows, origins)
+    return finish_examples(columns, ledgers, rows, origins, limits)
+
+
+ENCODERS: dict[str, Callable[[Rows, PreTrainedTokenizerBase, ClmData, Limits, bool], Examples]] = {
+    "text": _encode_text,
+    "prompt": _encode_prompts,
+    "messages": _encode_chats,
+}
+"""Kind of rows -> how they are tokenised."""
+
+
+# --- preview ---------------------------------------------------------------------------------------------------------
 
 
 def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
@@ -226,29 +309,3 @@ VIEW = View(
         "pad": PAD,
     },
 )
-
-
-@torch.no_grad()
-def sample(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    count: int,
-    collate: Collator,
-    settings: GenerationSettings,
-) -> list[Sample]:
-    """The start of a row (of a prompt row: the prompt), how the model goes on, and how the text does."""
-    samples = []
-    for row in range(min(count, len(examples))):
-        content = examples[None, row]
-        ids = content["input_ids"]
-        cut = min(PROMPT_TOKENS, max(len(ids) // 2, 1))
-        if "trained" in content and not content["trained"][0]:
-            cut = max(int(np.argmax(content["trained"])), 1)
-        ((output,),) = generate_texts(network, tokenizer, [ids[:cut]], settings)
-        samples.append({
-            "input": decode(tokenizer, ids[:cut]),
-            "output": output.text,
-            "reference": decode(tokenizer, ids[cut : cut + settings.max_new_tokens]),
-        })  # fmt: skip
-    return samples

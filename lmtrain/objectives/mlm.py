@@ -1,15 +1,21 @@
-"""TODO."""
+"""Masked language modeling: everything that only `mlm` does.
+
+A share of the tokens is hidden, replaced or kept, and predicted from both sides. Masks are a function of
+(seed, epoch, text).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
+from lmtrain.config.data import Data, MlmData
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
@@ -18,7 +24,7 @@ from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length,
 from lmtrain.objectives.samples import RowTexts, Sample
 from lmtrain.objectives.token_roles import CYAN, GREY, ORANGE, PAD, RED, Lines, Look, View, arrays_of, tokens_of
 from lmtrain.preprocessing import whole_word_masking
-from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, FixedLengths, Row, pad_id, padded_batch, text_starts
+from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded_batch, text_starts
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
@@ -29,52 +35,204 @@ from lmtrain.preprocessing.documents import (
 )
 from lmtrain.preprocessing.hashed_random import uniform
 from lmtrain.preprocessing.tokenizing import check_words, ids_and_words, ids_of, special_token_ids
+from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
 MASKS = ("[MASK]", "<mask>")
+"""Spellings of a mask in a prompt, whatever the tokenizer calls it."""
 
 
-@torch.no_grad()
-def fill_in(
-    network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], manner: PromptingOptions
-) -> list[Answer]:
-    """Each text with its masks filled, each by its most probable token, and the best candidates of each."""
-    if tokenizer.mask_token is None:
-        raise InputError("the tokenizer has no mask token, so there is nothing to fill")
-    answers = []
-    for prompt in prompts:
-        text = text_of(prompt)
-        for mask in MASKS:
-            text = text.replace(mask, tokenizer.mask_token)
-        inputs = torch.tensor([tokenizer(text)["input_ids"]], device=network.device)
-        check_length(network, inputs.shape[1], prompt)
-        at = (inputs[0] == tokenizer.mask_token_id).nonzero()[:, 0]
-        if not len(at):
+class MaskedLM:
+    """Fill masked tokens from both sides."""
+
+    name = "mlm"
+    auto_model = AutoModelForMaskedLM
+    task_type = None
+    special_tokens = SpecialTokens(
+        {
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        },
+        "[CLS] $A [SEP]",
+    )
+    shift = 0
+    accuracy, top5 = "masked_accuracy", "masked_accuracy_top5"
+    generates_references = False
+    streams_answers = False
+    sampling_hint = ""
+
+    @property
+    def view(self) -> View:
+        return VIEW
+
+    def special_tokens_for(self, data: Data) -> SpecialTokens:
+        return self.special_tokens
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Raise InputError where there is no mask token, or where words are to be masked and the tokenizer has none."""
+        assert isinstance(data, MlmData)
+        if tokenizer.mask_token_id is None:
             raise InputError(
-                f"{visible(text)!r}: nothing to fill; write {tokenizer.mask_token} where words are missing"
+                "the tokenizer has no mask token, so nothing can be masked: "
+                "use a masked model's own, or train one with --tokenizer wordpiece:8000"
             )
-        logits = network(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, at, : len(tokenizer)]
-        top = logits.float().softmax(-1).topk(min(manner.candidates, len(tokenizer)))
-        inputs[0, at] = top.indices[:, 0]
-        masks = [
-            [
-                {"token": tokenizer.decode([int(i)]).strip(), "probability": float(p)}
-                for i, p in zip(*best, strict=True)
+        if data.masking != "token":
+            check_words(tokenizer)
+
+    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """There are none to set."""
+
+    def encode(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
+    ) -> Examples:
+        """Column `input_ids`, every row between the tokenizer's special tokens ([CLS] … [SEP]).
+
+        Where words are masked, `word_starts` (bool): whether a token begins a word, or belongs to no text.
+        Raises UsageError for a length that leaves no room for text.
+        """
+        assert isinstance(data, MlmData)
+        limits = limits.resolve("max_length", data.max_length)
+        length = limits["max_length"]
+        before, after = special_token_ids(tokenizer)
+        room = length - len(before) - len(after)
+        if room < 1:
+            raise UsageError(
+                f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens"
+            )
+        ledgers, policy = start_ledgers(rows), data.on_long or "split"
+        separator = after[:1] if data.blocks else []
+        in_words = data.masking != "token"
+        texts = TokenizedDocuments(rows, tokenizer, "word_starts" if in_words else None)
+        encoded = (ids_and_words if in_words else ids_of)(tokenizer, rows.values)
+        for parts, document in documents_of(rows, encoded):
+            followed = rows.more or document[-1] + 1 < len(rows.values)
+            parting = separator if followed and rows.ends(document[-1]) else []
+            texts.begin(document)
+            if in_words:
+                texts.take(chain(parts, [(parting, [True] * len(parting))]))
+            else:
+                texts.ids.extend(chain(chain.from_iterable(parts), parting))
+            texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, policy))
+        columns = {name: column.done() for name, column in texts.columns.items()}
+        return split_into_rows(texts, columns, room, ledgers, limits, data.blocks, (before, after))
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> MaskedCollator:
+        """Raises InputError as `check_tokenizer`."""
+        assert isinstance(data, MlmData)
+        self.check_tokenizer(tokenizer, data)
+        special = np.array(sorted(set(tokenizer.all_special_ids)))
+        ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
+        to_mask, to_replace, _ = (int(part) / 100 for part in data.mask_split.split("/"))
+        return MaskedCollator(
+            pad_id(tokenizer),
+            seed,
+            tokenizer.mask_token_id,
+            special,
+            ordinary,
+            data.mask_probability,
+            to_mask,
+            to_replace,
+            data.masking,
+            data.schedule,
+        )
+
+    def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
+        """What the likelihood of a row depends on, besides its lengths."""
+        assert isinstance(data, MlmData)
+        unit = "" if data.masking == "token" else f"x{data.masking}"
+        masks = f"{data.mask_probability:g}x{data.mask_split}{unit}"
+        return {"packing": data.blocks if kind == "text" else None, "masks": masks, "seed": seed}
+
+    def length_notes(self, data: Data) -> list[str]:
+        return []
+
+    @torch.no_grad()
+    def sample(
+        self,
+        network: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        count: int,
+        collator: Collator,
+        settings: GenerationSettings,
+    ) -> list[Sample]:
+        """The start of a row with its masks, with the model's predictions in their places, and as it was."""
+        samples = []
+        for row in range(min(count, len(examples))):
+            batch = {name: tensor.to(network.device) for name, tensor in collator([examples[None, row]]).items()}
+            labels = batch.pop("labels")[0, :COMPLETION_TOKENS]
+            shown = batch["input_ids"][0, :COMPLETION_TOKENS]
+            scored = labels != IGNORED
+            best = network(**batch).logits[0, :COMPLETION_TOKENS].argmax(-1)
+            texts = self.describe_row(tokenizer, *(x.cpu().numpy() for x in (
+                shown, torch.where(scored, best, shown), torch.where(scored, labels, shown), scored)))  # fmt: skip
+            samples.append(
+                {"input": texts["source"], "output": texts["prediction"], "reference": texts["references"][0]}
+            )
+        return samples
+
+    @torch.no_grad()
+    def answer(
+        self, network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], options: PromptingOptions
+    ) -> list[Answer]:
+        """Each text with its masks filled by their most probable tokens, and the best candidates of each mask.
+
+        Raises InputError where there is nothing to fill.
+        """
+        if tokenizer.mask_token is None:
+            raise InputError("the tokenizer has no mask token, so there is nothing to fill")
+        answers = []
+        for prompt in prompts:
+            text = text_of(prompt)
+            for mask in MASKS:
+                text = text.replace(mask, tokenizer.mask_token)
+            inputs = torch.tensor([tokenizer(text)["input_ids"]], device=network.device)
+            check_length(network, inputs.shape[1], prompt)
+            at = (inputs[0] == tokenizer.mask_token_id).nonzero()[:, 0]
+            if not len(at):
+                raise InputError(
+                    f"{visible(text)!r}: nothing to fill; write {tokenizer.mask_token} where words are missing"
+                )
+            logits = network(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, at, : len(tokenizer)]
+            top = logits.float().softmax(-1).topk(min(options.candidates, len(tokenizer)))
+            inputs[0, at] = top.indices[:, 0]
+            masks = [
+                [
+                    {"token": tokenizer.decode([int(i)]).strip(), "probability": float(p)}
+                    for i, p in zip(*best, strict=True)
+                ]
+                for best in zip(top.indices, top.values, strict=True)
             ]
-            for best in zip(top.indices, top.values, strict=True)
-        ]
-        answers.append({"output": decode(tokenizer, inputs[0]), "masks": masks})
-    return answers
+            answers.append({"output": decode(tokenizer, inputs[0]), "masks": masks})
+        return answers
+
+    def describe_row(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        shown: np.ndarray,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        scored: np.ndarray,
+    ) -> RowTexts:
+        """The row with its masks, with the predictions in their places, and as it was."""
+        masked = np.where(scored, tokenizer.mask_token_id, shown)
+        return {
+            "source": tokenizer.decode(masked.tolist()),
+            "prediction": decode(tokenizer, predicted),
+            "references": [decode(tokenizer, truth)],
+        }
 
 
 @dataclass(frozen=True)
 class MaskedCollator:
-    """A share of the tokens is to be predicted; of these most are masked, some replaced, some kept (BERT, 2018).
+    """A share of the tokens is predicted: most of these are masked, some replaced, some kept (BERT, 2018).
 
-    Of words and spans see masking.py. What becomes of a token is drawn for each by itself, of a span for all of it.
+    Whether a token is masked, replaced or kept is drawn per token, for a span once (whole_word_masking.py).
     """
 
     pad: int
-    length: int | None
     seed: int
     mask: int
     special: np.ndarray
@@ -86,10 +244,16 @@ class MaskedCollator:
     what: str = "token"
     """Or word, or span."""
     schedule: tuple[float, float] | None = None
+    """The probability at the first and at the last step, where it changes."""
+    length: int | None = None
+    """Tokens that every row is padded to; None: as long as the longest of its batch."""
 
     @property
     def fixed(self) -> bool:
         return self.length is not None
+
+    def padded_to(self, lengths: Mapping[str, int]) -> MaskedCollator:
+        return replace(self, length=lengths["max_length"])
 
     def __call__(self, rows: list[Row]) -> Batch:
         scored = [self.scored(row) if "labels" not in row else (row["input_ids"], row["labels"]) for row in rows]
@@ -116,57 +280,11 @@ class MaskedCollator:
         return np.where(chosen, shown, ids), np.where(chosen, ids, IGNORED)
 
     def share(self, row: Row) -> float:
-        """Of the tokens, how many are to be predicted."""
+        """The share of tokens to predict."""
         if self.schedule is None or row["epoch"] is None:
             return self.probability
         first, last = self.schedule
         return first + (last - first) * row["progress"]
-
-
-def collator(
-    tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: FixedLengths | None = None
-) -> MaskedCollator:
-    """Raises InputError where the tokenizer has no mask token, or knows no words where they are to be masked."""
-    if tokenizer.mask_token_id is None:
-        raise InputError("the tokenizer has no mask token, so nothing can be masked: "
-                         "use a masked model's own, or train one with --tokenizer wordpiece:8000")  # fmt: skip
-    if data.masking != "token":
-        check_words(tokenizer)
-    special = np.array(sorted(set(tokenizer.all_special_ids)))
-    ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
-    to_mask, to_replace, _ = (int(part) / 100 for part in data.mask_split.split("/"))
-    return MaskedCollator(
-        pad_id(tokenizer), (fixed or {}).get("max_length"), seed, tokenizer.mask_token_id, special, ordinary,
-        data.mask_probability, to_mask, to_replace, data.masking, data.schedule,
-    )  # fmt: skip
-
-
-def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
-    """Column `input_ids`, every row framed as the tokenizer frames a text ([CLS] … [SEP]).
-
-    Where words are masked, `word_starts` (bool): whether a token begins one, or is none of the text.
-    """
-    length = limits.of("max_length", data.max_length)
-    before, after = special_token_ids(tokenizer)
-    room = length - len(before) - len(after)
-    if room < 1:
-        raise UsageError(f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens")
-    ledgers = start_ledgers(rows)
-    separator = after[:1] if data.blocks else []
-    in_words = data.masking != "token"
-    texts = TokenizedDocuments(rows, tokenizer, "word_starts" if in_words else None)
-    encoded = (ids_and_words if in_words else ids_of)(tokenizer, rows.values)
-    for parts, document in documents_of(rows, encoded):
-        followed = rows.more or document[-1] + 1 < len(rows.values)
-        parting = separator if followed and rows.ends(document[-1]) else []
-        texts.begin(document)
-        if in_words:
-            texts.take(chain(parts, [(parting, [True] * len(parting))]))
-        else:
-            texts.ids.extend(chain(chain.from_iterable(parts), parting))
-        texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, data))
-    columns = {name: column.done() for name, column in texts.columns.items()}
-    return split_into_rows(columns, room, ledgers, rows, texts, data.blocks, (before, after))
 
 
 def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
@@ -190,38 +308,3 @@ VIEW = View(
         "pad": PAD,
     },
 )  # fmt: skip
-
-
-@torch.no_grad()
-def sample(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    count: int,
-    collate: Collator,
-    settings: GenerationSettings,
-) -> list[Sample]:
-    """The start of a row with its masks, with the model's best guesses in their places, and as it was."""
-    samples = []
-    for row in range(min(count, len(examples))):
-        batch = {name: tensor.to(network.device) for name, tensor in collate([examples[None, row]]).items()}
-        labels = batch.pop("labels")[0, :COMPLETION_TOKENS]
-        shown = batch["input_ids"][0, :COMPLETION_TOKENS]
-        asked = labels != IGNORED
-        best = network(**batch).logits[0, :COMPLETION_TOKENS].argmax(-1)
-        texts = describe_row(tokenizer, *(x.cpu().numpy() for x in (
-            shown, torch.where(asked, best, shown), torch.where(asked, labels, shown), asked)))  # fmt: skip
-        samples.append({"input": texts["source"], "output": texts["prediction"], "reference": texts["references"][0]})
-    return samples
-
-
-def describe_row(
-    tokenizer: PreTrainedTokenizerBase, shown: np.ndarray, guessed: np.ndarray, truth: np.ndarray, asked: np.ndarray
-) -> RowTexts:
-    """The row with its masks, with the best guesses in their places, and as it was."""
-    masked = np.where(asked, tokenizer.mask_token_id, shown)
-    return {
-        "source": tokenizer.decode(masked.tolist()),
-        "prediction": decode(tokenizer, guessed),
-        "references": [decode(tokenizer, truth)],
-    }

@@ -1,104 +1,123 @@
-"""THE table: what the three objectives differ in. Nothing else in the package asks which one it is."""
+"""The table of the three objectives, and what an objective has to provide. Only its own file knows which one it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lmtrain.errors import UsageError
-from lmtrain.modeling.loss import TokenLoss, depends_on_padding, ends_with_head, has_own_loss
-from lmtrain.objectives import clm, mlm, prompting, samples, seq2seq, token_roles
-from lmtrain.preprocessing import batch, denoising, documents
+from lmtrain.config.data import Data
+from lmtrain.data.prompts import Prompt
+from lmtrain.data.rows import Rows
+from lmtrain.objectives.clm import CausalLM
+from lmtrain.objectives.generation import GenerationSettings
+from lmtrain.objectives.mlm import MaskedLM
+from lmtrain.objectives.prompting import Answer, PromptingOptions
+from lmtrain.objectives.samples import RowTexts, Sample
+from lmtrain.objectives.seq2seq import Seq2SeqLM
+from lmtrain.objectives.token_roles import View
+from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
+class Objective(Protocol):
+    """What the rest of lmtrain asks of an objective."""
 
-@dataclass(frozen=True)
-class Objective:
-    auto_model: Any
-    """Where the weights go."""
-    encode: documents.Encode
-    """Rows -> ids."""
-    collate: Callable[..., batch.Collator]
-    """Ids -> batch."""
-    sample: Callable[..., list[samples.Sample]]
-    """What the model writes, to look at."""
-    answer: Callable[..., list[prompting.Answer]]
-    """What the model makes of prompts."""
-    tell: Callable[..., samples.RowTexts]
-    """A scored row in words."""
-    view: token_roles.View
-    """How its rows are looked at, and what is learnt from them in words."""
-    frame: SpecialTokens
-    """Special tokens of a tokenizer trained for it."""
-    shift: int = 0
-    """1: position t predicts token t + 1."""
-    accuracy: str = "token_accuracy"
-    top5: str | None = None
-    task_type: str | None = None
-    """What peft calls it; it has no name for masked language models."""
-    transforms: bool = False
-    """Whether outputs are generated and compared with references."""
+    @property
+    def name(self) -> str:
+        """The command: clm, mlm or seq2seq."""
 
-    def frame_for(self, data: Any) -> SpecialTokens:
-        """The special tokens of a tokenizer that is trained for it and for what these data are made into."""
-        return denoising.special_tokens_for(self.frame, getattr(data, "denoise", "none"))
+    @property
+    def auto_model(self) -> Any:
+        """The AutoModel class that holds the weights."""
 
-    def fit(
+    @property
+    def task_type(self) -> str | None:
+        """peft's name of the objective; it has none for masked language models."""
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The special tokens of a tokenizer that is trained for the objective."""
+
+    @property
+    def shift(self) -> int:
+        """1: position t predicts token t + 1; 0: logits and labels are aligned."""
+
+    @property
+    def accuracy(self) -> str:
+        """The name of the accuracy of the best prediction."""
+
+    @property
+    def top5(self) -> str | None:
+        """The name of the accuracy of the five best predictions, where it is reported."""
+
+    @property
+    def generates_references(self) -> bool:
+        """Whether evaluation generates outputs and compares them with references."""
+
+    @property
+    def streams_answers(self) -> bool:
+        """Whether `generate` can show an answer token by token."""
+
+    @property
+    def sampling_hint(self) -> str:
+        """What to add to the suggestion to try `generate`."""
+
+    @property
+    def view(self) -> View:
+        """How `preview` shows a row."""
+
+    def special_tokens_for(self, data: Data) -> SpecialTokens:
+        """The special tokens of a tokenizer that is trained for this data section."""
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Raise InputError for a tokenizer that cannot serve."""
+
+    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Set the languages of a multilingual tokenizer. Raises UsageError."""
+
+    def encode(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
+    ) -> Examples:
+        """Rows -> ids, every row and token in the ledger; `measure`: for evaluation. Raises UsageError, InputError."""
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> Collator:
+        """Ids -> padded batches with labels."""
+
+    def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
+        """What the likelihood of a row depends on, besides its lengths: a part of every metric's signature."""
+
+    def length_notes(self, data: Data) -> list[str]:
+        """What to report about lengths that were not given."""
+
+    def sample(
         self,
-        network: PreTrainedModel,
-        examples: Examples,
+        network: Any,
         tokenizer: PreTrainedTokenizerBase,
-        data: Any,
-        seed: int,
-        limits: Limits,
-    ) -> tuple[batch.Collator, TokenLoss]:
-        """The collator and the loss that score this very model, after asking it two questions on a few rows."""
-        collator = self.collate(tokenizer, data, seed)
-        short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
-        head_last = ends_with_head(network, collator([short]))
-        if depends_on_padding(network, collator([short]), collator([short, long]), head_last):
-            collator = self.collate(tokenizer, data, seed, limits.resolved)
-        return collator, TokenLoss(self.shift, head_last=head_last)
+        examples: Examples,
+        count: int,
+        collator: Collator,
+        settings: GenerationSettings,
+    ) -> list[Sample]:
+        """What the model writes for the first `count` rows."""
 
-    def fit_to_train(
-        self, network: PreTrainedModel, examples: Examples, loss: TokenLoss, collator: batch.Collator,
-        label_smoothing: float,
-    ) -> TokenLoss:  # fmt: skip
-        """The loss that trains it, after asking whether the model has one of its own.
+    def answer(
+        self, network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], options: PromptingOptions
+    ) -> list[Answer]:
+        """What the model makes of each prompt."""
 
-        Raises UsageError where that cannot be smoothed.
-        """
-        rows = [examples[0, row] for row in range(min(len(examples), 4))]
-        own = has_own_loss(network, collator(rows), self.shift)
-        if own and label_smoothing:
-            raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
-        return replace(loss, label_smoothing=label_smoothing, own=own)
+    def describe_row(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        shown: np.ndarray,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        scored: np.ndarray,
+    ) -> RowTexts:
+        """A scored row in words; all arrays [length], `scored` (bool) marks the positions with a label."""
 
 
-_SEQUENCE = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-
-OBJECTIVES = {
-    "clm": Objective(
-        AutoModelForCausalLM, clm.encode, clm.collator, clm.sample, clm.complete, samples.describe_row,
-        clm.VIEW, SpecialTokens(_SEQUENCE, "<s> $A"), shift=1, task_type="CAUSAL_LM",
-    ),
-    "mlm": Objective(
-        AutoModelForMaskedLM, mlm.encode, mlm.collator, mlm.sample, mlm.fill_in, mlm.describe_row,
-        mlm.VIEW,
-        SpecialTokens({"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-               "mask_token": "[MASK]"}, "[CLS] $A [SEP]"),
-        accuracy="masked_accuracy", top5="masked_accuracy_top5",
-    ),
-    "seq2seq": Objective(
-        AutoModelForSeq2SeqLM, seq2seq.encode, seq2seq.collator, seq2seq.sample, seq2seq.transform, samples.describe_row,
-        seq2seq.VIEW, SpecialTokens(_SEQUENCE, "$A </s>"), task_type="SEQ_2_SEQ_LM", transforms=True,
-    ),
-}  # fmt: skip
+OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in (CausalLM(), MaskedLM(), Seq2SeqLM())}
+"""Command -> objective."""

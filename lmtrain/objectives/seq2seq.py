@@ -1,25 +1,29 @@
-"""TODO."""
+"""Sequence-to-sequence: everything that only `seq2seq` does.
+
+Pairs of source and target, or plain text made into pairs by a denoising task (T5, BART, Pegasus).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
+from lmtrain.config.data import Data, PairData
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import UsageError
 from lmtrain.modeling.loss import decoder_inputs
-from lmtrain.objectives import generation
-from lmtrain.objectives.generation import GenerationSettings, decode, generate_rows
+from lmtrain.objectives.generation import GenerationSettings, decode, generate_rows, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, answer_of, check_length, text_of, write_one
-from lmtrain.objectives.samples import Sample
+from lmtrain.objectives.samples import RowTexts, Sample, describe_row
 from lmtrain.objectives.token_roles import BLUE, GREEN, PAD, Lines, Look, View, arrays_of, tokens_of
 from lmtrain.preprocessing import denoising
-from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, FixedLengths, Row, pad_id, padded_batch
+from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded_batch
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
@@ -33,31 +37,133 @@ from lmtrain.preprocessing.documents import (
 from lmtrain.preprocessing.languages import set_languages
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.tokenizing import ids_and_sentences, ids_of
+from lmtrain.preprocessing.train_tokenizer import SEQUENCE_TOKENS, SpecialTokens
 
 
-def transform(
-    network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], manner: PromptingOptions
-) -> list[Answer]:
-    """What an encoder-decoder turns each text into."""
-    sources = source_ids(tokenizer, [text_of(prompt) for prompt in prompts], manner.prefix)
-    for prompt, ids in zip(prompts, sources, strict=True):
-        check_length(network, len(ids), prompt)
-    if manner.settings.num_beams > 1:
-        return [write_one(network, tokenizer, ids, manner) for ids in sources]
-    return [answer_of(written) for written in generation.generate_texts(network, tokenizer, sources, manner.settings)]
+class Seq2SeqLM:
+    """Turn one text into another."""
+
+    name = "seq2seq"
+    auto_model = AutoModelForSeq2SeqLM
+    task_type = "SEQ_2_SEQ_LM"
+    special_tokens = SpecialTokens(SEQUENCE_TOKENS, "$A </s>")
+    shift = 0
+    accuracy, top5 = "token_accuracy", None
+    generates_references = True
+    streams_answers = False
+    sampling_hint = ""
+
+    @property
+    def view(self) -> View:
+        return VIEW
+
+    def special_tokens_for(self, data: Data) -> SpecialTokens:
+        assert isinstance(data, PairData)
+        return denoising.special_tokens_for(self.special_tokens, data.denoise)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Raise InputError where the special tokens that --denoise needs are missing."""
+        assert isinstance(data, PairData)
+        if data.denoise != "none":
+            denoising.noise(tokenizer, data)
+
+    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Raise UsageError for a language that the tokenizer does not know."""
+        assert isinstance(data, PairData)
+        set_languages(tokenizer, data.source_lang, data.target_lang)
+
+    def encode(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
+    ) -> Examples:
+        """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
+        assert isinstance(data, PairData)
+        self.set_languages(tokenizer, data)
+        encode = _encode_for_denoising if rows.kind == "text" else _encode_pairs
+        return encode(rows, tokenizer, data, limits, measure)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> PairCollator:
+        """Raises InputError as `check_tokenizer`."""
+        assert isinstance(data, PairData)
+        noise = None if data.denoise == "none" else denoising.noise(tokenizer, data)
+        if noise is None or isinstance(noise, denoising.GapSentences):
+            return PairCollator(pad_id(tokenizer))
+        return DenoisingCollator(pad_id(tokenizer), noise=noise, seed=seed)
+
+    def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
+        """What the likelihood of a row depends on, besides its lengths."""
+        assert isinstance(data, PairData)
+        if data.denoise == "none":
+            return {}
+        density, mean = data.noise
+        return {"noise": f"{data.denoise}x{density:g}" + (f"x{mean:g}" if mean else "")}
+
+    def length_notes(self, data: Data) -> list[str]:
+        """What to report of lengths that were not given."""
+        assert isinstance(data, PairData)
+        if data.denoise != "none" or (data.max_source_length and data.max_target_length):
+            return []
+        return ["max lengths are chosen to fit 99% of the pairs; --on-long decides what happens to longer ones"]
+
+    def sample(
+        self,
+        network: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        count: int,
+        collator: Collator,
+        settings: GenerationSettings,
+    ) -> list[Sample]:
+        """A source, the model's output, and the target."""
+        rows = list(range(min(count, len(examples))))
+        written = dict(generate_rows(network, tokenizer, examples, rows, settings))
+        return [
+            {
+                # A denoised text shows the sentinels of what was taken out.
+                "input": examples.texts[row][0]
+                if examples.kind == "text" and examples.texts
+                else decode(tokenizer, examples.columns["input_ids"][row]),
+                "output": written[row].text,
+                "reference": decode(tokenizer, examples.columns["labels"][row]),
+            }
+            for row in rows
+        ]
+
+    def answer(
+        self, network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], options: PromptingOptions
+    ) -> list[Answer]:
+        """What the model turns each text into. Raises InputError for a text that is too long."""
+        sources = source_ids(tokenizer, [text_of(prompt) for prompt in prompts], options.prefix)
+        for prompt, ids in zip(prompts, sources, strict=True):
+            check_length(network, len(ids), prompt)
+        if options.settings.num_beams > 1:
+            return [write_one(network, tokenizer, ids, options) for ids in sources]
+        return [answer_of(written) for written in generate_texts(network, tokenizer, sources, options.settings)]
+
+    def describe_row(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        shown: np.ndarray,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        scored: np.ndarray,
+    ) -> RowTexts:
+        return describe_row(tokenizer, shown, predicted, truth, scored)
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Source and target padded apart; the decoder's inputs follow from the labels, see loss.py."""
+    """Source and target, padded separately; the decoder's inputs follow from the labels (loss.py)."""
 
     pad: int
-    source_length: int | None
-    target_length: int | None
+    source_length: int | None = None
+    target_length: int | None = None
 
     @property
     def fixed(self) -> bool:
         return self.source_length is not None or self.target_length is not None
+
+    def padded_to(self, lengths: Mapping[str, int]) -> Self:
+        return replace(self, source_length=lengths["max_source_length"], target_length=lengths["max_target_length"])
 
     def __call__(self, rows: list[Row]) -> Batch:
         return padded_batch(rows, [self.scored(row) for row in rows], self.pad, self.source_length, self.target_length)
@@ -68,10 +174,10 @@ class PairCollator:
 
 @dataclass(frozen=True)
 class DenoisingCollator(PairCollator):
-    """Source and target made of a text anew every epoch (denoise.py); those that are there already are taken as they are."""
+    """Source and target made anew from a text every epoch (denoising.py); rows that have labels are taken as they are."""
 
-    noise: denoising.Noise
-    seed: int
+    noise: denoising.Noise = field(kw_only=True)
+    seed: int = field(kw_only=True)
 
     def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         if "labels" in row:
@@ -80,35 +186,23 @@ class DenoisingCollator(PairCollator):
         return self.noise(row["input_ids"], starts, int(number), (self.seed, row["epoch"] + 1))
 
 
-def collator(
-    tokenizer: PreTrainedTokenizerBase, data: Any, seed: int, fixed: FixedLengths | None = None
-) -> PairCollator:
-    """Raises InputError where the tokenizer has not the special tokens that --denoise needs."""
-    lengths = fixed or {}
-    sides = pad_id(tokenizer), lengths.get("max_source_length"), lengths.get("max_target_length")
-    noise = None if data.denoise == "none" else denoising.noise(tokenizer, data)
-    if noise is None or isinstance(noise, denoising.GapSentences):
-        return PairCollator(*sides)
-    return DenoisingCollator(*sides, noise, seed)
+# --- rows -> ids -----------------------------------------------------------------------------------------------------
 
 
-def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool) -> Examples:
-    """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
-    set_languages(tokenizer, data.source_lang, data.target_lang)
-    if rows.kind == "text":
-        return _encode_for_denoising(rows, tokenizer, data, limits, measure)
+def _encode_pairs(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: PairData, limits: Limits, measure: bool
+) -> Examples:
     if not rows.values:  # a part of a stream in which nothing could be used
         empty = Ragged.of([])
-        return finish_examples({"input_ids": empty, "labels": empty}, start_ledgers(rows), rows, [])
+        return finish_examples({"input_ids": empty, "labels": empty}, start_ledgers(rows), rows, [], limits)
     sources = source_ids(tokenizer, [source for source, *_ in rows.values], data.source_prefix)
     targets = tokenizer(text_target=[target for _, target, *_ in rows.values], verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     if end is not None:
         targets = [ids if end in ids[-2:] else [*ids, end] for ids in targets]
-    longest = (
-        limits.of("max_source_length", data.max_source_length, _length_needed(sources, measure)),
-        limits.of("max_target_length", data.max_target_length, _length_needed(targets, measure)),
-    )
+    limits = limits.resolve("max_source_length", data.max_source_length, _length_needed(sources, measure))
+    limits = limits.resolve("max_target_length", data.max_target_length, _length_needed(targets, measure))
+    longest = limits["max_source_length"], limits["max_target_length"]
     special = set(tokenizer.all_special_ids)
     ledgers = start_ledgers(rows)
     kept: tuple[list[Any], list[Any]] = ([], [])
@@ -126,21 +220,20 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Li
         origins.append(index)
     columns = {"input_ids": Ragged.of(kept[0]), "labels": Ragged.of(kept[1])}
     texts = [rows.values[index] for index in origins] if measure else None
-    return finish_examples(columns, ledgers, rows, origins, texts=texts)
+    return finish_examples(columns, ledgers, rows, origins, limits, texts=texts)
 
 
 def _encode_for_denoising(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Any, limits: Limits, measure: bool
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: PairData, limits: Limits, measure: bool
 ) -> Examples:
-    """Column `input_ids`, texts cut so that what noise makes of them fits, and `sentence_starts` (bool) if it asks for them.
+    """Column `input_ids`: texts cut so that the noised pair fits; `sentence_starts` (bool) where the noise needs them.
 
-    Where noise is not drawn anew every epoch (of gap sentences, and with `measure`), `input_ids` and `labels` are what it
-    makes of them, as pairs.
+    Where noise is fixed (gap sentences, and with `measure`), the columns are `input_ids` and `labels` as for pairs.
     """
     noise = denoising.noise(tokenizer, data)
     gaps = isinstance(noise, denoising.GapSentences)
-    source, target = (limits.most("max_source_length", data.max_source_length, SOURCE),
-                      limits.most("max_target_length", data.max_target_length, TARGET if gaps else None))  # fmt: skip
+    source = limits.at_most("max_source_length", data.max_source_length, SOURCE)
+    target = limits.at_most("max_target_length", data.max_target_length, TARGET if gaps else None)
     if isinstance(noise, denoising.GapSentences):
         room, least = source - noise.around.lengths[0], target > noise.around.lengths[1]
         room = room if least else 0
@@ -148,7 +241,7 @@ def _encode_for_denoising(
         room = denoising.longest(noise.sizes, source, target, noise.density)
     if room < 1:
         raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
-    ledgers = start_ledgers(rows)
+    ledgers, policy = start_ledgers(rows), data.on_long or "split"
     texts = TokenizedDocuments(rows, tokenizer, "sentence_starts" if noise.in_sentences else None)
     encoded = (ids_and_sentences if noise.in_sentences else ids_of)(tokenizer, rows.values)
     for parts, document in documents_of(rows, encoded):
@@ -157,9 +250,9 @@ def _encode_for_denoising(
             texts.take(parts)
         else:
             texts.ids.extend(chain.from_iterable(parts))
-        texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, data))
+        texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, policy))
     columns = {name: column.done() for name, column in texts.columns.items()}
-    examples = split_into_rows(columns, room, ledgers, rows, texts, False)
+    examples = split_into_rows(texts, columns, room, ledgers, limits)
     ids, starts = examples.columns["input_ids"], examples.columns.get("sentence_starts")
     if gaps or measure:
         marks = starts or [None] * len(ids)
@@ -171,9 +264,9 @@ def _encode_for_denoising(
         examples = replace(examples, columns=columns, texts=_decoded_pairs(tokenizer, made) if measure else None)
     else:
         examples = replace(examples, read=noise.sizes(ids.lengths))
-    for name, lengths in zip(("max_source_length", "max_target_length"), examples.lengths_by_column(), strict=True):
-        limits.of(name, getattr(data, name), max(int(lengths.max(initial=2)), 2))
-    return examples
+    longest = [max(int(lengths.max(initial=2)), 2) for lengths in examples.lengths_by_column()]
+    limits = limits.resolve("max_source_length", data.max_source_length, longest[0])
+    return replace(examples, limits=limits.resolve("max_target_length", data.max_target_length, longest[1]))
 
 
 SOURCE, TARGET = 512, 256
@@ -207,6 +300,9 @@ def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:
     return [*ids[: most - tail], *ids[len(ids) - tail :]]
 
 
+# --- preview ---------------------------------------------------------------------------------------------------------
+
+
 def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
     """`trained` are the labels; source and decoder input are read."""
     ids, labels, real = arrays_of(batch)
@@ -234,27 +330,3 @@ VIEW = View(
     {"source": "length of the source", "labels": "length of the target"},
     {"source": "source", "decoder_input": "decoder", "labels": "labels"},
 )
-
-
-def sample(
-    network: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    count: int,
-    collate: Collator,
-    settings: GenerationSettings,
-) -> list[Sample]:
-    """A source, what the model makes of it, and the target."""
-    rows = list(range(min(count, len(examples))))
-    written = dict(generate_rows(network, tokenizer, examples, rows, settings))
-    return [
-        {
-            # Of a text made into a pair, the marks of what is missing are to be seen.
-            "input": examples.texts[row][0]
-            if examples.kind == "text" and examples.texts
-            else decode(tokenizer, examples.columns["input_ids"][row]),
-            "output": written[row].text,
-            "reference": decode(tokenizer, examples.columns["labels"][row]),
-        }
-        for row in rows
-    ]

@@ -5,6 +5,7 @@ borrows the end token, and overwrites the labels that it is given; the stock mas
 evaluation. Here labels follow what is text and what is padding, and masks are a function of (seed, epoch, text).
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +19,7 @@ the `epoch`, None at evaluation, and the `progress` of the training, from 0 to 1
 Batch = dict[str, torch.Tensor]
 """`input_ids`, `attention_mask`, `labels` [rows, length]; where texts share a row, `documents`: the number of the text in
 its row, from 1 on, 0 for padding. Where pairs share rows, `decoder_documents` [rows, target length] numbers the targets
-alike, and `decoder_input_ids` are what the decoder reads (joining.py)."""
-
-FixedLengths = dict[str, int]
-"""Lengths to pad every batch to, by the name of their limit, for a model that reads the padding."""
+alike, and `decoder_input_ids` are what the decoder reads (padding_free.py)."""
 
 IGNORED = -100
 """The label of a position that is not predicted, by convention of torch's cross entropy."""
@@ -31,6 +29,9 @@ class Collator(Protocol):
     @property
     def fixed(self) -> bool:
         """Whether every batch is padded to the same length."""
+
+    def padded_to(self, lengths: Mapping[str, int]) -> "Collator":
+        """The same collator, padding every batch to these lengths (by the name of their option)."""
 
     def __call__(self, rows: list[Row]) -> Batch: ...
 

@@ -1,5 +1,6 @@
 """What one data set is to the model: rows of ids, to be asked for by epoch and number."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,29 +24,40 @@ BLANK = {"input_ids": np.zeros(1, np.int64), "labels": np.full(1, IGNORED)}
 
 @dataclass(frozen=True)
 class Limits:
-    """The most tokens that a row of each column may have, decided once and used for training and evaluation."""
+    """The most tokens that a row of each column may have: decided on the training data, reused for evaluation."""
 
     positions: int | None
     """What the model can read; None: any length."""
-    resolved: dict[str, int]
+    resolved: Mapping[str, int] = field(default_factory=dict)
+    """Option (`max_length`, …) -> tokens, of the limits that are decided."""
 
-    def most(self, name: str, asked: int | None, least: int | None = None) -> int:
-        """What the limit for the option `name` is or may become; `least`: where nothing is asked, not more than that.
+    def __getitem__(self, option: str) -> int:
+        return self.resolved[option]
 
-        Raises UsageError as `of`.
+    def resolve(self, option: str, requested: int | None, needed: int | None = None) -> "Limits":
+        """These limits with that of `option` decided: as requested, else as long as the data need, else a default.
+
+        A limit that is decided already stays. Raises UsageError where more is requested than the model has positions.
         """
-        known = self.resolved.get(name)
-        return known or Limits(self.positions, {}).of(name, asked, least)
+        if option in self.resolved:
+            return self
+        return replace(self, resolved={**self.resolved, option: self.at_most(option, requested, needed)})
 
-    def of(self, name: str, asked: int | None, needed: int | None = None) -> int:
-        """The limit for the option `name`. Raises UsageError where more is asked than the model has positions."""
-        if name not in self.resolved:
-            if asked and self.positions and asked > self.positions:
-                raise UsageError(f"--{name.replace('_', '-')} {asked}: the model has {self.positions} positions; "
-                                 f"ask for {self.positions} at most")  # fmt: skip
-            default = min(self.positions or DEFAULT_LENGTH, DEFAULT_LENGTH)
-            self.resolved[name] = asked or (min(needed, default) if needed else default)
-        return self.resolved[name]
+    def at_most(self, option: str, requested: int | None, needed: int | None = None) -> int:
+        """What the limit of `option` is, or would be. Raises UsageError as `resolve`."""
+        if option in self.resolved:
+            return self.resolved[option]
+        if requested and self.positions and requested > self.positions:
+            raise UsageError(
+                f"--{option.replace('_', '-')} {requested}: the model has {self.positions} positions; "
+                f"ask for {self.positions} at most"
+            )
+        default = min(self.positions or DEFAULT_LENGTH, DEFAULT_LENGTH)
+        return requested or (min(needed, default) if needed else default)
+
+    def as_flags(self, joint: str = ", ") -> str:
+        """`--max-source-length 40, --max-target-length 32`"""
+        return joint.join(f"--{option.replace('_', '-')} {length}" for option, length in self.resolved.items())
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,8 @@ class Examples:
     columns: dict[str, Ragged]
     ledgers: tuple[Ledger, ...]
     """One a source."""
+    limits: Limits
+    """The lengths that the rows were cut to."""
     fingerprint: str = ""
     sources: np.ndarray | None = None
     """Of each row of the columns the source it comes from; None: all from the first."""
@@ -140,8 +154,8 @@ class Examples:
         return total(self.ledgers, self.fingerprint)
 
 
-def longest_lengths(examples: Examples, limits: Limits, streaming: bool) -> list[int]:
-    """Tokens of the longest text (source and target); of a stream, of which only the beginning is known, what they may have."""
+def longest_lengths(examples: Examples, streaming: bool) -> list[int]:
+    """Tokens of the longest text (source and target). Of a stream only the beginning is known: the limits."""
     if streaming:
-        return [*limits.resolved.values()]
+        return [*examples.limits.resolved.values()]
     return [int(column.max()) for column in examples.lengths_by_column()]

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.config.data import TextData
 from lmtrain.data.ledger import Ledger, chained
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.ragged import GrowingRagged, Ragged
 from lmtrain.preprocessing.tokenizing import special_token_ids
-
-Encode = Callable[[Rows, PreTrainedTokenizerBase, Any, Limits, bool], Examples]
 
 
 def start_ledgers(rows: Rows) -> tuple[Ledger, ...]:
@@ -29,7 +26,12 @@ def start_ledgers(rows: Rows) -> tuple[Ledger, ...]:
 
 
 def finish_examples(
-    columns: dict[str, Ragged], ledgers: tuple[Ledger, ...], rows: Rows, origins: Any, **more: Any
+    columns: dict[str, Ragged],
+    ledgers: tuple[Ledger, ...],
+    rows: Rows,
+    origins: Sequence[int] | np.ndarray,
+    limits: Limits,
+    **more: Any,
 ) -> Examples:
     """`origins` [rows of the columns]: which row of the data each comes from."""
     for ledger in ledgers:
@@ -40,7 +42,7 @@ def finish_examples(
                          "to train)")  # fmt: skip
     sources = row_sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
     fingerprint = "" if rows.part else chained("", rows.contents())  # a stream goes on with the one of the part before
-    return Examples(rows.kind, columns, ledgers, fingerprint, sources, **more)
+    return Examples(rows.kind, columns, ledgers, limits, fingerprint, sources, **more)
 
 
 class TokenizedDocuments:
@@ -96,14 +98,21 @@ class TokenizedDocuments:
 
 
 def split_into_rows(
-    columns: dict[str, Ragged], length: int, ledgers: tuple[Ledger, ...], rows: Rows, texts: TokenizedDocuments, blocks: bool,
-    frame: tuple[list[int], list[int]] = ([], []),
-) -> Examples:  # fmt: skip
-    """Documents cut every `length` tokens; as `blocks`, those of a source one after another before they are cut.
+    texts: TokenizedDocuments,
+    columns: dict[str, Ragged],
+    length: int,
+    ledgers: tuple[Ledger, ...],
+    limits: Limits,
+    blocks: bool = False,
+    special: tuple[list[int], list[int]] = ([], []),
+) -> Examples:
+    """Cut documents every `length` tokens; with `blocks`, join those of a source before they are cut.
+
+    `special` tokens are put before and after every piece.
 
     The last piece of a part of a stream is its rest, where its text goes on or where blocks are to be filled.
     """
-    ids, origins = columns["input_ids"], np.array(texts.origins, np.int64)
+    rows, ids, origins = texts.rows, columns["input_ids"], np.array(texts.origins, np.int64)
     if blocks:
         sources = row_sources(rows, origins)
         first = np.flatnonzero(np.diff(sources, prepend=-1))
@@ -116,12 +125,12 @@ def split_into_rows(
         rest = {name: column[len(origins) - 1].tolist() for name, column in cut.items()}
         origins = origins[:-1]
         cut = {name: column.first(len(origins)) for name, column in cut.items()}
-    if any(frame):
-        around = {"input_ids": frame} | {
-            name: tuple([1] * len(part) for part in frame) for name in cut if name != "input_ids"
+    if any(special):
+        around = {"input_ids": special} | {
+            name: ([1] * len(special[0]), [1] * len(special[1])) for name in cut if name != "input_ids"
         }
         cut = {name: column.framed(*around[name]) for name, column in cut.items()}
-    return finish_examples(cut, ledgers, rows, origins, rest=rest)
+    return finish_examples(cut, ledgers, rows, origins, limits, rest=rest)
 
 
 def row_sources(rows: Rows, origins: np.ndarray) -> np.ndarray:
@@ -150,10 +159,12 @@ def documents_of(rows: Rows, encoded: Iterator[Any]) -> Iterator[tuple[Iterator[
 
 
 def fit_document(
-    ledgers: tuple[Ledger, ...], tokens: int, length: int, rows: Rows, document: range, data: TextData
+    ledgers: tuple[Ledger, ...], tokens: int, length: int, rows: Rows, document: range, policy: str
 ) -> int:
-    """How many of a document's tokens are kept, as --on-long says; entered in the ledger."""
-    policy = data.on_long or "split"
+    """How many of a document's tokens are kept under the --on-long `policy`; entered in the ledger.
+
+    Raises UsageError where running text is to be treated as rows, InputError under the policy `error`.
+    """
     ledger = ledgers[rows.source(document.start)]
     if rows.table_of[document.start] in rows.last and policy != "split":
         raise UsageError(
@@ -166,6 +177,7 @@ def fit_document(
 
 
 def apply_long_policy(ledger: Ledger, tokens: int, length: int, place: str, policy: str) -> int:
+    """How many of a too long row's tokens are kept; entered in the ledger. Raises InputError under `error`."""
     if policy == "error":
         raise InputError(f"{place}: {tokens} tokens, the limit is {length}; --on-long says what to do with such rows")
     if policy == "drop":

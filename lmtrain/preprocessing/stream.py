@@ -1,8 +1,8 @@
-"""Training data that are read while training: chunk by chunk, shuffled inside each, without end.
+"""Streaming: training data are read while training, chunk by chunk, shuffled inside each, without end.
 
-What is left of a chunk when its last row was cut or filled is carried into the next. Where a stream stands is a few
-numbers and at most one row of ids (State), so a run goes on from it without having kept a shuffle buffer: the chunk that
-it was in is read and shuffled again, as before.
+What is left of a chunk when its last row was cut or filled is carried into the next. The position of a stream is a few
+numbers and at most one row of ids (StreamState). A run resumes from it without a saved shuffle buffer: the chunk is read and
+shuffled again as before.
 """
 
 import json
@@ -17,33 +17,33 @@ from lmtrain.data.ledger import COUNTS, Ledger, chained, total
 from lmtrain.data.reading import Position, Reading, chunks
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
-from lmtrain.preprocessing.batch import Batch, Collator
+from lmtrain.preprocessing.batch import Batch, Collator, Row
 from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.sampler import count_trained
 
 STREAM = "stream.json"
-"""In a checkpoint: where the stream of training data stands."""
+"""In a checkpoint: the position of the stream of training data."""
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands: in front of a chunk, of which `taken` rows have been given."""
+    """The position of a stream: before a chunk of which `taken` rows have been given."""
 
     epoch: int = 0
     position: Position = field(default_factory=Position)
     carried: dict[str, list[int]] = field(default_factory=dict)
-    """What is left over of the chunk before, by column."""
+    """What is left of the chunk before, by column."""
     continues: bool = False
     texts: int = 0
-    """Texts (pieces, pairs) of this epoch before this chunk: the numbers that masks are made of go on from there."""
+    """Texts (pieces, pairs) of this epoch before this chunk: masks depend on the number of a text."""
     taken: int = 0
     ledgers: tuple[dict[str, Any], ...] = ()
-    """Of what was read of the first epoch before this chunk."""
+    """The ledgers of what was read of the first epoch before this chunk."""
     fingerprint: str = ""
     chunk: int = 0
     """Rows that are read at a time."""
     batches: int = 0
-    """That each process has been given."""
+    """Batches that each process has been given."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -56,15 +56,15 @@ class StreamState:
 
 @dataclass
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    """Batches of this process, for ever; `state` is what has been given so far.
+    """Batches of this process, for ever; `state` is the position after the last one.
 
-    Every process reads everything and takes every n-th batch, so that all of them know where the stream stands.
+    Every process reads everything and takes every n-th batch, so that all of them know the position.
     """
 
     reading: Reading
     encode: Callable[[Rows], Examples]
-    """A chunk of rows -> examples, in rows that texts share if they are to be packed."""
-    collate: Collator
+    """A chunk of rows -> examples, packed where the recipe packs."""
+    collator: Collator
     seed: int
     batch_size: int
     chunk: int
@@ -78,16 +78,20 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         self.state = replace(self.state, chunk=self.chunk)
 
     def __iter__(self) -> Iterator[Batch]:
+        return map(self.collator, self.rows())
+
+    def rows(self) -> Iterator[list[Row]]:
+        """The rows of each batch."""
         rows = self._rows()
         process, processes = self.process
         while True:
             batches = [[next(rows) for _ in range(self.batch_size)] for _ in range(processes)]
             progress = min(self.state.batches // self.grad_accum / max(self.steps - 1, 1), 1.0)
             self.state = replace(batches[-1][-1][1], batches=self.state.batches + 1)
-            yield self.collate([content | {"progress": progress} for content, _ in batches[process]])
+            yield [content | {"progress": progress} for content, _ in batches[process]]
 
     def ledgers(self) -> tuple[tuple[Ledger, ...], str]:
-        """(the ledgers of the sources, the fingerprint) of the first epoch, as far as its chunks have been begun."""
+        """(the ledgers of the sources, the fingerprint) of the first epoch, as far as its chunks have begun."""
         return self._begun or (tuple(Ledger(**ledger) for ledger in self.state.ledgers), self.state.fingerprint)
 
     # --- rows
@@ -106,7 +110,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             )
 
     def _chunks(self, state: StreamState) -> Iterator[tuple[Examples, StreamState, StreamState]]:
-        """(examples, the state before them, the state after them) of each chunk of the rest of an epoch."""
+        """(examples, the state before them, the state after them) of each remaining chunk of an epoch."""
         empty = True
         for rows, position in chunks(self.reading, state.position, self.chunk):
             examples = self.encode(replace(rows, carried=state.carried, continues=state.continues))
@@ -124,7 +128,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     def _counted(self, state: StreamState, rows: Rows, examples: Examples) -> tuple[tuple[dict[str, Any], ...], str]:
         if state.epoch:
             return state.ledgers, state.fingerprint
-        count_trained(examples, self.collate, 0)
+        count_trained(examples, self.collator, 0)
         before = [Ledger(**ledger) for ledger in state.ledgers] or [Ledger() for _ in examples.ledgers]
         ledgers = [total(both) for both in zip(before, examples.ledgers, strict=True)]
         fingerprint = chained(state.fingerprint, rows.contents())

@@ -23,6 +23,10 @@ class SpecialTokens:
     """Further special tokens, beside the entries that are asked for."""
 
 
+SEQUENCE_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+"""The special tokens of a tokenizer trained for clm or seq2seq."""
+
+
 def train_tokenizer(specification: str, texts: Iterable[str], frame: SpecialTokens) -> PreTrainedTokenizerFast:
     """A tokenizer of the kind `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte`, with N entries at most.
 

@@ -1,13 +1,14 @@
-"""TODO."""
+"""The recipe's settings as TrainingArguments."""
 
 from dataclasses import fields
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lmtrain import metrics
+from lmtrain.config.model import Model
+from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
 from lmtrain.runtime.device import T5_FAMILY, precision
 
@@ -27,9 +28,9 @@ NOT_ARGUMENTS = {
 }  # fmt: skip
 
 
-def training_arguments(recipe: Any, model_type: str, evaluates: bool, resumes: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> TrainingArguments:
     """TrainingArguments as the recipe says. Raises UsageError for values that it does not take."""
-    section = recipe.train
+    section, evaluates = recipe.train, recipe.evaluates
     given = {
         RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS
     }
@@ -81,8 +82,8 @@ def _check_reporters(arguments: TrainingArguments) -> None:
         raise UsageError(f"--report-to: {str(error).splitlines()[0]}") from None
 
 
-def learning_rate(model_type: str, model: Any) -> float:
-    """The default peak learning rate: random weights want ten times as much as trained ones, T5 and LoRA more as well."""
+def learning_rate(model_type: str, model: Model) -> float:
+    """The default peak learning rate: ten times higher for random weights, and higher for T5 and LoRA."""
     t5 = model_type in T5_FAMILY
     if model.lora:
         return 1e-3 if t5 else 2e-4

@@ -12,6 +12,7 @@ import torch
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.errors import BrokenDown, visible
 from lmtrain.evaluation.evaluator import Evaluator
 from lmtrain.evaluation.scores import Scores
@@ -105,9 +106,16 @@ NAMED = 3
 class RunCallback(TrainerCallback):
     """Decides when to evaluate, save and stop, and writes down what happens."""
 
-    def __init__(self, recipe: Any, folder: RunFolder, evaluation: Evaluator | None, console: Console):
-        self.recipe, self.folder, self.evaluation, self.console = recipe, folder, evaluation, console
-        self.trainer: ExactTrainer = None  # type: ignore[assignment]
+    def __init__(
+        self,
+        trainer: ExactTrainer,
+        recipe: Recipe,
+        folder: RunFolder,
+        evaluator: Evaluator | None,
+        console: Console,
+    ):
+        self.trainer, self.recipe, self.folder = trainer, recipe, folder
+        self.evaluator, self.console = evaluator, console
         self.began = time.monotonic()
         self.evaluated_at = -1
         self.stopped_by: int | None = None
@@ -128,7 +136,7 @@ class RunCallback(TrainerCallback):
         except signals.Stopped:
             self.stopped_by = signals.asked()
             control = self.trainer.control
-            self.trainer.save_where_it_stands({"evaluate": control.should_evaluate, "save": control.should_save})
+            self.trainer.save_interrupted({"evaluate": control.should_evaluate, "save": control.should_save})
 
     # --- events
 
@@ -151,7 +159,7 @@ class RunCallback(TrainerCallback):
         self._mind_the_epochs_of_a_stream(control)
         if self._time_is_up() or state.global_step >= state.max_steps:
             control.should_training_stop, control.should_save, control.should_log = True, True, True
-            control.should_evaluate = self.evaluation is not None
+            control.should_evaluate = self.evaluator is not None
 
     def _time_is_up(self) -> bool:
         limit, accelerator = self.recipe.train.max_time, self.trainer.accelerator
@@ -165,7 +173,7 @@ class RunCallback(TrainerCallback):
         stream = self.trainer.batches
         if isinstance(stream, Stream) and stream.state.epoch != self.epoch_of_stream:
             self.epoch_of_stream = stream.state.epoch
-            control.should_evaluate |= self.evaluation is not None and self.recipe.eval.every == "epoch"
+            control.should_evaluate |= self.evaluator is not None and self.recipe.eval.every == "epoch"
             control.should_save |= self.recipe.train.save_every == "epoch"
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -187,8 +195,8 @@ class RunCallback(TrainerCallback):
         self.evaluated_at = state.global_step
 
     def _show_samples(self, step: int) -> None:
-        if self.recipe.eval.samples and self.evaluation and self.console.main_process:
-            samples = self.evaluation.samples(self.trainer.model, self.recipe.eval.samples)
+        if self.recipe.eval.samples and self.evaluator and self.console.main_process:
+            samples = self.evaluator.samples(self.trainer.model, self.recipe.eval.samples)
             for sample in samples:
                 self._write(SAMPLES, {"step": step, **sample})
             self.console.samples(samples[:1])
@@ -220,7 +228,7 @@ class RunCallback(TrainerCallback):
             self._write(METRICS, {"step": step, "loss": None, "not_finite": what, "rows": rows[: NAMED * 10]})
         named = "; ".join(rows[:NAMED]) + (f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
         if self.trainer.skipped < self.recipe.train.skips:
-            self.trainer.leave_out()
+            self.trainer.skip_update()
             left = self.recipe.train.skips - self.trainer.skipped
             self.console.warn(f"{what} of step {step} is not a finite number: its update is left out, as {left} more may "
                               f"be. Rows: {named}")  # fmt: skip
@@ -253,7 +261,7 @@ class RunCallback(TrainerCallback):
     def final_scores(self) -> Scores | None:
         """The scores of the model that is kept: the best one, which is loaded, or the last."""
         state = self.trainer.state
-        if self.evaluation is None or self.stopped_by:
+        if self.evaluator is None or self.stopped_by:
             return None
         step = self._best() or state.global_step
         if step != state.global_step:
@@ -261,7 +269,7 @@ class RunCallback(TrainerCallback):
             self.console.note(f"keeping the model of step {step}, the best by {self.recipe.eval.best_metric}")
         if step in self.scores:
             return self.scores[step]
-        scores = self.evaluation.run(self.trainer.model, self.trainer.accelerator)
+        scores = self.evaluator.run(self.trainer.model, self.trainer.accelerator)
         if step == 0:
             self.initial = self.initial or scores.figures
         return scores

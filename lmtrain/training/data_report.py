@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.data.ledger import COUNTS, Ledger, total
 from lmtrain.preprocessing.sampler import BatchSampler, longest_first, padding_fraction
 from lmtrain.preprocessing.stream import Stream
@@ -9,7 +10,7 @@ from lmtrain.runtime.console import Console
 from lmtrain.training.datasets import PreparedData
 
 
-def show_ledgers(recipe: Any, prepared: PreparedData, batches: BatchSampler | Stream, console: Console) -> None:
+def show_ledgers(recipe: Recipe, prepared: PreparedData, batches: BatchSampler | Stream, console: Console) -> None:
     """What became of every row and token, before training; of a stream that is known only afterwards."""
     data = data_document(recipe, prepared, batches, 0.0)
     names = {"eval"} if isinstance(batches, Stream) else {"train", "eval"}
@@ -22,7 +23,7 @@ def show_ledgers(recipe: Any, prepared: PreparedData, batches: BatchSampler | St
 
 
 def data_document(
-    recipe: Any, prepared: PreparedData, batches: BatchSampler | Stream, padding: float
+    recipe: Recipe, prepared: PreparedData, batches: BatchSampler | Stream, padding: float
 ) -> dict[str, Any]:
     """The `data` of results.json; `padding` is that of a stream, which is known only afterwards."""
     if isinstance(batches, Stream):
@@ -48,7 +49,7 @@ def data_document(
     return data
 
 
-def _shares(recipe: Any, batches: BatchSampler | Stream) -> list[float | None]:
+def _shares(recipe: Recipe, batches: BatchSampler | Stream) -> list[float | None]:
     """Of each source the part of an epoch's rows that it has, where weights decide that."""
     if isinstance(batches, Stream) or not recipe.data.weights:
         return [None] * len(recipe.data.train)

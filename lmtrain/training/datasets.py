@@ -1,4 +1,4 @@
-"""Rows -> examples of both sides, from the cache where the same has been prepared before."""
+"""Rows -> examples of both splits, from the cache where the same data has been prepared before; and their batches."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +11,8 @@ from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lmtrain.config.data import Direction
+from lmtrain.config.data import Data
+from lmtrain.config.recipe import Recipe
 from lmtrain.data.cache import Kept
 from lmtrain.data.corpus import Corpus
 from lmtrain.data.ledger import Ledger
@@ -21,20 +22,19 @@ from lmtrain.modeling.document_mask import Packing
 from lmtrain.objectives.objective import Objective
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits
-from lmtrain.preprocessing.languages import set_languages
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.sampler import BatchSampler, count_trained
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens, train_tokenizer, with_special_tokens
 from lmtrain.runtime.memory import release_memory
 
-LOOKED_AT = 1000
-"""Rows of a stream's first chunk that are kept, for what is asked of the model before training."""
+TRIED_ROWS = 1000
+"""Rows of a stream's first chunk that are kept to try the model with before training."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a run trains and evaluates on, and what there is to say about it."""
+    """What a run trains and evaluates on, and what to report about it."""
 
     train: Examples
     held_out: Examples | None
@@ -43,139 +43,179 @@ class PreparedData:
     shared_rows: int
     duplicate_rows: int
 
+    @property
+    def limits(self) -> Limits:
+        """The lengths that both splits were cut to."""
+        return self.train.limits
 
-def learn_tokenizer(specification: str, corpus: Corpus, frame: SpecialTokens) -> PreTrainedTokenizerFast:
+
+def learn_tokenizer(specification: str, corpus: Corpus, special_tokens: SpecialTokens) -> PreTrainedTokenizerFast:
     """The tokenizer that is trained on the training rows, by the first process for all. Raises InputError."""
 
     def make() -> Kept:
-        made = train_tokenizer(specification, corpus.sides.train.texts(), frame)
+        made = train_tokenizer(specification, corpus.sides.train.texts(), special_tokens)
         return {}, {"tokenizer": made.backend_tokenizer.to_str()}
 
     state = PartialState()
-    key = corpus.key and corpus.cache.key("tokenizer", corpus.key, specification, asdict(frame))
+    key = corpus.key and corpus.cache.key("tokenizer", corpus.key, specification, asdict(special_tokens))
     made = [corpus.cache.remember(key, make, corpus.unchanged)[1]["tokenizer"] if state.is_main_process else None]
     text = broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
-    return with_special_tokens(Tokenizer.from_str(text), frame)
+    return with_special_tokens(Tokenizer.from_str(text), special_tokens)
 
 
-def prepare(
-    corpus: Corpus, objective: Objective, tokenizer: PreTrainedTokenizerBase, train_data: Any, limits: Limits
+def prepare_data(
+    corpus: Corpus,
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: Collator,
+    packed: Data,
+    limits: Limits,
 ) -> PreparedData:
-    """Both sides as examples. `train_data` is the data section for training, where it is packed in another way.
+    """Both splits as examples. `packed` is the data section with the packing that the model allows in training.
 
-    Enters in `limits` what they come to. Raises InputError, naming the flag, where not one token would be predicted.
+    Raises InputError, naming the flag, where not one token would be predicted.
     """
-    data, seed = corpus.data, corpus.seed
-    if isinstance(data, Direction):
-        set_languages(tokenizer, data.source_lang, data.target_lang)  # also where nothing has to be encoded
+    data = corpus.data
+    objective.set_languages(tokenizer, data)  # also where the cache spares the encoding
 
     def make() -> Kept:
-        sides = corpus.sides
-        # Of a stream the first chunk is looked at as if it were all.
-        seen = replace(sides.train, part=False, more=False, open=False)
-        rows = objective.encode(seen, tokenizer, train_data, limits, False)
-        rows = rows.head(LOOKED_AT) if data.streaming else rows
-        held = objective.encode(sides.held_out, tokenizer, data, limits, True) if sides.held_out else None
-        collate = objective.collate(tokenizer, data, seed)
-        count_trained(rows, collate, 0)
+        splits = corpus.sides
+        # The first chunk of a stream is encoded as if it were all.
+        rows = replace(splits.train, part=False, more=False, open=False)
+        train = objective.encode(rows, tokenizer, packed, limits, False)
+        train = train.head(TRIED_ROWS) if data.streaming else train
+        held = splits.held_out and objective.encode(splits.held_out, tokenizer, data, train.limits, True)
+        count_trained(train, collator, 0)
         if held:
-            count_trained(held, collate, None)
-        prepared = PreparedData(rows, held, sides.train.notes, sides.warnings(data.on_leak), sides.shared_rows,
-                            sides.duplicate_rows)  # fmt: skip
-        return _kept(prepared, limits)
+            count_trained(held, collator, None)
+        warnings = splits.warnings(data.on_leak)
+        return _arrays(
+            PreparedData(train, held, splits.train.notes, warnings, splits.shared_rows, splits.duplicate_rows)
+        )
 
     key = None
-    if (told := tokenizer_fingerprint(tokenizer)) and corpus.key:
-        key = corpus.cache.key(
-            corpus.key, told, str(objective.auto_model.__name__), limits.positions, train_data.model_dump()
-        )
-    arrays, document = corpus.cache.remember(key, make, corpus.unchanged)
+    if (fingerprint := tokenizer_fingerprint(tokenizer)) and corpus.key:
+        model_class = str(objective.auto_model.__name__)
+        key = corpus.cache.key(corpus.key, fingerprint, model_class, limits.positions, packed.model_dump())
+    prepared = _from_arrays(*corpus.cache.remember(key, make, corpus.unchanged))
     if corpus.forget():
         release_memory()
-    prepared = _restored(arrays, document)
-    limits.resolved.update(document["limits"])
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):
-        looked_at = flag == "--data" and data.streaming
-        if examples and not looked_at and not examples.ledger.tokens_trained:
-            raise InputError(f"{flag}: not one token of it would be predicted: the texts are too short, "
-                             "or --mask-probability is too low")  # fmt: skip
+        only_tried = flag == "--data" and data.streaming
+        if examples and not only_tried and not examples.ledger.tokens_trained:
+            raise InputError(
+                f"{flag}: not one token of it would be predicted: the texts are too short, "
+                "or --mask-probability is too low"
+            )
     return prepared
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A hash of all that decides how a tokenizer cuts a text; None for a slow one, which does not tell."""
+    """A hash of all that decides how a tokenizer splits a text; None for a slow one, which cannot be hashed."""
     if not tokenizer.is_fast:
         return None
-    told = (
-        type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
-        tokenizer.special_tokens_map, getattr(tokenizer, "src_lang", None), getattr(tokenizer, "tgt_lang", None),
-    )  # fmt: skip
-    return sha256(json.dumps(told, default=str).encode()).hexdigest()
+    decisive = (
+        type(tokenizer).__name__,
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        getattr(tokenizer, "src_lang", None),
+        getattr(tokenizer, "tgt_lang", None),
+    )
+    return sha256(json.dumps(decisive, default=str).encode()).hexdigest()
 
 
 def training_batches(
-    recipe: Any, corpus: Corpus, objective: Objective, tokenizer: PreTrainedTokenizerBase, packing: Packing,
-    prepared: PreparedData, collate: Collator, limits: Limits, process: tuple[int, int], width: int | None = None,
-) -> BatchSampler | Stream:  # fmt: skip
-    """The training data in batches, all at hand or read while training; `process` is (number, of how many), `width`
-    that of the rows in which the texts of a batch are laid end to end, if they are.
-    """
-    section = recipe.train
+    recipe: Recipe,
+    corpus: Corpus,
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    packing: Packing,
+    prepared: PreparedData,
+    collator: Collator,
+    process: tuple[int, int],
+    width: int | None = None,
+) -> BatchSampler | Stream:
+    """The batches of this process, from examples at hand or read while training.
 
-    def shared(examples: Examples) -> Examples:
-        return examples.packed(limits.resolved["max_length"]) if packing.apart else examples
+    `process` is (number, of how many); `width` that of padding-free rows, where batches are padding-free.
+    """
+    train, limits = recipe.train, prepared.limits
+
+    def packed(examples: Examples) -> Examples:
+        return examples.packed(limits["max_length"]) if packing.shares_rows else examples
 
     def encode(rows: Rows) -> Examples:
-        return shared(objective.encode(rows, tokenizer, packing.data, limits, False))
+        return packed(objective.encode(rows, tokenizer, packing.data, limits, False))
 
     if recipe.data.streaming:
         return Stream(
-            corpus.reading, encode, collate, section.seed, section.batch_size, recipe.data.shuffle_buffer, process,
-            grad_accum=section.grad_accum, steps=section.max_steps,
-        )  # fmt: skip
+            corpus.reading,
+            encode,
+            collator,
+            train.seed,
+            train.batch_size,
+            recipe.data.shuffle_buffer,
+            process,
+            grad_accum=train.grad_accum,
+            steps=train.max_steps or 1,
+        )
     return BatchSampler(
-        shared(prepared.train), section.seed, section.batch_size, section.batch_tokens, section.group_by_length,
-        tuple(recipe.data.weights), process, section.grad_accum, section.epochs, section.max_steps, width,
-    )  # fmt: skip
+        packed(prepared.train),
+        train.seed,
+        train.batch_size,
+        train.batch_tokens,
+        train.group_by_length,
+        tuple(recipe.data.weights),
+        process,
+        train.grad_accum,
+        train.epochs,
+        train.max_steps,
+        width,
+    )
 
 
 # --- examples <-> arrays and a document ------------------------------------------------------------------------------
-def _kept(prepared: PreparedData, limits: Limits) -> Kept:
+
+
+def _arrays(prepared: PreparedData) -> Kept:
     arrays: dict[str, np.ndarray] = {}
-    document: dict[str, Any] = {"limits": limits.resolved, "sides": {}} | {
+    document: dict[str, Any] = {"positions": prepared.train.limits.positions, "splits": {}} | {
         name: getattr(prepared, name) for name in ("notes", "warnings", "shared_rows", "duplicate_rows")
     }
-    for side, examples in (("train", prepared.train), ("held_out", prepared.held_out)):
+    for split, examples in (("train", prepared.train), ("held_out", prepared.held_out)):
         if examples is None:
             continue
         for name, column in examples.columns.items():
-            arrays |= {f"{side}-{name}-values": column.values, f"{side}-{name}-offsets": column.offsets}
+            arrays |= {f"{split}-{name}-values": column.values, f"{split}-{name}-offsets": column.offsets}
         if examples.read is not None:
-            arrays |= {f"{side}-read-{n}": lengths for n, lengths in enumerate(examples.read)}
+            arrays |= {f"{split}-read-{n}": lengths for n, lengths in enumerate(examples.read)}
         if examples.sources is not None:
-            arrays[f"{side}-sources"] = examples.sources
-        document["sides"][side] = {
+            arrays[f"{split}-sources"] = examples.sources
+        document["splits"][split] = {
             "kind": examples.kind, "columns": list(examples.columns), "fingerprint": examples.fingerprint,
-            "ledgers": [asdict(ledger) for ledger in examples.ledgers], "texts": examples.texts,
+            "ledgers": [asdict(ledger) for ledger in examples.ledgers], "texts": examples.texts, "limits": dict(examples.limits.resolved),
         }  # fmt: skip
     return arrays, document
 
 
-def _restored(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> PreparedData:
-    def examples(side: str) -> Examples | None:
-        told = document["sides"].get(side)
-        if told is None:
+def _from_arrays(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> PreparedData:
+    def examples(split: str) -> Examples | None:
+        saved = document["splits"].get(split)
+        if saved is None:
             return None
         columns = {
-            name: Ragged(arrays[f"{side}-{name}-values"], arrays[f"{side}-{name}-offsets"]) for name in told["columns"]
+            name: Ragged(arrays[f"{split}-{name}-values"], arrays[f"{split}-{name}-offsets"])
+            for name in saved["columns"]
         }
-        ledgers = tuple(Ledger(**ledger) for ledger in told["ledgers"])
-        texts = told["texts"] and [tuple(text) for text in told["texts"]]
-        read = (arrays[f"{side}-read-0"], arrays[f"{side}-read-1"]) if f"{side}-read-0" in arrays else None
-        sources = arrays.get(f"{side}-sources")
-        return Examples(told["kind"], columns, ledgers, told["fingerprint"], sources, texts, read=read)
+        ledgers = tuple(Ledger(**ledger) for ledger in saved["ledgers"])
+        texts = saved["texts"] and [tuple(text) for text in saved["texts"]]
+        read = (arrays[f"{split}-read-0"], arrays[f"{split}-read-1"]) if f"{split}-read-0" in arrays else None
+        sources = arrays.get(f"{split}-sources")
+        limits = Limits(document["positions"], saved["limits"])
+        return Examples(saved["kind"], columns, ledgers, limits, saved["fingerprint"], sources, texts, read=read)
 
     train = examples("train")
     assert train is not None
-    told = {name: document[name] for name in ("notes", "warnings", "shared_rows", "duplicate_rows")}
-    return PreparedData(train, examples("held_out"), **told)
+    saved = {name: document[name] for name in ("notes", "warnings", "shared_rows", "duplicate_rows")}
+    return PreparedData(train, examples("held_out"), **saved)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.errors import BrokenDown, StorageError
 from lmtrain.evaluation.evaluator import Evaluator
 from lmtrain.modeling import lora
@@ -26,14 +27,14 @@ NEW_TOKENS = 8
 """Tokens that are generated to see that it works."""
 
 
-def is_wanted(recipe: Any) -> bool:
+def is_wanted(recipe: Recipe) -> bool:
     """Whether a run is tried out first: as it says, else if it is long and not a mere evaluation."""
     steps, asked = recipe.train.max_steps, recipe.run.preflight
     return steps != 0 and (asked if asked is not None else (steps or 0) >= LONG)
 
 
 def preflight(
-    trainer: ExactTrainer, evaluation: Evaluator | None, examples: Examples, checkpoints: Path, console: Console
+    trainer: ExactTrainer, evaluator: Evaluator | None, examples: Examples, checkpoints: Path, console: Console
 ) -> None:
     """Leaves no trace in the run: chance, counts and gradients are as before.
 
@@ -43,14 +44,14 @@ def preflight(
     with console.working("trying out the largest batch, evaluation, generation and a checkpoint"):
         batch = trainer.data_collator(_largest(trainer, examples))
         _step(trainer, batch)
-        if evaluation:
-            settings = replace(evaluation.settings, max_new_tokens=min(evaluation.settings.max_new_tokens, NEW_TOKENS))
-            replace(evaluation, settings=settings).try_out(trainer.model, trainer.accelerator)
+        if evaluator:
+            settings = replace(evaluator.settings, max_new_tokens=min(evaluator.settings.max_new_tokens, NEW_TOKENS))
+            replace(evaluator, settings=settings).try_out(trainer.model, trainer.accelerator)
         if trainer.is_world_process_zero():
             _saved_and_loaded(trainer.model, checkpoints)
     training_state.set_random_state(before)
-    rows, length = trainer._laid(batch)["input_ids"].shape
-    console.note(f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluation else ''}"
+    rows, length = trainer.concatenated(batch)["input_ids"].shape
+    console.note(f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluator else ''}"
                  f"save and load: all well, {time.monotonic() - began:.1f} s (--no-preflight leaves it out)")  # fmt: skip
 
 

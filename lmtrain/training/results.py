@@ -1,4 +1,4 @@
-"""TODO."""
+"""The content of results.json, and the model beside it."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.evaluation.scores import Scores, metrics_document
 from lmtrain.modeling import lora
-from lmtrain.preprocessing.dataset import Limits
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runs.file_names import PREDICTIONS
 from lmtrain.runtime.device import environment
@@ -25,10 +25,15 @@ from lmtrain.training.trainer import ExactTrainer
 
 
 def resolved_settings(
-    recipe: Any, corpus: Corpus, tokenizer: Any, network: Any, prepared: PreparedData, limits: Limits,
-    arguments: TrainingArguments, floats: str,
-) -> dict[str, Any]:  # fmt: skip
-    """What settings come to, to be compared when the run goes on (drift.py)."""
+    recipe: Recipe,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    network: PreTrainedModel,
+    prepared: PreparedData,
+    arguments: TrainingArguments,
+    dtype: str,
+) -> dict[str, Any]:
+    """What the settings resolve to, to be compared when the run is resumed (compatibility.py)."""
     shapes = [(name, list(p.shape), p.requires_grad) for name, p in sorted(network.named_parameters())]
     held = prepared.held_out
     return {
@@ -37,27 +42,32 @@ def resolved_settings(
         or sha256(json.dumps(tokenizer.get_vocab()).encode()).hexdigest(),
         "data.train": corpus.size_of_files() if recipe.data.streaming else prepared.train.fingerprint,
         "data.eval": held.fingerprint if held else None,
-        **{f"data.{name}": value for name, value in limits.resolved.items()},
+        **{f"data.{name}": value for name, value in prepared.limits.resolved.items()},
         "train.learning_rate": arguments.learning_rate,
-        "train.precision": floats,
+        "train.precision": dtype,
         "run.num_processes": arguments.world_size,
     }
 
 
-def checkpoint_bytes(network: Any) -> int:
-    """About: the weights that are saved, and two numbers of the optimiser for each that is trained."""
+def checkpoint_bytes(network: PreTrainedModel) -> int:
+    """The approximate size of a checkpoint: the saved weights, and two numbers of the optimiser for each trained one."""
     saved = [p for p in network.parameters() if p.requires_grad or not lora.is_adapted(network)]
     return sum(p.numel() * (p.element_size() + (8 if p.requires_grad else 0)) for p in saved)
 
 
 def results_document(
-    recipe: Any, trainer: ExactTrainer, run: RunCallback, scores: Scores | None, prepared: PreparedData, started: float,
+    recipe: Recipe,
+    trainer: ExactTrainer,
+    run: RunCallback,
+    scores: Scores | None,
+    prepared: PreparedData,
+    started: float,
     status: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The content of results.json."""
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry and math.isfinite(entry["loss"])]
-    seen, trained, places = trainer.counted if status == "failed" else trainer.count()
+    seen, trained, slots = trainer.tokens_saved if status == "failed" else trainer.count()
     stream = trainer.batches if isinstance(trainer.batches, Stream) else None
     return {
         "objective": recipe.objective,
@@ -71,18 +81,18 @@ def results_document(
             **({"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}),
             "tokens_seen": seen,
             "tokens_trained": trained,
-            "tokens_per_second": (seen - trainer.before[0]) / max(time.monotonic() - run.began, 1e-9),
+            "tokens_per_second": (seen - trainer.tokens_before[0]) / max(time.monotonic() - run.began, 1e-9),
             "seconds": time.monotonic() - started,
             "peak_memory_bytes": peak_memory(),
         },
-        "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(places, 1)),
+        "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(slots, 1)),
         "gates": [],
         "environment": environment(trainer.args.world_size, recipe.train.seed),
     }
 
 
 def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, results: dict[str, Any]) -> None:
-    """The model beside its results, to be loaded by any tool that loads transformers models."""
+    """Save the model beside its results, to be loaded by any tool that loads transformers models."""
     # Only a sharded model has to be gathered; any other is saved as it is, bare of wrappers and of the compiler.
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
@@ -94,9 +104,9 @@ def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, r
     with folder.aside() as aside:
         lora.save(network, aside, state_dict)
         trainer.processing_class.save_pretrained(aside)
-    if scores and run.evaluation:
+    if scores and run.evaluator:
         for line in scores.notes:
             run.console.warn(line)
         predictions = Path(run.recipe.eval.predictions or folder.path / PREDICTIONS)
-        write_lines(predictions, run.evaluation.records(scores))
+        write_lines(predictions, run.evaluator.records(scores))
     folder.finish(results)

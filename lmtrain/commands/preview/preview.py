@@ -4,55 +4,41 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from rich.text import Text
 
 from lmtrain.commands.preview import render
+from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
-from lmtrain.errors import InputError, visible
-from lmtrain.modeling import padding_free
-from lmtrain.modeling.configuration import LOADING, load_config, sized_config
-from lmtrain.modeling.document_mask import DocumentMask, Packing
-from lmtrain.modeling.network import check_vocabulary, positions
-from lmtrain.modeling.tokenizer import load_tokenizer
+from lmtrain.errors import visible
+from lmtrain.modeling.configuration import load_config
+from lmtrain.modeling.document_mask import Packing, assume_packing
+from lmtrain.modeling.padding_free import is_applicable, row_width, text_lengths
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.objectives.token_roles import Lines, Seen, Token, View, fractions
-from lmtrain.preprocessing.batch import Batch, Collator, Row
+from lmtrain.preprocessing.batch import Batch, Row
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.packing import share_rows
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console, ledger_table, to_json
+from lmtrain.training.assembly import load_model
 from lmtrain.training.data_report import data_document
-from lmtrain.training.datasets import PreparedData, learn_tokenizer, prepare, training_batches
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A collator that hands the rows on together with the batch that it makes of them."""
-
-    collate: Collator
-
-    def __call__(self, rows: list[Row]) -> tuple[list[Row], Batch]:
-        return rows, self.collate(rows)
-
-    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        return self.collate.scored(row)
+from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
 
 
 @dataclass(frozen=True)
 class Shown:
     """What there is to look at."""
 
-    recipe: Any
+    recipe: Recipe
     view: View
     texts: render.Texts
     batches: list[list[Seen]]
     """Of each row of each batch the lengths of the texts in it, and its lines."""
-    places: list[int]
+    slots: list[int]
     """Of each batch, for tokens, padding included."""
     of_epoch: int | None
     """Batches in an epoch; None for a stream."""
@@ -64,120 +50,104 @@ class Shown:
     warnings: list[str]
 
 
-def preview(recipe: Any, corpus: Corpus, count: int, explain: bool, full: bool, console: Console) -> None:
-    """Show the first `count` batches of the first epoch, and what is to be said of all of them.
+def preview(recipe: Recipe, corpus: Corpus, count: int, explain: bool, full: bool, console: Console) -> None:
+    """Show the first `count` batches of the first epoch, and a summary of all of them.
 
     Raises an LmtrainError for whatever the user can put right, as training would.
     """
-    seen = look(recipe, corpus, count, console)
-    for line in seen.notes:
+    shown = look(recipe, corpus, count, console)
+    for line in shown.notes:
         console.note(line)
-    for line in seen.warnings:
+    for line in shown.warnings:
         console.warn(line)
     if not console.main_process:
         return
     if console.as_json:
-        sys.stdout.write(_harmless(to_json(document(seen))) + "\n")
+        sys.stdout.write(_harmless(to_json(document(shown))) + "\n")
     else:
-        show(seen, explain, full, console)
+        show(shown, explain, full, console)
 
 
-def look(recipe: Any, corpus: Corpus, count: int, console: Console) -> Shown:
+def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
     """The first `count` batches, made as training makes them.
 
-    Only what training asks the weights is answered without them: that texts which share a row can be kept apart is taken
-    for granted, also that the rows of a batch can be laid end to end, and that no model reads padding (ProphetNet does: it
-    is trained on rows of full length).
+    No weights are loaded, so what training tries out on them is assumed: that the model separates texts which share rows,
+    that its batches can be padding-free, and that it does not depend on padding (ProphetNet does: it is trained on rows of
+    full length).
     """
-    config = load_config(recipe.model, recipe.objective)
     objective = OBJECTIVES[recipe.objective]
-    with console.working("loading the tokenizer"):
-        tokenizer, told = load_tokenizer(
-            recipe.model, corpus.kind, lambda name: learn_tokenizer(name, corpus, objective.frame_for(recipe.data))
-        )
-    collate = Opened(objective.collate(tokenizer, recipe.data, recipe.train.seed))
-    network = outline(recipe.model, config, tokenizer, objective.auto_model)
-    limits = Limits(positions(network), {})
-    packing = Packing(recipe.data, _taken_for_granted(recipe.data, corpus.kind), [])
+    config = load_config(recipe.model, recipe.objective)
+    model = load_model(recipe, config, objective, corpus, console, weights=False)
+    packing = assume_packing(recipe.data, corpus.kind)
+    collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)
     with console.working("tokenising the data"):
-        prepared = prepare(corpus, objective, tokenizer, packing.data, limits)
-    joins = padding_free.is_applicable(recipe, recipe.data, corpus.kind)
-    width = padding_free.row_width(network) if joins else None
-    batches = training_batches(
-        recipe, corpus, objective, tokenizer, packing, prepared, cast(Collator, collate), limits, (0, 1), width
-    )
-    given = list(islice(_given(batches, collate), count))
-    lines = [zip(rows, objective.view.lines(rows, batch, tokenizer, network), strict=True) for rows, batch in given]
-    laid = [_laid(batch, width, network.config.is_encoder_decoder) for _, batch in given]
-    seen = [
-        [(row["lengths"].tolist(), _bare(line) if is_laid else line) for row, line in batch]
-        for batch, (is_laid, _) in zip(lines, laid, strict=True)
-    ]
-    places = [places for _, places in laid]
-    padding, _ = fractions(seen, objective.view, sum(places))
-    examples = _of_first_part(prepared, packing, limits) if isinstance(batches, Stream) else batches.examples
+        prepared = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
+    padding_free = is_applicable(recipe, packing.data, corpus.kind)
+    width = row_width(model.network) if padding_free else None
+    batches = training_batches(recipe, corpus, objective, model.tokenizer, packing, prepared, collator, (0, 1), width)
+    is_pairs = model.network.config.is_encoder_decoder
+    seen, slots = [], []
+    for rows in islice(_rows(batches), count):
+        batch = collator(rows)
+        shares_rows, size = _layout(batch, width, is_pairs)
+        lines = objective.view.lines(rows, batch, model.tokenizer, model.network)
+        lines = [_without_padding(line) for line in lines] if shares_rows else lines
+        seen.append([(row["lengths"].tolist(), line) for row, line in zip(rows, lines, strict=True)])
+        slots.append(size)
+    padding, _ = fractions(seen, objective.view, sum(slots))
+    examples = _first_part(prepared, packing) if isinstance(batches, Stream) else batches.examples
     return Shown(
-        recipe, objective.view, render.Texts(tokenizer), seen, places, None if isinstance(batches, Stream) else len(batches),
-        examples.lengths_by_column(), data_document(recipe, prepared, batches, padding),
-        [*prepared.notes, *told, _spoken(limits, packing, joins)], prepared.warnings,
-    )  # fmt: skip
+        recipe,
+        objective.view,
+        render.Texts(model.tokenizer),
+        seen,
+        slots,
+        None if isinstance(batches, Stream) else len(batches),
+        examples.lengths_by_column(),
+        data_document(recipe, prepared, batches, padding),
+        [*prepared.notes, *model.notes, _note(prepared.limits, packing, padding_free)],
+        prepared.warnings,
+    )
 
 
-def outline(model: Any, config: Any, tokenizer: Any, auto_model: Any) -> Any:
-    """The network without weights: its shapes and its rules. Raises InputError as loading it would."""
-    config = sized_config(config, model, tokenizer) if model.from_scratch else config
-    try:
-        with torch.device("meta"):
-            network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code)
-    except LOADING as error:
-        raise InputError(f"{model.name}: no {config.model_type} can be built like this: {error}") from None
-    check_vocabulary(network, tokenizer, model.name)
-    return network
-
-
-def _taken_for_granted(data: Any, kind: str) -> DocumentMask | None:
-    """That texts can be kept apart, without knowing how: nothing is computed here that would have to know."""
-    return cast(DocumentMask, object()) if data.shares and kind == "text" else None
-
-
-def _given(batches: BatchSampler | Stream, collate: Opened) -> Iterator[tuple[list[Row], Batch]]:
+def _rows(batches: BatchSampler | Stream) -> Iterator[list[Row]]:
+    """The rows of each batch."""
     if isinstance(batches, Stream):
-        yield from cast(Iterator[tuple[list[Row], Batch]], iter(batches))
+        yield from batches.rows()
     else:
-        yield from (collate([batches.examples[key] for key in keys]) for keys in batches)
+        yield from ([batches.examples[key] for key in keys] for keys in batches)
 
 
-def _laid(batch: Batch, width: int | None, pairs: bool) -> tuple[bool, int]:
-    """(whether its rows are laid end to end; places for tokens, padding included)."""
+def _layout(batch: Batch, width: int | None, is_pairs: bool) -> tuple[bool, int]:
+    """(whether texts of the batch share rows of `width` tokens; slots for tokens, padding included)."""
     if width:
-        shared, places = share_rows(padding_free.text_lengths(batch, pairs), width)
-        return shared is not None, places
-    return False, batch["input_ids"].numel() + (batch["labels"].numel() if pairs else 0)
+        shared, slots = share_rows(text_lengths(batch, is_pairs), width)
+        return shared is not None, slots
+    return False, batch["input_ids"].numel() + (batch["labels"].numel() if is_pairs else 0)
 
 
-def _bare(lines: Lines) -> Lines:
-    """Without its padding: what little there is where rows lie end to end is of none of them."""
+def _without_padding(lines: Lines) -> Lines:
+    """The lines of a text that shares a row: the little padding that there is belongs to no text."""
     bare = {name: [token for token in line if token.role != "pad"] for name, line in lines.items()}
     if "decoder_input" in bare:  # behind the last label the decoder would be shown that one
         bare["decoder_input"] = bare["decoder_input"][: len(bare["labels"])]
     return bare
 
 
-def _of_first_part(prepared: PreparedData, packing: Packing, limits: Limits) -> Examples:
-    return prepared.train.packed(limits.resolved["max_length"]) if packing.apart else prepared.train
+def _first_part(prepared: PreparedData, packing: Packing) -> Examples:
+    return prepared.train.packed(prepared.limits["max_length"]) if packing.shares_rows else prepared.train
 
 
-def _spoken(limits: Limits, packing: Packing, joins: bool) -> str:
-    lengths = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in limits.resolved.items())
-    apart = "; texts that share a row are kept apart, if training finds that this model can" if packing.apart else ""
-    laid = "; training lays the rows of a batch end to end, if it finds that this model can" if joins else ""
-    return lengths + apart + laid
+def _note(limits: Limits, packing: Packing, padding_free: bool) -> str:
+    packed = "; packed documents do not attend to each other, if training finds that this model can separate them"
+    free = "; training batches are padding-free, if training finds that this model can separate texts"
+    return limits.as_flags() + (packed if packing.shares_rows else "") + (free if padding_free else "")
 
 
 # --- as a document --------------------------------------------------------------------------------------------------
 def document(seen: Shown) -> dict[str, Any]:
     """All of it, for --json."""
-    padding, trained = fractions(seen.batches, seen.view, sum(seen.places))
+    padding, trained = fractions(seen.batches, seen.view, sum(seen.slots))
     return {
         "objective": seen.recipe.objective,
         "model": seen.recipe.model.name,
@@ -259,7 +229,7 @@ def _drawn(seen: Shown, batch: list[Seen], width: int, most: int | None) -> list
 
 
 def _heading(seen: Shown, number: int, batch: list[Seen]) -> str:
-    padding, trained = fractions([batch], seen.view, seen.places[number - 1])
+    padding, trained = fractions([batch], seen.view, seen.slots[number - 1])
     sizes = [{len(lines[name]) for _, lines in batch} for name in seen.view.measures]
     size = " + ".join(f"{'up to ' if len(size) > 1 else ''}{max(size):,}" for size in sizes)
     of = f" of {seen.of_epoch:,}" if seen.of_epoch else ""

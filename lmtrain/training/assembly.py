@@ -1,0 +1,302 @@
+"""The one assembly of a run: each step is a value that the next one takes.
+
+config → tokenizer → network → packing → collator → examples → loss → batches → evaluator → trainer. Training, preview, eval,
+bench and doctor take the same steps, as far as they need them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from transformers import (
+    EarlyStoppingCallback,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from lmtrain.config.model import Model
+from lmtrain.config.recipe import Recipe
+from lmtrain.data.corpus import Corpus
+from lmtrain.errors import InputError, UsageError
+from lmtrain.evaluation.evaluator import Evaluator, build_evaluator
+from lmtrain.modeling.configuration import LOADING, load_config, sized_config
+from lmtrain.modeling.document_mask import Packing, choose_packing
+from lmtrain.modeling.loss import TokenLoss, depends_on_padding, ends_with_head, has_own_loss
+from lmtrain.modeling.network import check_vocabulary, load_network, positions
+from lmtrain.modeling.padding_free import PaddingFree, choose_padding_free, is_applicable
+from lmtrain.modeling.tokenizer import load_tokenizer
+from lmtrain.objectives.objective import OBJECTIVES, Objective
+from lmtrain.preprocessing import chat
+from lmtrain.preprocessing.batch import Collator
+from lmtrain.preprocessing.dataset import Examples, Limits, longest_lengths
+from lmtrain.runs import compatibility
+from lmtrain.runs.checkpoint import Continued, step_of
+from lmtrain.runs.run_folder import RunFolder, check_room
+from lmtrain.runtime.console import Console
+from lmtrain.runtime.device import environment, precision
+from lmtrain.training.arguments import training_arguments
+from lmtrain.training.callbacks import LiveProgress, RunCallback
+from lmtrain.training.data_report import show_ledgers
+from lmtrain.training.datasets import PreparedData, learn_tokenizer, prepare_data, training_batches
+from lmtrain.training.results import checkpoint_bytes, resolved_settings
+from lmtrain.training.trainer import ExactTrainer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its configuration and tokenizer."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    network: PreTrainedModel
+    notes: list[str]
+
+    @property
+    def limits(self) -> Limits:
+        """What the model can read, before anything is decided about lengths."""
+        return Limits(positions(self.network))
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A run that is ready for its first step."""
+
+    trainer: ExactTrainer
+    callback: RunCallback
+    data: PreparedData
+
+
+def assemble(
+    recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console, saved: bool = True
+) -> Assembly:
+    """Everything that a run needs; the run folder is created if the run is to be `saved`.
+
+    Raises an LmtrainError for whatever the user can put right.
+    """
+    check_end(recipe, continued)
+    config = load_config(recipe.model, recipe.objective)
+    arguments = training_arguments(recipe, config.model_type, continued.checkpoint is not None)
+    console.main_process = PartialState().is_main_process
+    objective = OBJECTIVES[recipe.objective]
+    model = load_model(recipe, config, objective, corpus, console)
+    packing = choose_packing(model.network, recipe.data, corpus.kind, objective.shift == 1)
+    collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)
+    with console.working("tokenising the data"):
+        data = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
+    collator, loss = fit_scoring(objective, model.network, data.train, collator)
+    loss = fit_training(recipe, objective, model.network, data.train, packing, collator, loss)
+    padding_free = fit_padding_free(recipe, model.network, data.train, packing, collator, loss)
+    if padding_free:
+        loss = replace(loss, document_attention=padding_free.attention)
+    batches = training_batches(
+        recipe,
+        corpus,
+        objective,
+        model.tokenizer,
+        packing,
+        data,
+        collator,
+        (arguments.process_index, arguments.world_size),
+        padding_free.width if padding_free else None,
+    )
+    dtype = precision(recipe.train.precision, config.model_type)
+    evaluator = data.held_out and build_evaluator(
+        recipe, objective, data.held_out, model.tokenizer, collator, loss, dtype, console
+    )
+    settings = resolved_settings(recipe, corpus, model.tokenizer, model.network, data, arguments, dtype)
+    changed = compatibility.check_facts(continued.identity, settings, recipe.run.allow_drift)
+    for line in [*data.notes, *model.notes, *_notes(recipe, objective, data.limits, loss, config, arguments)]:
+        console.note(line)
+    versions = compatibility.version_warnings(continued.identity, environment())
+    for line in [*data.warnings, *packing.warnings, *changed, *versions]:
+        console.warn(line)
+    show_ledgers(recipe, data, batches, console)
+
+    arguments.output_dir = str(folder.checkpoints)
+    if saved and PartialState().is_main_process:
+        _open_folder(folder, recipe, continued, data.limits, model.network, console)
+    PartialState().wait_for_everyone()
+    identity = compatibility.identity(recipe, settings, environment())
+    trainer = ExactTrainer(
+        model.network,
+        arguments,
+        model.tokenizer,
+        collator,
+        loss,
+        batches,
+        evaluator=evaluator,
+        padding_free=padding_free,
+        identity=identity,
+        keep=recipe.train.keep,
+        warn=console.warn,
+    )
+    return Assembly(trainer, _add_callbacks(trainer, recipe, folder, evaluator, console), data)
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    objective: Objective,
+    corpus: Corpus | None,
+    console: Console,
+    kind: str | None = None,
+    weights: bool = True,
+) -> LoadedModel:
+    """The tokenizer, which the `corpus` may have to be asked for, and the network; without `weights`, its shapes alone.
+
+    `kind` is that of the rows, where there is no corpus. Raises InputError, UsageError.
+    """
+    set_seed(recipe.train.seed)
+
+    def learn(specification: str) -> PreTrainedTokenizerBase:
+        assert corpus, "only training learns a tokenizer"
+        return learn_tokenizer(specification, corpus, objective.special_tokens_for(recipe.data))
+
+    kind = corpus.kind if corpus else kind
+    with console.working("loading the tokenizer"):
+        tokenizer, tokenizer_notes = load_tokenizer(recipe.model, kind, learn)
+    if corpus:
+        objective.check_tokenizer(tokenizer, recipe.data)
+    with console.working("loading the model"):
+        if weights:
+            network, notes = load_network(
+                recipe.model, config, tokenizer, objective.auto_model, objective.task_type if corpus else None
+            )
+        else:
+            network, notes = outline(recipe.model, config, tokenizer, objective.auto_model), []
+    if corpus and weights and kind == "messages":
+        network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
+    return LoadedModel(config, tokenizer, network, [*tokenizer_notes, *notes])
+
+
+def outline(
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any
+) -> PreTrainedModel:
+    """The network without weights: its shapes and its rules. Raises InputError as loading it would."""
+    config = sized_config(config, model, tokenizer) if model.from_scratch else config
+    try:
+        with torch.device("meta"):
+            network: PreTrainedModel = auto_model.from_config(config, trust_remote_code=model.trust_remote_code)
+    except LOADING as error:
+        raise InputError(f"{model.name}: no {config.model_type} can be built like this: {error}") from None
+    check_vocabulary(network, tokenizer, model.name)
+    return network
+
+
+def fit_scoring(
+    objective: Objective, network: PreTrainedModel, examples: Examples, collator: Collator
+) -> tuple[Collator, TokenLoss]:
+    """The collator and the loss that score this very model, which is tried on a few rows."""
+    short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
+    head_last = ends_with_head(network, collator([short]))
+    if depends_on_padding(network, collator([short]), collator([short, long]), head_last):
+        collator = collator.padded_to(examples.limits.resolved)
+    return collator, TokenLoss(objective.shift, head_last=head_last)
+
+
+def fit_training(
+    recipe: Recipe,
+    objective: Objective,
+    network: PreTrainedModel,
+    examples: Examples,
+    packing: Packing,
+    collator: Collator,
+    loss: TokenLoss,
+) -> TokenLoss:
+    """The loss that trains this very model. Raises UsageError where the model's own loss cannot be smoothed."""
+    rows = [examples[0, row] for row in range(min(len(examples), 4))]
+    own = has_own_loss(network, collator(rows), objective.shift)
+    if own and recipe.train.label_smoothing:
+        raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
+    return replace(
+        loss,
+        label_smoothing=recipe.train.label_smoothing,
+        own=own,
+        document_attention=packing.mask,
+        whole_logits=recipe.train.compile or _is_sharded(),
+    )
+
+
+def fit_padding_free(
+    recipe: Recipe,
+    network: PreTrainedModel,
+    examples: Examples,
+    packing: Packing,
+    collator: Collator,
+    loss: TokenLoss,
+) -> PaddingFree | None:
+    """How this very model runs on padding-free batches; None where it cannot, or where rows are full already."""
+    if not is_applicable(recipe, packing.data, examples.kind):
+        return None
+    return choose_padding_free(network, loss, collator, longest_lengths(examples, recipe.data.streaming))
+
+
+def _is_sharded() -> bool:
+    """Whether no process holds a layer's weights whole."""
+    return PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def _add_callbacks(
+    trainer: ExactTrainer, recipe: Recipe, folder: RunFolder, evaluator: Evaluator | None, console: Console
+) -> RunCallback:
+    callback = RunCallback(trainer, recipe, folder, evaluator, console)
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
+    trainer.add_callback(callback)
+    trainer.add_callback(LiveProgress(console))
+    if patience := recipe.eval.early_stop:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
+    return callback
+
+
+# --- before the first step -------------------------------------------------------------------------------------------
+
+
+def check_end(recipe: Recipe, continued: Continued) -> None:
+    """Raise UsageError for a run that could never stop as requested, or is beyond its last step already."""
+    if recipe.eval.early_stop and not recipe.evaluates:
+        raise UsageError("--early-stop needs evaluation data: --eval-data or --val-split")
+    checkpoint = continued.checkpoint
+    if checkpoint and recipe.train.max_steps and step_of(checkpoint) > recipe.train.max_steps:
+        raise UsageError(f"{checkpoint} is beyond --max-steps {recipe.train.max_steps}; ask for more steps")
+
+
+def _open_folder(
+    folder: RunFolder,
+    recipe: Recipe,
+    continued: Continued,
+    limits: Limits,
+    network: PreTrainedModel,
+    console: Console,
+) -> None:
+    """Create the run folder, or take it back to the step that the run continues from."""
+    check_room(folder, checkpoint_bytes(network), recipe.train.keep)
+    folder.create(recipe, recipe.run.overwrite, dict(limits.resolved))
+    if recipe.run.resume:
+        folder.rewind(step_of(continued.checkpoint) if continued.checkpoint else -1)
+        for line in continued.notes:
+            console.note(line)
+
+
+def _notes(
+    recipe: Recipe,
+    objective: Objective,
+    limits: Limits,
+    loss: TokenLoss,
+    config: PretrainedConfig,
+    arguments: TrainingArguments,
+) -> list[str]:
+    dtype = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+    devices = f"{arguments.device}" + (f" × {arguments.world_size}" if arguments.world_size > 1 else "")
+    settings = f"{limits.as_flags()}, --learning-rate {arguments.learning_rate:g}, --precision {dtype}, {devices}"
+    own = f"{config.model_type} has a training loss of its own; eval_loss is the plain cross entropy"
+    return [settings, *objective.length_notes(recipe.data), *([own] if loss.own else [])]

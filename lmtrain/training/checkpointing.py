@@ -1,0 +1,204 @@
+"""What Trainer saves and resumes from: whole or not there, and nothing in it that could run code when it is read."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerControl
+from transformers.trainer_callback import ExportableState
+
+from lmtrain.errors import UsageError
+from lmtrain.modeling import lora
+from lmtrain.preprocessing.sampler import BatchSampler
+from lmtrain.preprocessing.stream import Stream, StreamState
+from lmtrain.runs import checkpoint
+from lmtrain.training import training_state
+
+
+@dataclass(frozen=True)
+class StepSnapshot:
+    """The state of a run at the edge of a step, besides weights and optimiser."""
+
+    random: dict[str, Any]
+    tokens: torch.Tensor
+    """[3] tokens seen, tokens trained and slots for tokens, padding included, of this process."""
+    loss: torch.Tensor
+    """Sum over the steps since the last log."""
+    stream: StreamState | None
+
+
+class CheckpointingTrainer(Trainer):
+    """The part of ExactTrainer that saves and resumes.
+
+    A checkpoint holds the state at the end of a step, also when the next one is interrupted half-way.
+    """
+
+    batches: BatchSampler | Stream
+    identity: dict[str, Any]
+    """What checkpoints know the run by (compatibility.py)."""
+    keep: int
+    """Checkpoints that stay."""
+    resumed: dict[str, Any]
+    """The state that the run is resumed from; empty where it is not."""
+    step_end: StepSnapshot
+    tokens_before: tuple[int, int, int]
+    """The tokens, as in StepSnapshot, of the run before this process began."""
+    tokens_saved: tuple[int, int, int]
+    """Those at the last checkpoint."""
+    rows_at_once: int | None
+    """Rows that fit into memory together, where a whole batch does not."""
+    skipped: int
+    """Updates that were left out because they were not finite."""
+    saved_at: int
+    """The step of the last checkpoint."""
+
+    def count(self, tokens: torch.Tensor | None = None) -> tuple[int, int, int]:
+        """The tokens (see StepSnapshot) since the run began, over all processes and resumes; all of them have to call it."""
+        reduced = self.accelerator.reduce(self.tokens if tokens is None else tokens)
+        seen, trained, slots = (before + int(n) for before, n in zip(self.tokens_before, reduced, strict=True))
+        return seen, trained, slots
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
+    def several(self) -> bool:
+        return bool(self.accelerator.num_processes > 1)
+
+    def save_interrupted(self, pending: dict[str, bool]) -> None:
+        """Save the last whole step of an interrupted run, with what was `pending` after it (evaluate, save)."""
+        if self.state.global_step and (self.saved_at != self.state.global_step or any(pending.values())):
+            self._save_checkpoint(self.model_wrapped, None, pending)
+
+    def _save_checkpoint(self, model: Any, trial: Any, pending: dict[str, bool] | None = None) -> None:
+        """Save what Trainer saves, whole or not at all, and no pickle."""
+        place = checkpoint.at(self.checkpoints, self.state.global_step)
+        self.store_flos()
+        if self.state.best_global_step:
+            best = checkpoint.at(self.checkpoints, self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        state = self._state(pending or {})
+        self.tokens_saved = state["tokens"]
+        aside = self._made_by_first(partial(checkpoint.begin, place))
+        try:
+            self.save_model(str(aside), _internal_call=True)
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded, by their own means
+                self._save_optimizer_and_scheduler(str(aside))
+            if self.is_world_process_zero():
+                training_state.save(aside, state)
+                self._remember_callbacks()
+                self.state.save_to_json(str(aside / "trainer_state.json"))
+                self.accelerator.wait_for_everyone()
+                checkpoint.publish(aside, place, self.identity)
+            else:
+                self.accelerator.wait_for_everyone()
+        except BaseException:
+            checkpoint.discard(aside)
+            raise
+        if self.is_world_process_zero():
+            checkpoint.rotate(self.checkpoints, self.state.global_step, self.state.best_global_step, self.keep)
+        self.accelerator.wait_for_everyone()
+        self.saved_at = self.state.global_step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
+
+    def _made_by_first(self, make: Callable[[], Path]) -> Path:
+        """What the first process makes, for all."""
+        made = [make() if self.is_world_process_zero() else None]
+        found: Path = gather_object(made)[0] if self.several else made[0]
+        return found
+
+    def _state(self, pending: dict[str, bool]) -> dict[str, Any]:
+        """What a run resumes from, besides weights and TrainerState."""
+        stream, scaler = self.step_end.stream, getattr(self.accelerator, "scaler", None)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return {
+            "optimizer": None if sharded else self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": gather_object([self.step_end.random]) if self.several else [self.step_end.random],
+            "tokens": self.count(self.step_end.tokens),
+            "loss": float(self.accelerator.reduce(self.step_end.loss.double(), "mean")),
+            "logged_at": self._globalstep_last_logged,
+            "stream": stream.to_json() if stream else None,
+            "rows_at_once": self.rows_at_once,
+            "skipped": self.skipped,
+            "still_to_do": pending,
+        }
+
+    def _remember_callbacks(self) -> None:
+        """Keep the state of the callbacks, such as the patience of early stopping, in TrainerState."""
+        known = {
+            type(c).__name__: c.state() for c in self.callback_handler.callbacks if isinstance(c, ExportableState)
+        }
+        # Not what the control is about to do: that is `pending`.
+        self.state.stateful_callbacks.update(known | {"TrainerControl": TrainerControl().state()})
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """As Trainer, without its arguments, which are a pickle."""
+        if self.args.should_save:
+            lora.save(self.model, output_dir, state_dict)
+            if self.processing_class:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if lora.is_adapted(self.model):
+            lora.load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if lora.is_adapted(self.model):
+            lora.load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
+
+    def recall(self, path: Path) -> None:
+        """Before training: read the state of the checkpoint `path`. Raises UsageError where a stream would lose its place."""
+        self.resumed = training_state.load(path)
+        self.tokens_before = self.tokens_saved = self.resumed["tokens"]
+        self.rows_at_once, self.skipped = self.resumed["rows_at_once"], self.resumed["skipped"]
+        if isinstance(self.batches, Stream):
+            state = StreamState.from_json(self.resumed["stream"])
+            if state.chunk != self.batches.chunk:
+                raise UsageError(f"--shuffle-buffer {self.batches.chunk}: the run to resume read {state.chunk} rows "
+                                 "at a time, and would lose its place; keep that")  # fmt: skip
+            self.batches.state = state
+
+    def catch_up(self) -> None:
+        """As training begins: do what was pending at the step that the run resumes from."""
+        self._tr_loss += self.resumed["loss"]
+        self._globalstep_last_logged = self.resumed["logged_at"]
+        self.saved_at = self.state.global_step
+        pending = self.resumed["still_to_do"]
+        if any(pending.values()):
+            self._load_rng_state(None)
+            self.saved_at = -1
+            self.control.should_evaluate, self.control.should_save = pending["evaluate"], pending["save"]
+            self._maybe_log_save_evaluate(
+                self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, time.time()
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            self.optimizer.load_state_dict(self.resumed["optimizer"])
+        self.lr_scheduler.load_state_dict(self.resumed["lr_scheduler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.resumed["scaler"]:
+            self.accelerator.scaler.load_state_dict(self.resumed["scaler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore that of this process; a process that did not exist before (--allow-drift num_processes) keeps its own."""
+        if self.args.process_index < len(self.resumed["random"]):
+            training_state.set_random_state(self.resumed["random"][self.args.process_index])
