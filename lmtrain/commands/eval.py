@@ -55,7 +55,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     evaluator = build_evaluator(recipe, objective, examples, model.tokenizer, collator, loss, dtype, console)
     release_memory()
     scores = evaluator.run(model.network.to(accelerator.device), accelerator)
-    if not math.isfinite(scores.figures["eval_loss"]):
+    if not math.isfinite(scores.values["eval_loss"]):
         raise InputError(f"{recipe.model.name}: its loss on these data is not a finite number; the model is broken")
     for line in scores.notes:
         console.warn(line)

@@ -31,23 +31,23 @@ def read_predictions(path: str) -> list[dict[str, Any]]:
 
 
 def compared(
-    evaluation: Evaluator, scores: Scores, others: list[dict[str, Any]], path: str | None
+    evaluator: Evaluator, scores: Scores, others: list[dict[str, Any]], path: str | None
 ) -> dict[str, dict[str, Any]]:
     """Metric -> both values, their difference, its 95 % interval and its p-value, by paired bootstrap.
 
     Raises InputError where the other model was not scored on the same rows.
     """
-    own = list(evaluation.records(scores))
+    own = list(evaluator.records(scores))
     for number, (mine, other) in enumerate(zip(own, others, strict=True), 1):
         if (mine["source"], mine["references"]) != (other["source"], other["references"]):
             raise InputError(f"--against {path}, line {number}: another row than here; both models have to be scored "
                              "on the same data with the same settings")  # fmt: skip
-    comparisons = bootstrap.compare(scores.metrics, _metrics_of(others, evaluation, scores))
+    comparisons = bootstrap.compare(scores.metrics, _metrics_of(others, evaluator, scores))
     return {name: asdict(comparison) for name, comparison in comparisons.items()}
 
 
-def _metrics_of(rows: list[dict[str, Any]], evaluation: Evaluator, scores: Scores) -> dict[str, Metric]:
+def _metrics_of(rows: list[dict[str, Any]], evaluator: Evaluator, scores: Scores) -> dict[str, Metric]:
     """The metrics of another model from the rows of its predictions.jsonl."""
-    columns = {n: np.array([row[n] for row in rows], dtype=np.float64) for n in scores.columns if n in rows[0]}
-    made = likelihood_metrics(columns, evaluation.objective, evaluation.signature)
-    return made | evaluation.judge.score([row["prediction"] for row in rows]) if evaluation.judge else made
+    columns = {n: np.array([row[n] for row in rows], dtype=np.float64) for n in scores.row_sums if n in rows[0]}
+    made = likelihood_metrics(columns, evaluator.objective, evaluator.signature)
+    return made | evaluator.text_scorer.score([row["prediction"] for row in rows]) if evaluator.text_scorer else made

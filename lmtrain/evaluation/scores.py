@@ -1,7 +1,7 @@
-"""TODO."""
+"""What an evaluation found: sums over rows, the metrics computed from them, and how to name how they were computed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,53 +12,54 @@ from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.objectives.objective import Objective
 from lmtrain.preprocessing.ragged import Ragged
 
-Columns = dict[str, np.ndarray]
-"""Per row of the examples: nll, tokens, correct, correct_top5, bytes, pseudo_nll, pseudo_tokens [rows]."""
+RowSums = dict[str, np.ndarray]
+"""Name -> [rows] float64: nll, tokens, correct, correct_top5, bytes, pseudo_nll, pseudo_tokens. Likelihoods in nats."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found."""
+    """The result of an evaluation, the same on every process."""
 
     metrics: dict[str, Metric]
-    others: dict[str, tuple[float, str]]
-    """(value, signature) of metrics that are not ours, which have neither rows nor intervals."""
-    columns: Columns
-    guesses: Ragged
-    """Of each row the best guess at every supervised token, from its start on; what follows is 0."""
-    predictions: list[str] | None = None
-    """Of each row the text that was generated."""
+    row_sums: RowSums
+    predicted_tokens: Ragged
+    """The most likely token at each supervised position of a row, from its start on; zeros follow."""
+    custom: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """(value, signature) of metrics loaded through `evaluate`, which have no rows and so no intervals."""
+    outputs: list[str] | None = None
+    """The generated text of each row."""
     notes: tuple[str, ...] = ()
     generation: dict[str, Any] | None = None
+    """The arguments of `generate`, with `hit_cap`, the share of outputs that reached the limit of tokens."""
 
     @property
-    def figures(self) -> dict[str, float]:
-        ours = {name: metric.value for name, metric in self.metrics.items()}
-        return ours | {name: value for name, (value, _) in self.others.items()}
+    def values(self) -> dict[str, float]:
+        own = {name: metric.value for name, metric in self.metrics.items()}
+        return own | {name: value for name, (value, _) in self.custom.items()}
 
     @property
     def signatures(self) -> dict[str, str]:
-        ours = {name: metric.signature for name, metric in self.metrics.items()}
-        return ours | {name: told for name, (_, told) in self.others.items()}
+        own = {name: metric.signature for name, metric in self.metrics.items()}
+        return own | {name: signature for name, (_, signature) in self.custom.items()}
 
     def intervals(self) -> dict[str, list[float]]:
-        """95 % bootstrap intervals; none of a single row, which says nothing of others."""
-        return bootstrap.intervals(self.metrics) if len(self.columns["nll"]) > 1 else {}
+        """95 % bootstrap intervals; none for a single row, which says nothing about others."""
+        return bootstrap.intervals(self.metrics) if len(self.row_sums["nll"]) > 1 else {}
 
 
 def metrics_document(scores: Scores) -> dict[str, Any]:
-    """The part of results.json that an evaluation makes."""
+    """The keys of results.json that an evaluation fills."""
     return {
-        "metrics": scores.figures,
+        "metrics": scores.values,
         "signatures": scores.signatures,
         "intervals": scores.intervals(),
         **({"generation": scores.generation} if scores.generation else {}),
     }
 
 
-def likelihood_metrics(columns: Columns, objective: Objective, signature: str) -> dict[str, Metric]:
-    """The figures that are made of sums over rows; those whose sums were not taken are absent."""
-    made = {
+def likelihood_metrics(sums: RowSums, objective: Objective, signature: str) -> dict[str, Metric]:
+    """The metrics that are a function of two sums over rows; those without their sums are left out."""
+    table: dict[str | None, tuple[str, str, Callable[[float, float], float]]] = {
         "eval_loss": ("nll", "tokens", metrics.mean),
         "perplexity": ("nll", "tokens", metrics.perplexity),
         "bits_per_byte": ("nll", "bytes", metrics.bits_per_byte),
@@ -67,14 +68,16 @@ def likelihood_metrics(columns: Columns, objective: Objective, signature: str) -
         "pseudo_perplexity": ("pseudo_nll", "pseudo_tokens", metrics.perplexity),
     }
     return {
-        name: _ratio(columns[above], columns[below], formula, signature)
-        for name, (above, below, formula) in made.items()
-        if name and above in columns and below in columns
+        name: _of_two_sums(sums[first], sums[second], formula, signature)
+        for name, (first, second, formula) in table.items()
+        if name and first in sums and second in sums
     }
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, formula: Any, signature: str) -> Metric:
-    return Metric(np.stack([above, below], axis=1), lambda sums: formula(float(sums[0]), float(sums[1])), signature)
+def _of_two_sums(
+    first: np.ndarray, second: np.ndarray, formula: Callable[[float, float], float], signature: str
+) -> Metric:
+    return Metric(np.stack([first, second], axis=1), lambda sums: formula(float(sums[0]), float(sums[1])), signature)
 
 
 def signature(lengths: Mapping[str, int], settings: Mapping[str, str | int | bool | None], precision: str) -> str:
@@ -88,4 +91,5 @@ def signature(lengths: Mapping[str, int], settings: Mapping[str, str | int | boo
 
 
 def plain_number(number: float) -> float | int:
+    """An int for a whole number, so that JSON shows counts without a fraction."""
     return int(number) if float(number).is_integer() else float(number)

@@ -38,7 +38,7 @@ CHARACTER = regex.compile(r"[\p{Latin}\p{N}]+|\p{L}\p{M}*")
 
 
 @dataclass(frozen=True)
-class Writing:
+class Script:
     """How one set of references is written.
 
     `bleu` is sacrebleu's tokenizer; `units` names what ROUGE counts and `split` makes them, None where they are
@@ -53,7 +53,7 @@ class Writing:
     note: str | None = None
 
 
-def writing_of(texts: Iterable[str], bleu: str | None = None, units: str | None = None) -> Writing:
+def detect_script(texts: Iterable[str], bleu: str | None = None, units: str | None = None) -> Script:
     """How `texts` are written; `bleu` and `units` override what would follow from it.
 
     Korean, which parts its words by spaces, is counted in words by ROUGE also where morphemes could be had: particles
@@ -68,7 +68,7 @@ def writing_of(texts: Iterable[str], bleu: str | None = None, units: str | None 
         _check(bleu)
     if units is None:
         units = "rouge_score" if name == "spaced" and latin >= LATIN_ALONE else "words" if spaced else "characters"
-    return Writing(name, bleu, units, _split(units, name), spaced, note)
+    return Script(name, bleu, units, _split(units, name), spaced, note)
 
 
 def _script(texts: Iterable[str]) -> tuple[str, float]:

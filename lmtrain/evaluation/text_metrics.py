@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 from lmtrain import metrics
+from lmtrain.config.eval import PairEval
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.evaluation.bootstrap import Metric
-from lmtrain.evaluation.scripts import CHARACTER, Writing, writing_of
+from lmtrain.evaluation.scripts import CHARACTER, Script, detect_script
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -26,11 +29,11 @@ ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def score(
-    predictions: Texts, references: References, writing: Writing, names: Collection[str] = metrics.TEXT_METRICS
+    predictions: Texts, references: References, script: Script, names: Collection[str] = metrics.TEXT_METRICS
 ) -> dict[str, Metric]:
     """The metrics `names`; `references[i]` are all the good answers of row i, at least one."""
     rouges = [name for name in ROUGES if name in names]
-    makers: dict[str, Callable[[Texts, References, Writing], Metric]] = {
+    makers: dict[str, Callable[[Texts, References, Script], Metric]] = {
         "bleu": _bleu,
         "chrf": partial(_sacrebleu, CHRF()),
         "chrfpp": partial(_sacrebleu, CHRF(word_order=2)),
@@ -38,16 +41,14 @@ def score(
         "exact_match": _exact_match,
         "f1": _f1,
     }
-    made = {name: make(predictions, references, writing) for name, make in makers.items() if name in names}
+    made = {name: make(predictions, references, script) for name, make in makers.items() if name in names}
     if rouges:
-        made |= _rouge(rouges, predictions, references, writing)
+        made |= _rouge(rouges, predictions, references, script)
     return {name: made[name] for name in metrics.TEXT_METRICS if name in made}
 
 
 # --- sacrebleu -------------------------------------------------------------------------------------------------------
-def _sacrebleu(
-    metric: Any, predictions: Texts, references: References, writing: Writing, most: float = 100.0
-) -> Metric:
+def _sacrebleu(metric: Any, predictions: Texts, references: References, script: Script, most: float = 100.0) -> Metric:
     """One of sacrebleu's metrics by its own statistics of rows; `most` cuts off what rounding puts above the best."""
     streams = [list(stream) for stream in zip_longest(*references)]  # None where a row has fewer references
     statistics = metric._extract_corpus_statistics(list(predictions), streams)
@@ -58,24 +59,24 @@ def _sacrebleu(
     )
 
 
-def _bleu(predictions: Texts, references: References, writing: Writing) -> Metric:
+def _bleu(predictions: Texts, references: References, script: Script) -> Metric:
     """BLEU; of references that are all shorter than four words, of the n-grams that there are (eff:yes)."""
-    tokenized = BLEU(tokenize=writing.bleu, force=True)
+    tokenized = BLEU(tokenize=script.bleu, force=True)
     longest = max(len(tokenized._preprocess_segment(text).split()) for texts in references for text in texts)
     return _sacrebleu(
-        BLEU(tokenize=writing.bleu, force=True, effective_order=longest < 4), predictions, references, writing
+        BLEU(tokenize=script.bleu, force=True, effective_order=longest < 4), predictions, references, script
     )
 
 
-def _ter(predictions: Texts, references: References, writing: Writing) -> Metric:
+def _ter(predictions: Texts, references: References, script: Script) -> Metric:
     """TER; in scripts without spaces, where a sentence would be one word, over characters."""
-    if writing.spaced:
-        return _sacrebleu(TER(), predictions, references, writing, inf)
-    if writing.name in ("Chinese", "Japanese"):
-        return _sacrebleu(TER(normalized=True, asian_support=True), predictions, references, writing, inf)
+    if script.spaced:
+        return _sacrebleu(TER(), predictions, references, script, inf)
+    if script.name in ("Chinese", "Japanese"):
+        return _sacrebleu(TER(normalized=True, asian_support=True), predictions, references, script, inf)
     apart = [" ".join(text.replace(" ", "")) for text in predictions]
     references = [[" ".join(text.replace(" ", "")) for text in texts] for texts in references]
-    made = _sacrebleu(TER(), apart, references, writing, inf)
+    made = _sacrebleu(TER(), apart, references, script, inf)
     return Metric(made.statistics, made.score, f"{made.signature}|unit:character")
 
 
@@ -87,13 +88,13 @@ class _Tokenizer:
         self.tokenize = split
 
 
-def _rouge(names: list[str], predictions: Texts, references: References, writing: Writing) -> dict[str, Metric]:
+def _rouge(names: list[str], predictions: Texts, references: References, script: Script) -> dict[str, Metric]:
     """F-measures of ROUGE by rouge_score, the best reference of each row, averaged over the rows."""
     from importlib.metadata import version
 
     from rouge_score.rouge_scorer import RougeScorer
 
-    own = writing.split and _Tokenizer(writing.split)
+    own = script.split and _Tokenizer(script.split)
     scorer = RougeScorer(names, tokenizer=own)
     rows = []
     for prediction, texts in zip(predictions, references, strict=True):
@@ -104,7 +105,7 @@ def _rouge(names: list[str], predictions: Texts, references: References, writing
     nrefs = _count(references)
     return {
         name: _average(
-            column, f"nrefs:{nrefs}|unit:{writing.units}|case:lc|stem:no|rouge-score:{version('rouge-score')}"
+            column, f"nrefs:{nrefs}|unit:{script.units}|case:lc|stem:no|rouge-score:{version('rouge-score')}"
         )
         for name, column in zip(names, np.array(rows).T, strict=True)
     }
@@ -134,7 +135,7 @@ def normalized(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def _exact_match(predictions: Texts, references: References, writing: Writing) -> Metric:
+def _exact_match(predictions: Texts, references: References, script: Script) -> Metric:
     hits = [
         any(normalized(prediction) == normalized(text) for text in texts)
         for prediction, texts in zip(predictions, references, strict=True)
@@ -142,14 +143,14 @@ def _exact_match(predictions: Texts, references: References, writing: Writing) -
     return _average(hits, f"nrefs:{_count(references)}|norm:squad")
 
 
-def _f1(predictions: Texts, references: References, writing: Writing) -> Metric:
+def _f1(predictions: Texts, references: References, script: Script) -> Metric:
     """F1 of the bags of words, or where no spaces part them of characters; the best reference of each row."""
-    split = str.split if writing.spaced else CHARACTER.findall
+    split = str.split if script.spaced else CHARACTER.findall
     best = [
         max(_overlap(split(normalized(prediction)), split(normalized(text))) for text in texts)
         for prediction, texts in zip(predictions, references, strict=True)
     ]
-    return _average(best, f"nrefs:{_count(references)}|norm:squad|unit:{'word' if writing.spaced else 'character'}")
+    return _average(best, f"nrefs:{_count(references)}|norm:squad|unit:{'word' if script.spaced else 'character'}")
 
 
 def _overlap(prediction: list[str], reference: list[str]) -> float:
@@ -190,20 +191,20 @@ def _compute(name: str, metric: Any, predictions: Texts, references: References)
 
 # --- all of it -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Judge:
+class TextScorer:
     """What texts are held against: `references[i]` are all the good answers of row i, at least one."""
 
     references: References
-    writing: Writing
+    script: Script
     names: tuple[str, ...]
     others: dict[str, Any]
     """Metrics of evaluate, by the name that was asked for."""
 
     def score(self, predictions: Texts) -> dict[str, Metric]:
         """Our metrics."""
-        return score(predictions, self.references, self.writing, self.names)
+        return score(predictions, self.references, self.script, self.names)
 
-    def numbers(self, predictions: Texts, taken: Collection[str]) -> dict[str, tuple[float, str]]:
+    def custom_values(self, predictions: Texts, taken: Collection[str]) -> dict[str, tuple[float, str]]:
         """(value, signature) of every number that the other metrics give; a name that is `taken` gets theirs in front."""
         found: dict[str, tuple[float, str]] = {}
         for name, metric in self.others.items():
@@ -213,11 +214,11 @@ class Judge:
         return found
 
 
-def judge(references: References, asked: Any) -> Judge:
+def build_text_scorer(references: References, section: PairEval) -> TextScorer:
     """The judge that a recipe's eval section asks for.
 
     What is named and none of ours is loaded through evaluate. Raises UsageError, InputError.
     """
-    writing = writing_of((t for texts in references for t in texts), asked.bleu_tokenize, asked.rouge_tokenize)
-    others = {name: load(name) for name in asked.metric if name not in metrics.TEXT_METRICS}
-    return Judge(references, writing, asked.text_metrics, others)
+    script = detect_script((t for texts in references for t in texts), section.bleu_tokenize, section.rouge_tokenize)
+    others = {name: load(name) for name in section.metric if name not in metrics.TEXT_METRICS}
+    return TextScorer(references, script, section.text_metrics, others)

@@ -44,14 +44,14 @@ class RowScores:
 
     `nll` [rows] float64: sum of the negative log-likelihood (nats) of the supervised tokens; `tokens`, `correct` and
     `correct_top5` [rows] int64: how many there are, and how many of them are the best guess or among the best five;
-    `guesses`: of each row the best guess at every supervised token.
+    `predictions`: the most likely token at each supervised position, one array a row.
     """
 
     nll: torch.Tensor
     tokens: torch.Tensor
     correct: torch.Tensor
     correct_top5: torch.Tensor
-    guesses: list[np.ndarray]
+    predictions: list[np.ndarray]
 
 
 class DocumentAttention(Protocol):
@@ -153,7 +153,7 @@ class TokenLoss:
         precise = torch.float32 if states.device.type == "mps" else torch.float64
         counted = labels != IGNORED
         nll, correct, top5 = (torch.zeros(len(labels), dtype=d, device=labels.device) for d in (precise, int, int))
-        guesses = []
+        predictions = []
         for row in range(len(labels)):
             at = counted[row]
             best_of_row = [torch.empty(0, dtype=torch.long, device=labels.device)]
@@ -165,8 +165,8 @@ class TokenLoss:
                 correct[row] += (best[:, 0] == truth).sum()
                 top5[row] += (best == truth[:, None]).sum()
                 best_of_row.append(best[:, 0])
-            guesses.append(torch.cat(best_of_row).to(torch.int32).cpu().numpy())
-        return RowScores(nll, counted.sum(1), correct, top5, guesses)
+            predictions.append(torch.cat(best_of_row).to(torch.int32).cpu().numpy())
+        return RowScores(nll, counted.sum(1), correct, top5, predictions)
 
 
 def decoder_inputs(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:

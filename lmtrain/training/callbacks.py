@@ -271,7 +271,7 @@ class RunCallback(TrainerCallback):
             return self.scores[step]
         scores = self.evaluator.run(self.trainer.model, self.trainer.accelerator)
         if step == 0:
-            self.initial = self.initial or scores.figures
+            self.initial = self.initial or scores.values
         return scores
 
     def _best(self) -> int | None:

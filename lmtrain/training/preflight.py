@@ -45,8 +45,8 @@ def preflight(
         batch = trainer.data_collator(_largest(trainer, examples))
         _step(trainer, batch)
         if evaluator:
-            settings = replace(evaluator.settings, max_new_tokens=min(evaluator.settings.max_new_tokens, NEW_TOKENS))
-            replace(evaluator, settings=settings).try_out(trainer.model, trainer.accelerator)
+            short = replace(evaluator.generation, max_new_tokens=min(evaluator.generation.max_new_tokens, NEW_TOKENS))
+            replace(evaluator, generation=short).try_out(trainer.model, trainer.accelerator)
         if trainer.is_world_process_zero():
             _saved_and_loaded(trainer.model, checkpoints)
     training_state.set_random_state(before)

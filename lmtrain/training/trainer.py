@@ -231,8 +231,8 @@ class ExactTrainer(CheckpointingTrainer):
         self.stop_together()
         before = training_state.random_state()
         # Before the first step only likelihoods: an untrained model's outputs say nothing, and it seldom stops.
-        self.scores = self.evaluator.run(self.model, self.accelerator, write=self.state.global_step > 0)
-        logs = {trainer_name(name): value for name, value in self.scores.figures.items()}
+        self.scores = self.evaluator.run(self.model, self.accelerator, generate=self.state.global_step > 0)
+        logs = {trainer_name(name): value for name, value in self.scores.values.items()}
         self.log(dict(logs))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         training_state.set_random_state(before)

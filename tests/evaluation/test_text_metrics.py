@@ -48,7 +48,7 @@ def worsened(texts: list[str]) -> list[str]:
 
 def scored(predictions: list[str], references: list, **how) -> dict[str, bootstrap.Metric]:
     lists = [[texts] if isinstance(texts, str) else texts for texts in references]
-    return text_metrics.score(predictions, lists, scripts.writing_of((t for texts in lists for t in texts), **how))
+    return text_metrics.score(predictions, lists, scripts.detect_script((t for texts in lists for t in texts), **how))
 
 
 def command(predictions: list[str], streams: list[list[str]], *flags: str) -> list[dict]:
@@ -210,19 +210,19 @@ def test_unrelated_korean_that_shares_a_number_is_unrelated(pair: tuple[str, str
     ],
 )
 def test_the_script_of_a_text_is_the_one_that_most_of_it_is_written_in(texts: list[str], name: str):
-    assert scripts.writing_of(texts).name == name
+    assert scripts.detect_script(texts).name == name
 
 
 def test_without_the_korean_extra_bleu_says_that_it_counts_characters(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scripts, "find_spec", lambda name: None)
-    korean = scripts.writing_of(IDENTICAL["Korean"])
+    korean = scripts.detect_script(IDENTICAL["Korean"])
     assert korean.bleu == "char" and "lmtrain[korean]" in (korean.note or "")
     assert "tok:char" in text_metrics.score(["가"], [["가"]], korean)["bleu"].signature
     with pytest.raises(UsageError, match=r"lmtrain\[korean\]"):
-        scripts.writing_of(IDENTICAL["Korean"], units="morphemes")
+        scripts.detect_script(IDENTICAL["Korean"], units="morphemes")
     monkeypatch.setattr(scripts, "find_spec", lambda name: object())
-    assert scripts.writing_of(IDENTICAL["Korean"]).bleu == "ko-mecab"
-    assert scripts.writing_of(IDENTICAL["Japanese"]).bleu == "ja-mecab"
+    assert scripts.detect_script(IDENTICAL["Korean"]).bleu == "ko-mecab"
+    assert scripts.detect_script(IDENTICAL["Japanese"]).bleu == "ja-mecab"
 
 
 def test_decomposed_hangul_is_the_same_word():
