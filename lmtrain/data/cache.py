@@ -1,75 +1,79 @@
-"""Results that are kept for the next run on the same data: by the hash of all that they are a function of."""
+"""A cache on disk: prepared data, found again by a hash of everything that they depend on."""
 
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lmtrain.config.train import Run
 from lmtrain.runtime.console import Console
+from lmtrain.runtime.files import atomic_folder
 
 Arrays = dict[str, Any]
 """Name -> numpy array."""
 
-Kept = tuple[Arrays, dict[str, Any]]
-"""Arrays, and a document of JSON."""
+CacheEntry = tuple[Arrays, dict[str, Any]]
+"""Arrays, and a JSON document."""
+
+PACKAGE = Path(__file__).parents[1]
 
 UNUSED_DAYS = 30
-"""An entry that nobody has used for so long is removed when another is written."""
+"""Entries that were not used for this many days are removed when a new one is written."""
 
 
 class Cache:
-    """A folder of entries. An entry is whole or not there, and of several runs that want it at once one makes it."""
+    """A folder of entries. An entry is complete or absent, and only one of several concurrent runs makes it."""
 
     def __init__(self, folder: Path | None, console: Console):
         self.folder, self.console = folder, console
 
     @classmethod
-    def of(cls, run: Any, console: Console) -> "Cache":
-        """The cache that a recipe's run section asks for; with --no-cache one that keeps nothing."""
+    def of(cls, run: Run, console: Console) -> "Cache":
+        """The cache that the recipe's section `run` names; with --no-cache it saves nothing."""
         if not run.cache:
             return cls(None, console)
         base = os.environ.get("XDG_CACHE_HOME")
-        home = Path(base) if base else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 - it takes having no home
+        # os.path.expanduser works without a home directory, where Path.home raises.
+        home = Path(base) if base else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111
         return cls(Path(run.cache_dir) if run.cache_dir else home / "lmtrain", console)
 
     def key(self, *parts: Any) -> str:
-        """The hash of what an entry is a function of; the code that makes it is a part of that."""
+        """A hash of JSON-serialisable `parts`, of lmtrain's code and of the versions of the libraries it calls."""
         digest = sha256(_code())
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
-    def holds(self, key: str) -> bool:
-        return self.folder is not None and (self.folder / key / "document.json").is_file()
+    def remember(
+        self, key: str | None, make: Callable[[], CacheEntry], is_valid: Callable[[], bool] = lambda: True
+    ) -> CacheEntry:
+        """Return the entry of `key`; make it if it is missing, and save it if `is_valid()` holds afterwards.
 
-    def remember(self, key: str | None, make: Callable[[], Kept], still: Callable[[], bool] = lambda: True) -> Kept:
-        """The entry of `key`, made if it is not there, and kept if the key `still` is right when it has been made.
-
-        A folder that cannot be written to keeps nothing.
+        Without a key, or where the folder cannot be written, nothing is saved.
         """
         if self.folder is None or key is None:
             return make()
-        place = self.folder / key
+        folder = self.folder / key
         with self._lock(key):
-            if found := _load(place):
-                return found
+            if entry := _load(folder):
+                return entry
             made = make()
-            if not still():
+            if not is_valid():
                 return made
             try:
-                _store(place, *made)
-                self._tidy()
+                _save(folder, *made)
+                self._remove_unused()
             except OSError as error:
-                self.console.note(f"{self.folder}: {error.strerror or error}; nothing is kept for the next run")
+                self.console.note(f"{self.folder}: {error.strerror or error}; the prepared data is not cached")
                 return made
-        return _load(place) or made
+        return _load(folder) or made
 
-    def _lock(self, key: str) -> Any:
+    def _lock(self, key: str) -> AbstractContextManager[Any]:
         from filelock import FileLock
 
         assert self.folder
@@ -79,12 +83,12 @@ class Cache:
             try:
                 return lock.acquire(timeout=1)
             except TimeoutError:
-                self.console.note("another run prepares the same data; waiting for it")
+                self.console.note("waiting for another run that prepares the same data")
                 return lock.acquire()
         except OSError:
             return nullcontext()
 
-    def _tidy(self) -> None:
+    def _remove_unused(self) -> None:
         assert self.folder
         oldest = time.time() - UNUSED_DAYS * 86400
         for document in self.folder.glob("*/document.json"):
@@ -94,45 +98,38 @@ class Cache:
                     document.parent.with_suffix(".lock").unlink(missing_ok=True)
 
 
+def code_files() -> list[Path]:
+    """Every module of lmtrain, because any of them may change what is cached."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
 def _code() -> bytes:
-    modules = sorted(Path(__file__).parent.glob("*.py"))
     libraries = " ".join(f"{name} {version(name)}" for name in ("tokenizers", "transformers", "pyarrow"))
-    return b"".join(module.read_bytes() for module in modules) + libraries.encode()
+    return b"".join(file.read_bytes() for file in code_files()) + libraries.encode()
 
 
-def _load(place: Path) -> Kept | None:
-    document = place / "document.json"
+def _load(folder: Path) -> CacheEntry | None:
+    """The saved entry; None where it is missing or damaged. The arrays are memory-mapped."""
+    import numpy as np
+
+    document = folder / "document.json"
     try:
-        found = json.loads(document.read_text(encoding="utf-8"))
-        arrays = {name: _mapped(place / f"{name}.npy") for name in found["arrays"]}
-        os.utime(document)  # used today
+        content = json.loads(document.read_text(encoding="utf-8"))
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in content["arrays"]
+        }
+        os.utime(document)  # the time of the last use
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return arrays, found
+    return arrays, content
 
 
-def _mapped(file: Path) -> Any:
-    """An array from its file, so that pages that are not in use cost no memory."""
+def _save(folder: Path, arrays: Arrays, document: dict[str, Any]) -> None:
     import numpy as np
 
-    return np.load(file, mmap_mode="r", allow_pickle=False)
-
-
-def _store(place: Path, arrays: Arrays, document: dict[str, Any]) -> None:
-    aside = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(place, ignore_errors=True)  # what is there is damaged, or it would have been loaded
-        aside.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)  # an existing entry is damaged, or it would have been loaded
+    with atomic_folder(folder, suffix=str(os.getpid())) as part:
         for name, values in arrays.items():
-            _save(aside / f"{name}.npy", values)
+            np.save(part / f"{name}.npy", values, allow_pickle=False)
         text = json.dumps({**document, "arrays": sorted(arrays)}, ensure_ascii=False)
-        (aside / "document.json").write_text(text, encoding="utf-8")
-        aside.replace(place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _save(file: Path, values: Any) -> None:
-    import numpy as np
-
-    np.save(file, values, allow_pickle=False)
+        (part / "document.json").write_text(text, encoding="utf-8")

@@ -47,7 +47,7 @@ class Corpus:
             raise UsageError("standard input can be read only once; save one of the two to a file")
 
     @cached_property
-    def sides(self) -> Splits:
+    def splits(self) -> Splits:
         """Of a stream, `train` is its first chunk. Raises InputError for data that cannot be used."""
         if self.data.streaming:
             held = load(self.data.eval, self.data, "validation") if self.data.eval else None
@@ -56,7 +56,7 @@ class Corpus:
 
     def forget(self) -> bool:
         """Let go of the rows, if they have been read; whoever asks for them again has them read again."""
-        return self.__dict__.pop("sides", None) is not None
+        return self.__dict__.pop("splits", None) is not None
 
     def check(self) -> None:
         """Read the rows if nobody has read them before, to be told what is wrong with them. Raises InputError."""
@@ -66,9 +66,9 @@ class Corpus:
     def kind(self) -> str:
         """The kind of rows. They are read for it, unless the same have been read before and found to be sound."""
         if self.key is None:
-            return self.sides.train.kind
+            return self.splits.train.kind
         key = self.cache.key("rows", self.key)
-        found = self.cache.remember(key, lambda: ({}, {"kind": self.sides.train.kind}), self.unchanged)
+        found = self.cache.remember(key, lambda: ({}, {"kind": self.splits.train.kind}), self.unchanged)
         return str(found[1]["kind"])
 
     @cached_property

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lmtrain.config.data import Data
 from lmtrain.config.recipe import Recipe
-from lmtrain.data.cache import Kept
+from lmtrain.data.cache import CacheEntry
 from lmtrain.data.corpus import Corpus
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.rows import Rows
@@ -52,8 +52,8 @@ class PreparedData:
 def learn_tokenizer(specification: str, corpus: Corpus, special_tokens: SpecialTokens) -> PreTrainedTokenizerFast:
     """The tokenizer that is trained on the training rows, by the first process for all. Raises InputError."""
 
-    def make() -> Kept:
-        made = train_tokenizer(specification, corpus.sides.train.texts(), special_tokens)
+    def make() -> CacheEntry:
+        made = train_tokenizer(specification, corpus.splits.train.texts(), special_tokens)
         return {}, {"tokenizer": made.backend_tokenizer.to_str()}
 
     state = PartialState()
@@ -78,8 +78,8 @@ def prepare_data(
     data = corpus.data
     objective.set_languages(tokenizer, data)  # also where the cache spares the encoding
 
-    def make() -> Kept:
-        splits = corpus.sides
+    def make() -> CacheEntry:
+        splits = corpus.splits
         # The first chunk of a stream is encoded as if it were all.
         rows = replace(splits.train, part=False, more=False, open=False)
         train = objective.encode(rows, tokenizer, packed, limits, False)
@@ -178,7 +178,7 @@ def training_batches(
 # --- examples <-> arrays and a document ------------------------------------------------------------------------------
 
 
-def _arrays(prepared: PreparedData) -> Kept:
+def _arrays(prepared: PreparedData) -> CacheEntry:
     arrays: dict[str, np.ndarray] = {}
     document: dict[str, Any] = {"positions": prepared.train.limits.positions, "splits": {}} | {
         name: getattr(prepared, name) for name in ("notes", "warnings", "shared_rows", "duplicate_rows")

@@ -1,4 +1,4 @@
-"""Both sides of a run's data: what is held out, what stands in both, what is shared out by weight."""
+"""Both splits of a run's data: what is held out, what stands in both, what is shared out by weight."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from conftest import lmtrain, scratch, sentences, trained
 
 from lmtrain.config.data import ClmData, PairData
 from lmtrain.data.cache import Cache
-from lmtrain.data.corpus import Corpus
+from lmtrain.data.corpus import Corpus, read
 from lmtrain.errors import InputError
 from lmtrain.runtime.console import Console
 
@@ -25,31 +25,31 @@ def corpus(section: type = ClmData, seed: int = 1, **data: Any) -> Corpus:
 
 def test_shared_and_repeated_rows_are_counted():
     train, held = write("t.jsonl", ["a", "b", "b", "c", "가"]), write("e.jsonl", ["b", "x", "가"])
-    sides = corpus(train=[train], eval=[held]).sides
-    assert (sides.shared_rows, sides.duplicate_rows) == (2, 1)
-    assert "2 evaluation rows also are training rows" in sides.warnings("warn")[0]
-    assert corpus(train=[train], eval=[write("o.jsonl", ["x"])]).sides.warnings("warn") == []
+    splits = corpus(train=[train], eval=[held]).splits
+    assert (splits.shared_rows, splits.duplicate_rows) == (2, 1)
+    assert "2 evaluation rows also are training rows" in splits.warnings("warn")[0]
+    assert corpus(train=[train], eval=[write("o.jsonl", ["x"])]).splits.warnings("warn") == []
 
 
 def test_leaked_rows_are_left_out_of_training_and_counted_as_dropped():
     train, held = write("t.jsonl", ["a", "b", "b", "c"]), write("e.jsonl", ["b", "x"])
-    sides = corpus(train=[train], eval=[held], on_leak="drop").sides
-    assert sides.train.values == ["a", "c"]
-    assert sides.train.ledgers[0].rows_dropped == 2
-    assert sides.held_out.values == ["b", "x"]
+    splits = corpus(train=[train], eval=[held], on_leak="drop").splits
+    assert splits.train.values == ["a", "c"]
+    assert splits.train.ledgers[0].rows_dropped == 2
+    assert splits.held_out.values == ["b", "x"]
 
 
 def test_a_leak_can_be_an_error_that_names_the_row():
     train, held = write("t.jsonl", ["a", "b", "c"]), write("e.jsonl", ["x", "b", "c"])
     with pytest.raises(InputError, match=r"e.jsonl, line 2: also is in the training data, as are 1 more"):
-        assert corpus(train=[train], eval=[held], on_leak="error").sides
+        assert corpus(train=[train], eval=[held], on_leak="error").splits
 
 
 def test_pairs_leak_as_pairs():
     for name, target in (("t.jsonl", "b"), ("e.jsonl", "c")):
         Path(name).write_text(json.dumps({"source": "a", "target": target}) + "\n")
-    assert corpus(PairData, train=["t.jsonl"], eval=["e.jsonl"]).sides.shared_rows == 0
-    assert corpus(PairData, train=["t.jsonl"], eval=["t.jsonl"]).sides.shared_rows == 1
+    assert corpus(PairData, train=["t.jsonl"], eval=["e.jsonl"]).splits.shared_rows == 0
+    assert corpus(PairData, train=["t.jsonl"], eval=["t.jsonl"]).splits.shared_rows == 1
 
 
 @pytest.mark.parametrize("changed", ["content", "order", "seed", "option", "limit", "name"])
@@ -74,10 +74,6 @@ def test_the_key_follows_the_content_and_not_the_name(changed: str):
 
 def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_kept(monkeypatch: pytest.MonkeyPatch):
     name = write("a.jsonl", ["a", "b", "c"])
-    import lmtrain.corpus
-
-    read = lmtrain.corpus.read
-
     def appended(*arguments: Any) -> Any:
         rows = read(*arguments)
         with Path(name).open("a") as stream:
@@ -88,11 +84,11 @@ def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_ke
         patch.setattr("lmtrain.data.corpus.read", appended)
         first = corpus(train=[name], val_split=0)
         assert first.kind == "text"
-    assert first.sides.train.values == ["a", "b", "c"]
+    assert first.splits.train.values == ["a", "b", "c"]
     assert not [path for path in Path("cache").iterdir() if path.is_dir()]
     second = corpus(train=[name], val_split=0)
     assert second.kind == "text"
-    assert second.sides.train.values == ["a", "b", "c", "d"]
+    assert second.splits.train.values == ["a", "b", "c", "d"]
     assert len([path for path in Path("cache").iterdir() if path.is_dir()]) == 1
 
 
@@ -136,14 +132,14 @@ def test_the_pieces_of_a_long_row_stay_together_and_a_hole_in_a_long_line_is_one
         Path(name).write_text(text)
     else:
         write(name, [text, "another", "third"])
-    sides = corpus(train=[name], val_split=0.3).sides
-    for rows in (sides.train, sides.held_out):
+    splits = corpus(train=[name], val_split=0.3).splits
+    for rows in (splits.train, splits.held_out):
         for document in rows.documents():
             assert "".join(rows.values[index] for index in document) in (text, "another", "third") or (
                 name.endswith("txt") and "".join(rows.values[index] for index in document) in text
             )
     if name.endswith("txt"):
-        ends = [rows.ends(document[-1]) for rows in (sides.train, sides.held_out) for document in rows.documents()]
+        ends = [rows.ends(document[-1]) for rows in (splits.train, splits.held_out) for document in rows.documents()]
         assert ends.count(True) == 1, "the text ends once"
 
 
@@ -152,4 +148,4 @@ def test_a_chat_that_json_cannot_hold_is_a_bad_row():
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "\\ud800"}]}\n'
     )
     with pytest.raises(InputError, match="line 1, column 'messages', message 2"):
-        assert corpus(train=["chat.jsonl"], val_split=0).sides
+        assert corpus(train=["chat.jsonl"], val_split=0).splits
