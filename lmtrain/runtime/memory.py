@@ -4,7 +4,9 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """As in glibc's malloc.h."""
@@ -36,6 +38,25 @@ def retain_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def in_halves(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    """The results of `work(items)`; out of memory, those of the two halves of `items`, in order.
+
+    Raises the out-of-memory error if a single item is too much.
+    """
+    try:
+        return [*work(items)]
+    except (RuntimeError, MemoryError) as error:
+        if len(items) == 1 or not is_out_of_memory(error):
+            raise
+    # Not inside `except`: the error keeps the frames it passed through alive, and with them their tensors.
+    free_device_memory()
+    half = len(items) // 2
+    return in_halves(items[:half], work) + in_halves(items[half:], work)
 
 
 def is_out_of_memory(error: Exception) -> bool:
