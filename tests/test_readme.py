@@ -95,7 +95,7 @@ def test_the_job_trains_evaluates_and_fails_on_regression(monkeypatch: pytest.Mo
     assert lmtrain(*score).code == 0
     Path("baseline.json").write_text(json.dumps({"metrics": {"perplexity": 1.0}}))
     outcome = lmtrain(*score)
-    assert outcome.code == 4 and "gate perplexity<=1.01 does not hold" in outcome.err
+    assert outcome.code == 4 and "gate failed: perplexity<=1.01 " in outcome.err
     assert Path("report.xml").exists() and Path("predictions.jsonl").exists()
     assert Path("summary.md").read_text().count("### lmtrain clm") == 3
 

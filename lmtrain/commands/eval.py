@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
-from lmtrain.evaluation.comparison import compared, read_predictions
+from lmtrain.evaluation.comparison import compare, read_predictions
 from lmtrain.evaluation.evaluator import build_evaluator
 from lmtrain.evaluation.scores import metrics_document
 from lmtrain.modeling.configuration import load_config
@@ -68,7 +68,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
         "model": recipe.model.name,
         "status": "completed",
         **metrics_document(scores),
-        **({"against": compared(evaluator, scores, others, against)} if against else {}),
+        **({"against": compare(evaluator, scores, others, against)} if against else {}),
         "eval": {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory()},
         "data": {"kind": rows.kind, "eval": ledger},
         "gates": [],

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Paired comparison of two models on the same rows (`lmtrain eval --against`)."""
 
 import json
 from dataclasses import asdict
@@ -13,9 +13,12 @@ from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.evaluation.evaluator import Evaluator
 from lmtrain.evaluation.scores import Scores, likelihood_metrics
 
+Records = list[dict[str, Any]]
+"""The lines of a predictions.jsonl."""
 
-def read_predictions(path: str) -> list[dict[str, Any]]:
-    """The rows of a predictions.jsonl. Raises InputError."""
+
+def read_predictions(path: str) -> Records:
+    """Read a predictions.jsonl. Raises InputError."""
     try:
         with Path(path).open(encoding="utf-8") as stream:
             rows = [json.loads(line) for line in stream]
@@ -26,28 +29,33 @@ def read_predictions(path: str) -> list[dict[str, Any]]:
     if not rows or not all(
         isinstance(row, dict) and {"source", "references", "nll", "tokens"} <= set(row) for row in rows
     ):
-        raise InputError(f"--against {path}: not what --predictions writes")
+        raise InputError(f"--against {path}: not a file that --predictions writes")
     return rows
 
 
-def compared(
-    evaluator: Evaluator, scores: Scores, others: list[dict[str, Any]], path: str | None
-) -> dict[str, dict[str, Any]]:
-    """Metric -> both values, their difference, its 95 % interval and its p-value, by paired bootstrap.
+def compare(evaluator: Evaluator, scores: Scores, others: Records, path: str | None) -> dict[str, dict[str, Any]]:
+    """Metric -> bootstrap.Comparison as a dictionary; `others` are the records of the other model, from `path`.
 
-    Raises InputError where the other model was not scored on the same rows.
+    Raises InputError where the other model was scored on other rows.
     """
-    own = list(evaluator.records(scores))
-    for number, (mine, other) in enumerate(zip(own, others, strict=True), 1):
-        if (mine["source"], mine["references"]) != (other["source"], other["references"]):
-            raise InputError(f"--against {path}, line {number}: another row than here; both models have to be scored "
-                             "on the same data with the same settings")  # fmt: skip
+    for number, (own, other) in enumerate(zip(evaluator.records(scores), others, strict=True), 1):
+        if (own["source"], own["references"]) != (other["source"], other["references"]):
+            raise InputError(
+                f"--against {path}, line {number}: another row than here; score both models on the same data with the "
+                "same settings"
+            )
     comparisons = bootstrap.compare(scores.metrics, _metrics_of(others, evaluator, scores))
     return {name: asdict(comparison) for name, comparison in comparisons.items()}
 
 
-def _metrics_of(rows: list[dict[str, Any]], evaluator: Evaluator, scores: Scores) -> dict[str, Metric]:
-    """The metrics of another model from the rows of its predictions.jsonl."""
-    columns = {n: np.array([row[n] for row in rows], dtype=np.float64) for n in scores.row_sums if n in rows[0]}
-    made = likelihood_metrics(columns, evaluator.objective, evaluator.signature)
-    return made | evaluator.text_scorer.score([row["prediction"] for row in rows]) if evaluator.text_scorer else made
+def _metrics_of(records: Records, evaluator: Evaluator, scores: Scores) -> dict[str, Metric]:
+    """The metrics of another model from its records."""
+    sums = {
+        name: np.array([record[name] for record in records], dtype=np.float64)
+        for name in scores.row_sums
+        if name in records[0]
+    }
+    computed = likelihood_metrics(sums, evaluator.objective, evaluator.signature)
+    if evaluator.text_scorer:
+        computed |= evaluator.text_scorer.score([record["prediction"] for record in records])
+    return computed

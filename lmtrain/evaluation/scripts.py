@@ -1,12 +1,13 @@
-"""How a language is written, as far as metrics of text have to know: where its words end.
+"""The script of the references, which decides how text metrics split them into words.
 
-BLEU, TER and ROUGE count words. Where a script does not part them by spaces a whole sentence would be one word, and
-where a metric knows Latin letters alone the rest of the world scores 0. So the script of the references decides.
+BLEU, TER and ROUGE count words. In a script without spaces a whole sentence would be one word, and rouge_score's tokenizer
+drops everything but a to z and digits, so text in other alphabets would score 0.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 from unicodedata import normalize
 
 import regex
@@ -22,44 +23,47 @@ SCRIPTS = {
     "unspaced": r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]",
     "spaced": r"[\p{L}--[\p{Hangul}\p{Hiragana}\p{Katakana}\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]]",
 }
+"""Name -> pattern of one character (regex.V1)."""
 
 DENSITY = {"Korean": 3, "Japanese": 3, "Chinese": 3, "unspaced": 1, "spaced": 1}
-"""How many letters of an alphabet one character stands for: Korean with English terms in it stays Korean."""
+"""Letters of an alphabet that one character stands for: Korean with English terms in it stays Korean."""
 
-LATIN_ALONE = 0.995
-"""From this share of the letters a to z on, ROUGE is rouge_score's own, which knows no others."""
+LATIN_ONLY = 0.995
+"""Share of a to z among the letters from which rouge_score's own tokenizer is used."""
 
 MORPHEMES = {"Korean": ("mecab_ko", "ko-mecab", "korean"), "Japanese": ("MeCab", "ja-mecab", "japanese")}
-"""Script -> (module, sacrebleu's tokenizer, the extra of lmtrain that brings both)."""
+"""Script -> (module, sacrebleu's tokenizer, the extra of lmtrain that installs both)."""
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 CHARACTER = regex.compile(r"[\p{Latin}\p{N}]+|\p{L}\p{M}*")
-"""A letter with its marks; what is written in Latin letters or digits stays whole."""
+"""A letter with its combining marks; a run of Latin letters or digits counts as one character."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """How one set of references is written.
-
-    `bleu` is sacrebleu's tokenizer; `units` names what ROUGE counts and `split` makes them, None where they are
-    rouge_score's own; `spaced` says whether words are parted by spaces; `note` is to be said aloud.
-    """
+    """How to split one set of references."""
 
     name: str
+    """A key of SCRIPTS."""
     bleu: str
+    """Name of sacrebleu's tokenizer for BLEU."""
     units: str
+    """What ROUGE counts: rouge_score, words, characters or morphemes."""
     split: Split | None
+    """Splits a text into ROUGE's units; None: rouge_score's tokenizer does."""
     spaced: bool
+    """Whether spaces separate words."""
     note: str | None = None
+    """What to report to the user."""
 
 
 def detect_script(texts: Iterable[str], bleu: str | None = None, units: str | None = None) -> Script:
-    """How `texts` are written; `bleu` and `units` override what would follow from it.
+    """The script of `texts`; `bleu` and `units` override its tokenizer for BLEU and its units for ROUGE.
 
-    Korean, which parts its words by spaces, is counted in words by ROUGE also where morphemes could be had: particles
-    and endings are so few that unrelated sentences share them. Raises UsageError for what is not installed.
+    ROUGE counts words in Korean even if a morpheme analyser is installed: unrelated sentences share most of the few
+    particles and endings. Raises UsageError for a tokenizer that is unknown or not installed.
     """
-    name, latin = _script(texts)
+    name, latin = _dominant(texts)
     spaced = name in ("spaced", "Korean")
     note = None
     if bleu is None:
@@ -67,12 +71,12 @@ def detect_script(texts: Iterable[str], bleu: str | None = None, units: str | No
     else:
         _check(bleu)
     if units is None:
-        units = "rouge_score" if name == "spaced" and latin >= LATIN_ALONE else "words" if spaced else "characters"
+        units = "rouge_score" if name == "spaced" and latin >= LATIN_ONLY else "words" if spaced else "characters"
     return Script(name, bleu, units, _split(units, name), spaced, note)
 
 
-def _script(texts: Iterable[str]) -> tuple[str, float]:
-    """(the script with the most letters, the share of a to z among the letters)."""
+def _dominant(texts: Iterable[str]) -> tuple[str, float]:
+    """(the script with the most letters weighted by DENSITY, the share of a to z among all letters)."""
     counts = dict.fromkeys(SCRIPTS, 0)
     patterns = {name: regex.compile(pattern, regex.V1) for name, pattern in SCRIPTS.items()}
     letters = ascii_letters = 0
@@ -95,23 +99,27 @@ def _script(texts: Iterable[str]) -> tuple[str, float]:
 
 
 def _bleu_tokenizer(name: str) -> tuple[str, str | None]:
-    if name in MORPHEMES:
-        module, tokenizer, extra = MORPHEMES[name]
-        if find_spec(module):
-            return tokenizer, None
-        return "char", (f"BLEU of {name} text is made of characters here; for morphemes: pip install 'lmtrain[{extra}]'. "
-                        "chrF is the same with and without")  # fmt: skip
-    return {"Chinese": "zh", "unspaced": "char"}.get(name, "13a"), None
+    """(sacrebleu's tokenizer for a script, a note where a better one is not installed)."""
+    if name not in MORPHEMES:
+        return {"Chinese": "zh", "unspaced": "char"}.get(name, "13a"), None
+    module, tokenizer, extra = MORPHEMES[name]
+    if find_spec(module):
+        return tokenizer, None
+    note = (
+        f"BLEU of {name} text counts characters; to count morphemes: pip install 'lmtrain[{extra}]'. "
+        "chrF does not depend on it"
+    )
+    return "char", note
 
 
 def _check(bleu: str) -> None:
     from sacrebleu.metrics.bleu import BLEU
 
     if bleu not in BLEU.TOKENIZERS:
-        raise UsageError(f"--bleu-tokenize {bleu}: there are {', '.join(BLEU.TOKENIZERS)}")
+        raise UsageError(f"--bleu-tokenize {bleu}: unknown tokenizer; there are {', '.join(BLEU.TOKENIZERS)}")
     for name, (module, tokenizer, extra) in MORPHEMES.items():
         if bleu == tokenizer and not find_spec(module):
-            raise UsageError(f"--bleu-tokenize {bleu}: for {name} install it: pip install 'lmtrain[{extra}]'")
+            raise UsageError(f"--bleu-tokenize {bleu}: not installed; for {name} text: pip install 'lmtrain[{extra}]'")
 
 
 def _split(units: str, name: str) -> Split | None:
@@ -125,13 +133,19 @@ def _split(units: str, name: str) -> Split | None:
 
 def _morphemes(name: str) -> Split:
     if name not in MORPHEMES:
-        raise UsageError("--rouge-tokenize morphemes: for Korean and Japanese references only")
+        raise UsageError("--rouge-tokenize morphemes: only for Korean and Japanese references")
     module, _, extra = MORPHEMES[name]
     if not find_spec(module):
-        raise UsageError(f"--rouge-tokenize morphemes: for {name} install it: pip install 'lmtrain[{extra}]'")
-    if name == "Korean":
-        from sacrebleu.tokenizers.tokenizer_ko_mecab import TokenizerKoMecab as Tokenizer
-    else:
-        from sacrebleu.tokenizers.tokenizer_ja_mecab import TokenizerJaMecab as Tokenizer
-    tokenizer = Tokenizer()
+        raise UsageError(f"--rouge-tokenize morphemes: not installed; for {name} text: pip install 'lmtrain[{extra}]'")
+    tokenizer = _morpheme_tokenizer(name)
     return lambda text: [unit for unit in tokenizer(normalize("NFC", text).lower()).split() if WORD.search(unit)]
+
+
+def _morpheme_tokenizer(name: str) -> Any:
+    if name == "Korean":
+        from sacrebleu.tokenizers.tokenizer_ko_mecab import TokenizerKoMecab
+
+        return TokenizerKoMecab()
+    from sacrebleu.tokenizers.tokenizer_ja_mecab import TokenizerJaMecab
+
+    return TokenizerJaMecab()

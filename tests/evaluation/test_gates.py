@@ -23,7 +23,7 @@ def test_a_gate_that_does_not_hold_is_exit_4_with_the_whole_document(gpt2: Path,
     Path("summary.md").write_text("before\n")
     outcome = gated(gpt2, "--assert", "perplexity<1", "--assert", "eval_loss > 0", "--junit", "report.xml")
     assert outcome.code == 4
-    assert "gate perplexity<1 does not hold: it is " in outcome.err
+    assert "gate failed: perplexity<1 (got " in outcome.err
     gates = outcome.json["gates"]
     assert [(gate["expression"], gate["holds"]) for gate in gates] == [
         ("perplexity<1", False),
@@ -62,7 +62,7 @@ def test_an_unknown_figure_lists_those_there_are(gpt2: Path):
     assert outcome.code == 2
     assert "eval_loss, perplexity, bits_per_byte, token_accuracy; did you mean 'perplexity'?" in outcome.err
     outcome = gated(gpt2, "--assert", "train.steps<3")
-    assert outcome.code == 2 and "there is no figure 'train.steps'" in outcome.err
+    assert outcome.code == 2 and "there is no metric 'train.steps'" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_regression_against_a_baseline_is_exit_4_and_an_improvement_0(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"), ("{", "not JSON: "), ("", "not JSON: "), ("[1]", "holds no figures"), ('{"metrics": {}}', "holds no figures"),
-        ('{"metrics": {"x": 1}}', "has none of the figures"),
-        ('{"objective": "mlm", "metrics": {"eval_loss": 1}}', "figures of mlm, these are of clm"),
+        (None, "No such file"), ("{", "not JSON: "), ("", "not JSON: "), ("[1]", "contains no metrics"), ('{"metrics": {}}', "contains no metrics"),
+        ('{"metrics": {"x": 1}}', "contains none of the metrics"),
+        ('{"objective": "mlm", "metrics": {"eval_loss": 1}}', "metrics of mlm, but the objective is clm"),
     ],
 )  # fmt: skip
 def test_a_baseline_that_cannot_be_used_is_exit_3(content: str | None, message: str, gpt2: Path):
