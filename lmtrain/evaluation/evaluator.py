@@ -1,6 +1,6 @@
 """Token-exact evaluation: sums over rows that depend on neither batch size nor number of processes. No logits are kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.sampler import longest_first
 from lmtrain.runtime import signals
 from lmtrain.runtime.console import Console
-from lmtrain.runtime.memory import free_device_memory, is_out_of_memory
+from lmtrain.runtime.memory import in_halves
 
 SUMS = ("nll", "tokens", "correct", "correct_top5", "bytes")
 """The sums that scoring a row gives, in the order of the columns that hold them."""
@@ -96,8 +96,8 @@ class Evaluator:
     def _buffers(self) -> tuple[np.ndarray, Ragged]:
         """Zeros for the sums [rows, 5] float64 and for the predicted tokens of every row, int32.
 
-        They are allocated before the first batch. Results allocated batch by batch would lie between the buffers of the
-        logits, the allocator could not reuse these, and memory would grow with the data.
+        They are allocated before the first batch. Results kept batch by batch would lie between the buffers of the logits,
+        whose memory could then not be used again, and memory would grow with the data.
         """
         truths = self.examples.columns.get("labels", self.examples.columns["input_ids"])
         return np.zeros((len(self.examples), len(SUMS))), Ragged(
@@ -105,27 +105,25 @@ class Evaluator:
         )
 
     def _score(self, network: Any, rows: list[int], device: torch.device, sums: np.ndarray, predicted: Ragged) -> None:
-        """Score `rows` as one batch into the buffers. Out of memory: retry as two halves. Raises Stopped."""
+        """Score `rows` as one batch into the buffers; out of memory, as two halves. Raises Stopped."""
+        results = in_halves(rows, lambda part: self._score_batch(network, part, device))
+        for row, (values, ids) in zip(rows, results, strict=True):
+            sums[row] = values
+            predicted[row][: len(ids)] = ids
+
+    def _score_batch(
+        self, network: Any, rows: Sequence[int], device: torch.device
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(sums [5], predicted tokens [supervised positions]) of each row."""
         signals.check()
         contents = [self.examples[None, row] for row in rows]
         batch = self.collator(contents)
-        scores = None
-        try:
-            scores = self.loss.score(network, {name: tensor.to(device) for name, tensor in batch.items()})
-        except (RuntimeError, MemoryError) as error:
-            if len(rows) == 1 or not is_out_of_memory(error):
-                raise
-        if scores is None:
-            free_device_memory()
-            half = len(rows) // 2
-            for part in (rows[:half], rows[half:]):
-                self._score(network, part, device, sums, predicted)
-            return
+        scores = self.loss.score(network, {name: tensor.to(device) for name, tensor in batch.items()})
+        sums = np.empty((len(rows), len(SUMS)))
         columns = (scores.nll, scores.tokens, scores.correct, scores.correct_top5)
-        sums[rows, :4] = torch.stack([column.cpu().double() for column in columns], dim=1)
-        sums[rows, 4] = [_scored_bytes(*row) for row in zip(contents, batch["labels"], strict=True)]
-        for row, ids in zip(rows, scores.predictions, strict=True):
-            predicted[row][: len(ids)] = ids
+        sums[:, :4] = torch.stack([column.cpu().double() for column in columns], dim=1)
+        sums[:, 4] = [_scored_bytes(*row) for row in zip(contents, batch["labels"], strict=True)]
+        return list(zip(sums, scores.predictions, strict=True))
 
     def _pseudo_likelihood(self, network: Any, accelerator: Accelerator) -> RowSums:
         likelihood = PseudoLikelihood(self.tokenizer, self.collator, self.loss, self.section.batch_size)

@@ -40,7 +40,8 @@ def retain_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def in_halves(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:

@@ -394,6 +394,22 @@ def test_out_of_memory_is_one_sentence(gpt2: Path, monkeypatch: pytest.MonkeyPat
     assert outcome.code == 5 and "smaller batches (--eval-batch-size" in outcome.err and "Traceback" not in outcome.err
 
 
+def test_out_of_memory_in_scoring_takes_fewer_rows_at_once(run: Path, monkeypatch: pytest.MonkeyPatch):
+    from lmtrain.modeling.loss import TokenLoss
+
+    expected = evaluated("--model", run, "--predictions", "expected")["metrics"]
+    score = TokenLoss.score
+
+    def narrow(self, network, batch):
+        if len(batch["labels"]) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return score(self, network, batch)
+
+    monkeypatch.setattr(TokenLoss, "score", narrow)
+    assert evaluated("--model", run, "--predictions", "halved")["metrics"] == pytest.approx(expected, rel=1e-6)
+    assert [row["prediction"] for row in rows_of("halved")] == [row["prediction"] for row in rows_of("expected")]
+
+
 def test_out_of_memory_in_generation_takes_fewer_rows_at_once(t5: Path, monkeypatch: pytest.MonkeyPatch):
     expected = evaluated("--model", t5)["metrics"]
     generate = AutoModelForSeq2SeqLM.from_pretrained(t5).__class__.generate
