@@ -1,3 +1,19 @@
-"""Train causal, masked and sequence-to-sequence language models from the command line, with a loss that is exact."""
+"""Train causal, masked and sequence-to-sequence language models, from the command line or from Python, with an exact loss."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmtrain.api import Results, evaluate, generate, load_recipe, train
+    from lmtrain.config.recipe import Recipe
 
 __version__ = "0.1.0"
+__all__ = ["Recipe", "Results", "__version__", "evaluate", "generate", "load_recipe", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when it is first used: `import lmtrain` takes no time."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lmtrain' has no attribute {name!r}")
+    from lmtrain import api
+
+    return getattr(api, name)

@@ -1,4 +1,4 @@
-from lmtrain.cli.app import main
+from lmtrain.cli.app import app
 
 if __name__ == "__main__":
-    main()
+    app(prog_name="lmtrain")

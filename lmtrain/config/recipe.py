@@ -34,6 +34,8 @@ class Recipe(Section):
 
     UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir"}
     """Keys of `run` that a saved recipe leaves out, so that it can be run again elsewhere."""
+    SAMPLING_HINT: ClassVar[str] = ""
+    """What to add to the suggestion to try `generate`."""
     TAKES_ENCODER_AND_DECODER: ClassVar[bool] = False
     """Whether --encoder and --decoder make a model for this objective."""
 
@@ -79,6 +81,8 @@ class Recipe(Section):
 
 class Clm(Recipe):
     """Predict the next token: GPT-2, Llama, Qwen and their like. For text generation and chat."""
+
+    SAMPLING_HINT = " (--temperature 0.8 draws)"
 
     objective: Literal["clm"] = "clm"
     data: ClmData

@@ -51,7 +51,6 @@ class CausalLM:
     accuracy, top5 = "token_accuracy", None
     generates_references = False
     streams_answers = True
-    sampling_hint = " (--temperature 0.8 draws)"
 
     @property
     def view(self) -> View:

@@ -61,7 +61,6 @@ class MaskedLM:
     accuracy, top5 = "masked_accuracy", "masked_accuracy_top5"
     generates_references = False
     streams_answers = False
-    sampling_hint = ""
 
     @property
     def view(self) -> View:

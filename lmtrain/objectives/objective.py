@@ -35,7 +35,7 @@ class Objective(Protocol):
 
     @property
     def task_type(self) -> str | None:
-        """peft's name of the objective; it has none for masked language models."""
+        """Peft's name of the objective; it has none for masked language models."""
 
     @property
     def special_tokens(self) -> SpecialTokens:
@@ -60,10 +60,6 @@ class Objective(Protocol):
     @property
     def streams_answers(self) -> bool:
         """Whether `generate` can show an answer token by token."""
-
-    @property
-    def sampling_hint(self) -> str:
-        """What to add to the suggestion to try `generate`."""
 
     @property
     def view(self) -> View:

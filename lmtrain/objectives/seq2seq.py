@@ -51,7 +51,6 @@ class Seq2SeqLM:
     accuracy, top5 = "token_accuracy", None
     generates_references = True
     streams_answers = False
-    sampling_hint = ""
 
     @property
     def view(self) -> View:

@@ -34,14 +34,14 @@ def signatures(results: dict[str, Any]) -> list[str]:
     return [f"{' '.join(names)}: {signature}" for signature, names in alike.items()]
 
 
-def next_steps(objective: str, folder: RunFolder) -> str:
-    """Where the model is, and what to type next."""
+def next_steps(objective: str, folder: RunFolder, hint: str = "") -> str:
+    """Where the model is, and what to type next; `hint` follows the suggestion to try `generate`."""
     adapter = (folder.path / ADAPTER).is_file()
     merge = f"\n  lmtrain merge {folder.path} -o …     make one model of adapter and base" if adapter else ""
     what = "adapter is in {}; peft loads it" if adapter else "model is in {}; AutoModel classes load it"
     return f"""
 The {what.format(folder.path)} from there. Next:
-  lmtrain generate --model {folder.path} --prompt …     see what it writes{" (--temperature 0.8 draws)" if objective == "clm" else ""}
+  lmtrain generate --model {folder.path} --prompt …     see what it writes{hint}
   lmtrain eval --model {folder.path} --data …     score it on other data
   lmtrain {objective} --model {folder.path} --data …     train on, with other data
   lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed{merge}"""

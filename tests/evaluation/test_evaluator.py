@@ -336,7 +336,7 @@ def test_a_model_that_is_no_run_is_scored_on_what_is_named(gpt2: Path, material:
 
 
 def test_its_mistakes_do_not_wait_for_torch():
-    script = "import sys; from lmtrain.cli.app import main\n"
+    script = "import sys; from lmtrain.cli.app import app\n"
     script += "sys.argv = ['lmtrain', 'eval', '--model', 'x', '--assert', 'a', '--data', 'd']\n"
     script += "try: main()\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
     printed = subprocess.run(

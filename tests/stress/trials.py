@@ -167,7 +167,7 @@ def _live(words: list[str], cwd: str, folder: str, before: Fault | None, environ
     _forget_chance()
     gc.unfreeze()
     sys.argv = ["lmtrain", *words]
-    from lmtrain.cli.app import main
+    from lmtrain.cli.app import app
 
     try:
         if before:

@@ -1,0 +1,294 @@
+"""What the commands do, without a terminal: the entry of the command line and of Python users.
+
+Nothing heavy is imported here; each function imports what it needs once its arguments are found to be sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmtrain.config import model_checks
+from lmtrain.config.eval import Gates
+from lmtrain.config.loading import build, from_environment, merge
+from lmtrain.config.options import Leaf
+from lmtrain.config.recipe import RECIPES, GenerateRequest, ProbeRequest, Recipe, untrained_leaves
+from lmtrain.config.resolution import load_recipe
+from lmtrain.config.values import Document
+from lmtrain.errors import UsageError, suggestion
+from lmtrain.runtime.console import Console, Silent
+from lmtrain.runtime.libraries import loading_libraries, set_environment
+
+if TYPE_CHECKING:
+    from lmtrain.data.rows import Rows
+    from lmtrain.runs.run_folder import RunFolder
+
+__all__ = ["Recipe", "Results", "evaluate", "generate", "load_recipe", "train"]
+
+Show = Callable[["Results"], None]
+"""Called with the results once they are there, whatever the gates decide."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a training or an evaluation found: the content of results.json."""
+
+    document: Document
+    folder: RunFolder | None = None
+    """The run folder; None for an evaluation, and for a run whose folder is not kept."""
+
+    @property
+    def objective(self) -> str:
+        return str(self.document["objective"])
+
+    @property
+    def status(self) -> str:
+        """completed, interrupted or failed."""
+        return str(self.document["status"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Name -> value on the evaluation data."""
+        return dict(self.document["metrics"])
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """Name -> 95 % interval of the metric, by bootstrap."""
+        return dict(self.document.get("intervals", {}))
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """Steps, losses, tokens and seconds of the training."""
+        return dict(self.document.get("train", {}))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The ledgers: what was read, used, truncated and dropped."""
+        return dict(self.document["data"])
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        """Each as {expression, value, holds}."""
+        return list(self.document["gates"])
+
+    def enforce_gates(self) -> None:
+        """Raise GateFailed, naming them, where gates failed."""
+        from lmtrain.evaluation import gates
+
+        gates.enforce(self.document)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    console: Console | None = None,
+    show: Show | None = None,
+    saved: bool = True,
+    **overrides: Any,
+) -> Results:
+    """Train, evaluate and save a model as the recipe says, or return the results of a run that is completed already.
+
+    `overrides` are named as flags are: `train("clm-quickstart", max_steps=10, output_dir="run")`. Gates are evaluated;
+    `Results.enforce_gates()` raises where one failed. Unless the run folder stays (`saved`), the results do not name it.
+    Raises an LmtrainError for whatever the user can put right.
+    """
+    from lmtrain.training.start import started
+
+    recipe, console = load_recipe(recipe, **overrides), console or Silent()
+    baseline = _check_gates(recipe)
+    with started(recipe, console, lock=True) as start:
+        document = start.finished
+        if document is None:
+            with loading_libraries(console):
+                from lmtrain.training import run
+            document = run.train(recipe, start.corpus(), start.folder, start.continued, console)
+        results = Results(document, start.folder if saved else None)
+        if console.main_process:
+            _settle(results, recipe.gates, baseline, show)
+    return results
+
+
+def check(recipe: Recipe, console: Console, show: Show | None = None) -> Results | None:
+    """Everything that `train` checks before it imports torch; the results of a run that is completed already.
+
+    For a process that starts others. Raises as `train` does.
+    """
+    from lmtrain.training.start import started
+
+    baseline = _check_gates(recipe)
+    with started(recipe, console, lock=False) as start:
+        if start.finished is None:
+            start.corpus()
+            return None
+        results = Results(start.finished, start.folder)
+        _settle(results, recipe.gates, baseline, show)
+        return results
+
+
+def smoke(recipe: Recipe, *, console: Console | None = None, show: Show | None = None) -> Results:
+    """Train as the recipe says, but offline and in seconds: a tiny model, and made-up rows where data are not at hand."""
+    console = console or Silent()
+    set_environment(offline=True)
+    with loading_libraries(console):
+        from lmtrain.commands import smoke as smoking
+    with smoking.shrunk(recipe, console) as small:
+        return train(small, console=console, show=show, saved=recipe.run.output_dir is not None)
+
+
+# --- using a model ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation whose arguments and data are found to be sound."""
+
+    recipe: Recipe
+    rows: Rows
+    named: list[str]
+    """The data that were named; empty where the run's own evaluation data are used."""
+    baseline: Document | None
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Sequence[str] | None = None,
+    *,
+    objective: str | None = None,
+    against: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> Results:
+    """Score a model or run folder on data: exact loss, perplexity, text metrics. `options` are named as flags are.
+
+    Without `data` a run folder is scored on what the run held out. Raises an LmtrainError for whatever the user can put right.
+    """
+    given = _in_sections({"model": str(model), "data": data, **options}, untrained_leaves(*RECIPES.values()))
+    console = console or Silent()
+    return score(open_evaluation(given, objective, console), against, console)
+
+
+def open_evaluation(given: Document, objective: str | None, console: Console) -> Evaluation:
+    """The evaluation that `given` flags, in sections, ask for. Raises UsageError, InputError."""
+    from lmtrain.commands import saved_model
+    from lmtrain.data import corpus, reading
+
+    set_environment(given.get("run", {}).get("offline"))
+    recipe, named = saved_model.to_score(given, objective)
+    model_checks.check_model(recipe.objective, recipe.model)
+    baseline = _check_gates(recipe)
+    with console.working("reading the data"):
+        seed = recipe.train.seed
+        rows = reading.load(named, recipe.data, "validation") if named else corpus.held_out(recipe.data, seed)
+    return Evaluation(recipe, rows, named or [], baseline)
+
+
+def score(evaluation: Evaluation, against: str | None, console: Console, show: Show | None = None) -> Results:
+    """Score a model. Raises an LmtrainError for whatever the user can put right."""
+    with loading_libraries(console):
+        from lmtrain.commands import eval as scoring
+    results = Results(scoring.evaluate(evaluation.recipe, evaluation.rows, against, console))
+    if console.main_process:
+        _settle(results, evaluation.recipe.gates, evaluation.baseline, show)
+    return results
+
+
+def generate(
+    model: str | Path,
+    prompts: str | Sequence[str],
+    *,
+    objective: str | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """What a model makes of prompts, each answer as {input, output, …}. `options` are named as flags are.
+
+    Raises an LmtrainError for whatever the user can put right.
+    """
+    named = {"model": str(model), "prompt": [prompts] if isinstance(prompts, str) else list(prompts), **options}
+    return prompt(_in_sections(named, untrained_leaves(GenerateRequest)), objective, console or Silent())
+
+
+def prompt(given: Document, objective: str | None, console: Console) -> list[dict[str, Any]]:
+    """Answer the prompts that `given` flags, in sections, name. Raises an LmtrainError."""
+    from lmtrain.commands import saved_model
+    from lmtrain.data import prompts
+
+    set_environment(given.get("run", {}).get("offline"))
+    request, objective, kind = saved_model.to_ask(given, objective)
+    model_checks.check_model(objective, request.model)
+    found, empty = prompts.read(request.data)
+    if empty:
+        console.warn(f"{empty:,} empty prompts are left out")
+    with loading_libraries(console):
+        from lmtrain.commands import generate as generating
+    return generating.generate(request, objective, found, kind, console)
+
+
+def probe(given: Document, console: Console, show: Show | None = None) -> Results:
+    """Judge encoders by how well their states tell labels apart, as `given` flags, in sections, say."""
+    from lmtrain.commands.probe import labels
+
+    request = build(ProbeRequest, merge(from_environment(ProbeRequest), given), "the command line")
+    set_environment(request.run.offline)
+    baseline = _baseline(request.gates, "probe")
+    for model in request.encoders():
+        model_checks.check_encoder(model)
+    with console.working("reading the data"):
+        splits = labels.sides(request.data, request.probe.seed, request.gates.assertions)
+    with loading_libraries(console):
+        from lmtrain.commands.probe import probe as probing
+    results = Results(probing.probe(request, splits, console))
+    _settle(results, request.gates, baseline, show)
+    return results
+
+
+def _in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Document:
+    """Keyword arguments -> sections, as typed flags are. Raises UsageError for an option that is not known."""
+    document = Document()
+    names = {name: leaf for leaf in known for name in (leaf.flag, *leaf.aliases)}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name not in names:
+            raise UsageError(f"{name}: no such option{suggestion(name, names)}")
+        leaf = names[name]
+        document.setdefault(leaf.section, {})[leaf.name] = value
+    return document
+
+
+# --- gates -----------------------------------------------------------------------------------------------------------
+
+
+def _check_gates(recipe: Recipe) -> Document | None:
+    """The baseline, after everything that can be checked of gates before any work. Raises UsageError, InputError."""
+    from lmtrain.runs.run_folder import check_can_be_written
+
+    check_can_be_written(recipe.eval.predictions, "--predictions")
+    return _baseline(recipe.gates, recipe.objective)
+
+
+def _baseline(section: Gates, objective: str) -> Document | None:
+    from lmtrain.evaluation import gates
+    from lmtrain.runs.run_folder import check_can_be_written
+
+    check_can_be_written(section.junit, "--junit")
+    return gates.read_baseline(section.baseline, objective)
+
+
+def _settle(results: Results, section: Gates, baseline: Document | None, show: Show | None) -> None:
+    """Evaluate the gates, record them in the run folder, and show the results whatever the gates decide."""
+    from lmtrain.evaluation import gates
+
+    written = results.document["gates"]
+    try:
+        gates.settle(section, results.document, baseline)
+        if results.folder and results.document["gates"] != written:
+            results.folder.finish(results.document)
+    finally:
+        if show:
+            show(results)

@@ -1,0 +1,75 @@
+"""`lmtrain tokenizer`: train a tokenizer, or see how one suits a text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmtrain.cli.common import SETTINGS, Json, check_new, short_name
+from lmtrain.config.data import ClmData
+from lmtrain.config.model import Model
+from lmtrain.config.recipe import RECIPES
+from lmtrain.errors import StorageError, UsageError
+from lmtrain.runtime.console import Console, figure
+from lmtrain.runtime.libraries import loading_libraries
+
+if TYPE_CHECKING:
+    from lmtrain.data.rows import Rows
+
+app = typer.Typer(
+    help="Train a tokenizer, or see how one suits a text.", no_args_is_help=True, context_settings=SETTINGS
+)
+
+DataFlag = Annotated[list[str], typer.Option("--data", "-d", help="As for training: file, folder, glob, -, hub id.")]
+Column = Annotated[str | None, typer.Option("--text-column", help="Column of the text.", show_default=False)]
+
+
+def _text_rows(data: list[str], text_column: str | None) -> "Rows":
+    from lmtrain.data import reading
+
+    return reading.load(data, ClmData(train=data, text_column=text_column))
+
+
+@app.command("train")
+def tokenizer_train(
+    data: DataFlag,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write.")],
+    kind: Annotated[str, typer.Option(help="bpe:N, wordpiece:N, unigram:N, char or byte.")] = "bpe:8000",
+    objective: Annotated[str, typer.Option(help="clm, mlm or seq2seq: decides the special tokens.")] = "clm",
+    text_column: Column = None,
+) -> None:
+    """Train a tokenizer on text."""
+    from lmtrain.config.architectures import TRAINED
+
+    if not TRAINED.fullmatch(kind):
+        raise UsageError(f"--kind {kind}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
+    if objective not in RECIPES:
+        raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
+    check_new(output_dir)
+    rows = _text_rows(data, text_column)
+    with loading_libraries(console := Console()):
+        from lmtrain.objectives.objective import OBJECTIVES
+        from lmtrain.preprocessing.train_tokenizer import train_tokenizer
+    trained = train_tokenizer(kind, rows.texts(), OBJECTIVES[objective].special_tokens)
+    try:
+        trained.save_pretrained(output_dir)
+    except OSError as error:
+        raise StorageError(f"{output_dir}: {error.strerror}") from None
+    console.note(f"{len(trained):,} entries in {output_dir} · next: lmtrain tokenizer stats {output_dir} --data …")
+
+
+@app.command("stats")
+def tokenizer_stats(
+    tokenizer: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    data: DataFlag,
+    text_column: Column = None,
+    json: Json = False,
+) -> None:
+    """Tokens per word, bytes per token and the share of unknown tokens on your text."""
+    rows = _text_rows(data, text_column)
+    with loading_libraries(console := Console(as_json=json)):
+        from lmtrain.modeling.tokenizer import load_tokenizer
+        from lmtrain.preprocessing.tokenizing import stats
+    loaded, _ = load_tokenizer(Model(name=tokenizer))
+    figures = stats(loaded, rows.texts())
+    console.result(figures, [(n, figure(v)) for n, v in figures.items()], title=short_name(tokenizer))

@@ -1,0 +1,115 @@
+"""The commands that use a model: `eval`, `generate`, `probe`, `merge`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmtrain import api
+from lmtrain.cli import launch
+from lmtrain.cli.common import Json, Quiet, check_new, short_name, show
+from lmtrain.cli.options import typed
+from lmtrain.config import model_checks
+from lmtrain.config.model import Model
+from lmtrain.runtime.console import Console
+from lmtrain.runtime.libraries import loading_libraries, set_environment
+from lmtrain.runtime.processes import is_first_process
+
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="clm, mlm or seq2seq. Default: what the model was made for.",
+        show_default=False,
+        rich_help_panel="Model",
+        metavar="NAME",
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help="predictions.jsonl of another model: is the difference significant?",
+        show_default=False,
+        rich_help_panel="Evaluation",
+        metavar="FILE",
+    ),
+]
+
+
+def evaluate(
+    ctx: typer.Context,
+    objective: Objective = None,
+    against: Against = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Score a model on data: exact loss, perplexity, text metrics; gates for CI; predictions.
+
+    A run folder is scored by the settings of the run, and on what it held out if no --data are given.
+    """
+    console = Console(quiet=quiet, as_json=json, main_process=is_first_process())
+    evaluation = api.open_evaluation(typed(ctx, flags), objective, console)
+    if launch.wanted(evaluation.recipe.run):
+        raise typer.Exit(launch.relaunch(evaluation.recipe.run, evaluation.named, sys.argv[1:]))
+    results = api.score(evaluation, against, console, lambda results: show(results, console))
+    if console.main_process:
+        results.enforce_gates()
+
+
+def generate(
+    ctx: typer.Context,
+    objective: Objective = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON line for each prompt.", rich_help_panel="Run")
+    ] = False,
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Try a model: continue a text (clm), fill its masks (mlm), transform it (seq2seq)."""
+    api.prompt(typed(ctx, flags), objective, Console(quiet=quiet, as_json=json))
+
+
+def probe(ctx: typer.Context, json: Json = False, quiet: Quiet = False, **flags: Any) -> None:
+    """See what encoders are good for: how well their states tell the labels of texts, or the tags of words, apart.
+
+    The encoder is frozen and a logistic regression learnt on top, or with --fine-tune both are trained.
+    """
+    console = Console(quiet=quiet, as_json=json)
+
+    def present(results: api.Results) -> None:
+        from lmtrain.commands.probe.figures import table
+        from lmtrain.runs.summary import signatures
+
+        document = results.document
+        header, rows = table(document, [short_name(name) for name in given["model"]["name"]])
+        console.result(document, rows, f"probe: {document['data']['kind']} rows", signatures(document), header)
+
+    given = typed(ctx, flags)
+    api.probe(given, console, present).enforce_gates()
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Run folder of a training with --lora, or another LoRA adapter.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write.", show_default=False)],
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub for the base.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the base.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make one model of a LoRA adapter and its base."""
+    from lmtrain.commands import saved_model
+
+    set_environment(offline)
+    model_checks.check_is_adapter(adapter)
+    check_new(output_dir)
+    model = Model(name=adapter, trust_remote_code=trust_remote_code)
+    objective = saved_model.objective_of_model(model)
+    model_checks.check_model(objective, model)
+    console = Console(quiet=quiet)
+    with loading_libraries(console):
+        from lmtrain.commands import merge as merging
+    merging.merge(model, objective, output_dir, console)

@@ -1,0 +1,71 @@
+"""The start of a run, before torch is imported: its folder, its lock, the checkpoint it resumes from, its data."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmtrain.config import model_checks
+from lmtrain.config.recipe import Recipe
+from lmtrain.config.values import Document
+from lmtrain.data.cache import Cache
+from lmtrain.data.corpus import Corpus
+from lmtrain.errors import UsageError
+from lmtrain.runs import checkpoint, compatibility, run_folder
+from lmtrain.runs import lock as locking
+from lmtrain.runs.checkpoint import Continued
+from lmtrain.runs.run_folder import RunFolder
+from lmtrain.runtime import processes
+from lmtrain.runtime.console import Console
+from lmtrain.runtime.libraries import set_environment
+
+
+@dataclass
+class Start:
+    """What a run starts with."""
+
+    recipe: Recipe
+    console: Console
+    folder: RunFolder
+    continued: Continued
+    finished: Document | None = None
+    """The results of a run that is completed already."""
+
+    def corpus(self) -> Corpus:
+        """The data, read and found to be sound. Raises InputError."""
+        return open_corpus(self.recipe, self.console)
+
+
+@contextmanager
+def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
+    """Check what takes milliseconds, then hold the run folder's lock."""
+    set_environment(recipe.run.offline, recipe.run.num_proc)
+    console.main_process = processes.is_first_process()
+    if recipe.run.resume and recipe.train.max_steps == 0:
+        raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
+    model_checks.check_model(recipe.objective, recipe.model)
+    start = Start(recipe, console, run_folder.RunFolder(Path(recipe.run.output_dir or ".")), checkpoint.Continued())
+    with ExitStack() as stack:
+        if console.main_process:
+            start.folder = run_folder.place(recipe.run, recipe.objective, recipe.model.name)
+            run_folder.check_writable(start.folder)
+            if lock:
+                stack.enter_context(locking.held(start.folder.path))
+                checkpoint.clear(start.folder.checkpoints)
+            run_folder.check_free(start.folder, recipe.run)
+            start.continued = checkpoint.to_resume(recipe.run.resume, start.folder.checkpoints)
+            for line in compatibility.check_settings(start.continued.identity, recipe):
+                console.warn(line)
+            done = run_folder.finished(start.folder) if recipe.run.resume == "auto" else None
+            if done and not run_folder.ends_otherwise(start.folder, recipe):
+                console.note("the run is completed already; these are its results")
+                start.finished = done
+        yield start
+
+
+def open_corpus(recipe: Recipe, console: Console) -> Corpus:
+    """The recipe's data, read and found to be sound. Raises InputError."""
+    corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
+    with console.working("reading the data"):
+        corpus.check()
+    return corpus
