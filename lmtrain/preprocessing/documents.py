@@ -77,7 +77,7 @@ class TokenizedDocuments:
         if self.continues(document):
             for name, column in self.columns.items():
                 column.extend(self.rows.carried.get(name, ()))
-        self.before = self.ids.begun
+        self.before = self.ids.open_length
         self.ids.extend(start)
 
     def take(self, parts: Iterator[tuple[list[int], list[bool]]]) -> None:
@@ -89,7 +89,7 @@ class TokenizedDocuments:
 
     def end(self, document: range, fit: Callable[[int], int]) -> int:
         """End a document of so many new tokens, of which `fit` says how many are kept."""
-        kept = fit(self.ids.begun - self.before)
+        kept = fit(self.ids.open_length - self.before)
         for column in self.columns.values():
             column.close(self.before + kept)
         if self.before + kept:
@@ -129,7 +129,7 @@ def split_into_rows(
         around = {"input_ids": special} | {
             name: ([1] * len(special[0]), [1] * len(special[1])) for name in cut if name != "input_ids"
         }
-        cut = {name: column.framed(*around[name]) for name, column in cut.items()}
+        cut = {name: column.wrapped(*around[name]) for name, column in cut.items()}
     return finish_examples(cut, ledgers, rows, origins, limits, rest=rest)
 
 

@@ -1,22 +1,23 @@
-"""TODO."""
+"""Rows of different lengths in one flat array with offsets."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different length in one array: row i is `values[offsets[i]:offsets[i + 1]]`."""
+    """Rows of different lengths: row i is `values[offsets[i] : offsets[i + 1]]`. `offsets` is [rows + 1] int64."""
 
     values: np.ndarray
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32) -> "Ragged":
-        arrays = [np.asarray(row, dtype=dtype) for row in rows]
+    def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: DTypeLike = np.int32) -> "Ragged":
+        arrays: list[np.ndarray] = [np.asarray(row, dtype=dtype) for row in rows]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
         return cls(values, row_offsets(np.array([len(array) for array in arrays], np.int64)))
 
@@ -37,53 +38,53 @@ class Ragged:
         return self.offsets[rows + 1] - self.offsets[rows]
 
     def joined(self, first: np.ndarray) -> "Ragged":
-        """The rows from each of the `first` ones to the next as one row."""
+        """Concatenated rows: each begins with a row of `first` (indices, ascending) and ends before the next one."""
         return Ragged(self.values, np.append(self.offsets[first], self.offsets[-1]))
 
     def split(self, length: int) -> "Ragged":
-        """Every row on its own, cut every `length`."""
+        """Each row cut into pieces of `length`; the last piece may be shorter."""
         pieces = self.pieces(length)
         within = np.arange(pieces.sum()) - np.repeat(row_offsets(pieces)[:-1], pieces)
         starts = np.repeat(self.offsets[:-1], pieces) + within * length
         return Ragged(self.values, np.append(starts, self.offsets[-1]))
 
     def pieces(self, length: int) -> np.ndarray:
-        """How many pieces `split` makes of each row; none of an empty one."""
+        """[rows] number of pieces that `split` cuts each row into; 0 for an empty row."""
         return -(-self.lengths // length)
 
     def windows(self, length: int, stride: int) -> tuple["Ragged", "Ragged"]:
-        """(every row on its own through a window of `length` that moves on by `stride`, which tokens (bool) are new).
+        """(sliding windows of at most `length` over each row, every `stride` values; a mask of the values new in a window).
 
-        The last window of a row holds its end; a token is new in the first window that holds it.
+        The last window of a row reaches its end. A value is new in the first window that contains it.
         """
-        shown, new = [], []
+        windows, new = [], []
         for row in range(len(self)):
             tokens, start, seen = self[row], 0, 0
             while seen < len(tokens):
                 end = min(start + length, len(tokens))
-                shown.append(tokens[start:end])
+                windows.append(tokens[start:end])
                 new.append(np.arange(start, end) >= seen)
                 start, seen = start + stride, end
-        return Ragged.of(shown, self.values.dtype), Ragged.of(new, np.bool_)
+        return Ragged.of(windows, self.values.dtype), Ragged.of(new, np.bool_)
 
-    def framed(self, before: Sequence[int], after: Sequence[int]) -> "Ragged":
-        """Every row with `before` in front of it and `after` behind it."""
+    def wrapped(self, before: Sequence[int], after: Sequence[int]) -> "Ragged":
+        """Each row with the values `before` in front of it and `after` behind it."""
         offsets = row_offsets(self.lengths + len(before) + len(after))
         values = np.empty(offsets[-1], self.values.dtype)
         inside = np.ones(len(values), bool)
-        for at, mark in [*enumerate(before), *enumerate(after, -len(after))]:
-            places = (offsets[:-1] if at >= 0 else offsets[1:]) + at
-            values[places], inside[places] = mark, False
+        for position, value in [*enumerate(before), *enumerate(after, -len(after))]:
+            slots = (offsets[:-1] if position >= 0 else offsets[1:]) + position
+            values[slots], inside[slots] = value, False
         values[inside] = self.values
         return Ragged(values, offsets)
 
     def ordered(self) -> "Ragged":
-        """The rows sorted by their first value; none is empty."""
+        """The rows sorted by their first value. No row may be empty."""
         order = np.argsort(self.values[self.offsets[:-1]], kind="stable")
         lengths = self.lengths[order]
         offsets = row_offsets(lengths)
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[order] - offsets[:-1], lengths)
-        return Ragged(self.values[at], offsets)
+        indices = np.arange(offsets[-1]) + np.repeat(self.offsets[order] - offsets[:-1], lengths)
+        return Ragged(self.values[indices], offsets)
 
     def first(self, rows: int) -> "Ragged":
         """The first `rows` rows."""
@@ -91,25 +92,26 @@ class Ragged:
 
 
 def row_offsets(lengths: np.ndarray) -> np.ndarray:
+    """[rows + 1] int64: where each row of these `lengths` begins in a flat array, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 class GrowingRagged:
-    """A Ragged in the making, straight into one flat array of a type of Python's `array`."""
+    """Builds a Ragged row by row, in one flat `array.array` of type code `kind`."""
 
     def __init__(self, kind: str = "i"):
         self.values, self.offsets = array(kind), array("q", [0])
 
     @property
-    def begun(self) -> int:
-        """Values of the row that is being made."""
+    def open_length(self) -> int:
+        """Number of values in the open row."""
         return len(self.values) - self.offsets[-1]
 
     def extend(self, part: Iterable[int]) -> None:
         self.values.extend(part)
 
     def close(self, kept: int) -> None:
-        """End the row, of which the first `kept` values stay; of nothing no row is made."""
+        """Close the open row and keep its first `kept` values. No row is added if none are kept."""
         del self.values[self.offsets[-1] + kept :]
         if kept:
             self.offsets.append(len(self.values))

@@ -212,5 +212,5 @@ def test_generation_starts_with_the_target_language(kind: str):
     if unset.tgt_lang is None:
         with pytest.raises(UsageError, match=r"--(source|target)-lang is missing"):
             set_languages(unset, source if unset.src_lang is None else None, None)
-    with pytest.raises(UsageError, match=r"--target-lang .* does not know this language; (did you mean '|there are )"):
+    with pytest.raises(UsageError, match=r"--target-lang .* does not know this language; (did you mean '|it knows )"):
         set_languages(tokenizer, source, target + "X")

@@ -38,7 +38,7 @@ def made(family: str, attn: str | None = None):
     """(network, examples whose texts share rows, collate)"""
     name, sizes = SIZES[family]
     objective = OBJECTIVES[name]
-    made_tokenizer = train_tokenizer.train_tokenizer("byte", [], objective.frame)
+    made_tokenizer = train_tokenizer.train_tokenizer("byte", [], objective.special_tokens)
     data = RECIPES[name].model_fields["data"].annotation(train=["x"], max_length=LENGTH)
     set_seed(1)
     model = Model(name=family, from_scratch=True, config=sizes, attn=attn)

@@ -25,7 +25,7 @@ from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing import train_tokenizer
 from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.preprocessing.dataset import Limits
-from lmtrain.preprocessing.packing import balance_rows, share_rows, slots_of
+from lmtrain.preprocessing.packing import balance_rows, count_slots, share_rows
 
 BART = FAMILIES["bart"][1]
 SIZES: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ TARGETS = [text[: 2 + 7 * i % 31] for i, text in enumerate(sentences(40))]
 def made(family: str, attn: str | None = None, large: float = 3):
     """(network, its batch of forty pairs, their collate)"""
     objective = OBJECTIVES["seq2seq"]
-    byte = train_tokenizer.train_tokenizer("byte", [], objective.frame)
+    byte = train_tokenizer.train_tokenizer("byte", [], objective.special_tokens)
     data = RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"])
     set_seed(1)
     model = Model(name=family, from_scratch=True, config=SIZES.get(family, FAMILIES["prophetnet"][1]), attn=attn)
@@ -68,7 +68,7 @@ def made_of_texts(family: str, large: float = 3):
     """(network, its batch of forty texts of which parts are trained, their collate, their loss)"""
     name, sizes = TEXTS[family]
     objective = OBJECTIVES[name]
-    byte = train_tokenizer.train_tokenizer("byte", [], objective.frame)
+    byte = train_tokenizer.train_tokenizer("byte", [], objective.special_tokens)
     data = RECIPES[name].model_fields["data"].annotation(train=["x"], packing=False)
     set_seed(1)
     network, _ = load_network(
@@ -185,7 +185,7 @@ def test_every_pair_has_a_place_in_a_row_that_has_room(sizes: list, width: int):
     assert filled.max() <= max(width, lengths.max())
     shared, places = share_rows(lengths, width)
     assert lengths.sum() <= places <= len(sizes) * lengths.max(0).sum()
-    assert places == (len(sizes) * lengths.max(0).sum() if shared is None else slots_of(lengths, rows))
+    assert places == (len(sizes) * lengths.max(0).sum() if shared is None else count_slots(lengths, rows))
 
 
 def test_many_texts_of_half_a_row_are_laid_at_once():

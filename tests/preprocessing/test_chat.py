@@ -79,7 +79,7 @@ WORDS = [*sentences(30), "user assistant User: Assistant: model Who? the cat 가
 
 
 def made(kind: str, template: str, markers: bool = True) -> PreTrainedTokenizerFast:
-    made_tokenizer = train_tokenizer.train_tokenizer(kind, [*WORDS, *MARKERS], OBJECTIVES["clm"].frame)
+    made_tokenizer = train_tokenizer.train_tokenizer(kind, [*WORDS, *MARKERS], OBJECTIVES["clm"].special_tokens)
     if markers:
         made_tokenizer.add_special_tokens({"additional_special_tokens": list(MARKERS)})
     made_tokenizer.chat_template = template

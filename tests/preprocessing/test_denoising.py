@@ -138,7 +138,7 @@ def test_spans_are_as_the_papers_say():
 
 def made(denoising: str, **options: Any) -> tuple[Any, Any]:
     own = train_tokenizer.train_tokenizer(
-        "unigram:120", sentences(60), denoising.special_tokens_for(OBJECTIVES["seq2seq"].frame, denoising)
+        "unigram:120", sentences(60), denoising.special_tokens_for(OBJECTIVES["seq2seq"].special_tokens, denoising)
     )
     return own, RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"], denoise=denoising, **options)
 
@@ -209,7 +209,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "firsts"), TEXTS)
 def test_where_sentences_begin(text: str, firsts: list[str]):
-    own = train_tokenizer.train_tokenizer("char", [text], OBJECTIVES["seq2seq"].frame)
+    own = train_tokenizer.train_tokenizer("char", [text], OBJECTIVES["seq2seq"].special_tokens)
     ((ids, starts),) = tokenizing.ids_and_sentences(own, [text])
     bounds = [*np.flatnonzero(starts), len(ids)]
     found = [own.decode(ids[a:b]).strip() for a, b in itertools.pairwise(bounds)]
@@ -219,7 +219,7 @@ def test_where_sentences_begin(text: str, firsts: list[str]):
 
 def test_a_sentence_goes_on_over_the_lines_of_a_running_text():
     lines = ["It was a day\n", "like any other. Then\n", "\n", "night fell.\n", "Morning\n"]
-    own = train_tokenizer.train_tokenizer("char", lines, OBJECTIVES["seq2seq"].frame)
+    own = train_tokenizer.train_tokenizer("char", lines, OBJECTIVES["seq2seq"].special_tokens)
     found = [np.flatnonzero(starts).tolist() for _, starts in tokenizing.ids_and_sentences(own, lines)]
     assert found[0] == [0] and found[1] == [15] and found[3][:1] == [0] and found[4] == []
     assert found[3][1:] == [11], "the line break that follows it begins the next one"

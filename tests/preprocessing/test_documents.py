@@ -27,7 +27,7 @@ WORDS = sentences(60)
 
 
 def made(objective: str, kind: str = "bpe:300"):
-    return train_tokenizer.train_tokenizer(kind, WORDS, OBJECTIVES[objective].frame)
+    return train_tokenizer.train_tokenizer(kind, WORDS, OBJECTIVES[objective].special_tokens)
 
 
 made_once = cache(made)
@@ -271,7 +271,7 @@ def test_bytes_of_the_tokens_add_up_to_the_text():
 def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind: str):
     from transformers import AutoTokenizer
 
-    made_tokenizer = train_tokenizer.train_tokenizer(kind, ["가나다 라마바 the cat"] * 9, OBJECTIVES[objective].frame)
+    made_tokenizer = train_tokenizer.train_tokenizer(kind, ["가나다 라마바 the cat"] * 9, OBJECTIVES[objective].special_tokens)
     made_tokenizer.save_pretrained("saved")
     again = AutoTokenizer.from_pretrained("saved")
     ids = again("가나다 the cat")["input_ids"]
@@ -289,7 +289,7 @@ def test_a_tokenizer_is_the_same_in_every_process():
         "from lmtrain import tokenizer\nfrom lmtrain.objectives import OBJECTIVES\nimport sys, hashlib\n"
         "texts = ['the cat sees the dog and the king', 'a child follows the river'] * 20\n"
         "for kind in ('bpe:290', 'wordpiece:70', 'unigram:40', 'char', 'byte'):\n"
-        "    made = tokenizer.train(kind, texts, OBJECTIVES['mlm'].frame)\n"
+        "    made = tokenizer.train(kind, texts, OBJECTIVES['mlm'].special_tokens)\n"
         "    print(hashlib.sha256(made.backend_tokenizer.to_str().encode()).hexdigest())\n"
     )
     outputs = [

@@ -22,7 +22,7 @@ from lmtrain.preprocessing.dataset import Limits
 from lmtrain.preprocessing.sampler import count_trained
 from lmtrain.preprocessing.stream import Stream, StreamState
 
-OWN = {name: train_tokenizer.train_tokenizer("byte", [], OBJECTIVES[name].frame) for name in ("clm", "mlm")}
+OWN = {name: train_tokenizer.train_tokenizer("byte", [], OBJECTIVES[name].special_tokens) for name in ("clm", "mlm")}
 
 
 def write(lines: int = 100) -> None:

@@ -41,7 +41,7 @@ def prose(words: int) -> list[str]:
 @cache
 def encoded(kind: str, what: str) -> tuple[Any, Any, Examples]:
     lines = prose(30_000)
-    own = train_tokenizer.train_tokenizer(kind, lines, OBJECTIVES["mlm"].frame)
+    own = train_tokenizer.train_tokenizer(kind, lines, OBJECTIVES["mlm"].special_tokens)
     data = RECIPES["mlm"].model_fields["data"].annotation(train=["x"], masking=what, max_length=512)
     rows = Rows.of("text", lines, running=True)
     return own, data, OBJECTIVES["mlm"].encode(rows, own, data, Limits(512, {}), False)
@@ -170,7 +170,7 @@ def test_masks_of_a_text_do_not_depend_on_what_shares_its_row_or_batch(what: str
 def starts_of(kind: str, text: str) -> list[str]:
     """The words that are masked whole, as the parts of the text that their tokens stand for."""
     learnt = [" ".join(text), text] if kind.startswith("wordpiece") else [" ".join(text)]
-    own = train_tokenizer.train_tokenizer(kind, learnt, OBJECTIVES["mlm"].frame)
+    own = train_tokenizer.train_tokenizer(kind, learnt, OBJECTIVES["mlm"].special_tokens)
     ((ids, starts),) = tokenizing.ids_and_words(own, [text])
     bounds = [*np.flatnonzero(starts), len(ids)]
     return [own.decode(ids[a:b]).strip() for a, b in itertools.pairwise(bounds)]
@@ -188,7 +188,7 @@ def test_a_korean_word_is_what_stands_between_spaces_a_chinese_or_thai_one_a_cha
 def test_what_knows_no_words_is_refused(monkeypatch: pytest.MonkeyPatch):
     own, data, _ = encoded("unigram:300", "word")
     whole = train_tokenizer.with_special_tokens(
-        type(own.backend_tokenizer).from_str(own.backend_tokenizer.to_str()), OBJECTIVES["mlm"].frame
+        type(own.backend_tokenizer).from_str(own.backend_tokenizer.to_str()), OBJECTIVES["mlm"].special_tokens
     )
     whole.backend_tokenizer.pre_tokenizer = None
     with pytest.raises(InputError, match="--masking token"):
