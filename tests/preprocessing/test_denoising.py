@@ -17,7 +17,6 @@ from lmtrain.config.recipe import RECIPES
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.objectives.objective import OBJECTIVES
-from lmtrain.objectives.seq2seq import collator
 from lmtrain.preprocessing import denoising, tokenizing, train_tokenizer
 from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.preprocessing.dataset import Examples, Limits
@@ -136,27 +135,27 @@ def test_spans_are_as_the_papers_say():
     assert 0.02 < ends < 0.12 and 0.02 < np.mean([at == 0 for at, _ in first]) < 0.12
 
 
-def made(denoising: str, **options: Any) -> tuple[Any, Any]:
+def made(denoise: str, **options: Any) -> tuple[Any, Any]:
     own = train_tokenizer.train_tokenizer(
-        "unigram:120", sentences(60), denoising.special_tokens_for(OBJECTIVES["seq2seq"].special_tokens, denoising)
+        "unigram:120", sentences(60), denoising.special_tokens_for(OBJECTIVES["seq2seq"].special_tokens, denoise)
     )
-    return own, RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"], denoise=denoising, **options)
+    return own, RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"], denoise=denoise, **options)
 
 
-def encoded(denoising: str, measure: bool = False, **options: Any) -> tuple[Any, Any, Examples, Limits]:
-    own, data = made(denoising, **options)
+def encoded(denoise: str, measure: bool = False, **options: Any) -> tuple[Any, Any, Examples, Limits]:
+    own, data = made(denoise, **options)
     lines = [f"{line}. " + "Then so on! " * (i % 5) for i, line in enumerate(sentences(90))]
-    limits = Limits(None, {})
-    return own, data, OBJECTIVES["seq2seq"].encode(Rows.of("text", lines), own, data, limits, measure), limits
+    examples = OBJECTIVES["seq2seq"].encode(Rows.of("text", lines), own, data, Limits(None, {}), measure)
+    return own, data, examples, examples.limits
 
 
-@pytest.mark.parametrize("denoising", KINDS)
+@pytest.mark.parametrize("denoise", KINDS)
 @pytest.mark.parametrize(("source", "target"), [(None, None), (24, None), (24, 9), (16, 40)])
 def test_no_row_is_longer_than_the_limits_and_the_ledger_balances(
-    denoising: str, source: int | None, target: int | None
+    denoise: str, source: int | None, target: int | None
 ):
-    own, data, examples, limits = encoded(denoising, max_source_length=source, max_target_length=target)
-    collate = collator(own, data, 3)
+    own, data, examples, limits = encoded(denoise, max_source_length=source, max_target_length=target)
+    collate = OBJECTIVES["seq2seq"].collator(own, data, 3)
     ledger = examples.ledger
     assert ledger.balances() and ledger.rows_used == 90 and not ledger.tokens_truncated + ledger.tokens_dropped
     sizes = examples.lengths_by_column()
@@ -173,14 +172,14 @@ def test_no_row_is_longer_than_the_limits_and_the_ledger_balances(
         "max_source_length": source or max(sizes[0]),
         "max_target_length": target or max(sizes[1]),
     }
-    if denoising != "gap-sentences":
+    if denoise != "gap-sentences":
         assert examples.ledger.tokens_used == len(examples.columns["input_ids"].values)
 
 
-@pytest.mark.parametrize("denoising", KINDS[:2])
-def test_noise_is_new_every_epoch_a_function_of_the_text_and_fixed_at_evaluation(denoising: str):
-    own, data, examples, limits = encoded(denoising, max_source_length=24)
-    first, other = collator(own, data, 3), collator(own, data, 4)
+@pytest.mark.parametrize("denoise", KINDS[:2])
+def test_noise_is_new_every_epoch_a_function_of_the_text_and_fixed_at_evaluation(denoise: str):
+    own, data, examples, limits = encoded(denoise, max_source_length=24)
+    first, other = OBJECTIVES["seq2seq"].collator(own, data, 3), OBJECTIVES["seq2seq"].collator(own, data, 4)
     batch = first([examples[0, row] for row in (5, 2, 9)])
     alone = first([examples[0, 2]])
     length = int(alone["attention_mask"].sum())
@@ -195,7 +194,7 @@ def test_noise_is_new_every_epoch_a_function_of_the_text_and_fixed_at_evaluation
     assert len(held[0]) == len(examples)
     text, (source, reference) = examples.columns["input_ids"][0], held[0].texts[0]
     assert own.decode(text.tolist(), skip_special_tokens=True)[:5] in lines[0]
-    assert ("<extra_id_0>" if denoising == "span-corruption" else "<mask>") in source
+    assert ("<extra_id_0>" if denoise == "span-corruption" else "<mask>") in source
     assert "<" not in reference
 
 
@@ -260,17 +259,17 @@ SIZES = {
 }  # fmt: skip
 
 
-def flags(model: str, denoising: str, data: Path) -> list[Any]:
+def flags(model: str, denoise: str, data: Path) -> list[Any]:
     return ["seq2seq", "--from-scratch", "--model", model, "--model-config", SIZES[model], "--tokenizer", "unigram:60",
-            "--denoise", denoising, "--data", data, "--max-source-length", 32, "--max-target-length", 32,
+            "--denoise", denoise, "--data", data, "--max-source-length", 32, "--max-target-length", 32,
             "--metric", "exact_match"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "denoising"), [("t5", "span-corruption"), ("bart", "infilling"),
+@pytest.mark.parametrize(("model", "denoise"), [("t5", "span-corruption"), ("bart", "infilling"),
                                                   ("pegasus", "gap-sentences")])  # fmt: skip
-def test_from_nothing_the_loss_falls_and_a_run_is_resumed_to_the_bit(model: str, denoising: str, material: Path):
+def test_from_nothing_the_loss_falls_and_a_run_is_resumed_to_the_bit(model: str, denoise: str, material: Path):
     more = ["--max-steps", 24, "--save-every", 12, "--eval-every", 12, "--lr", "5e-3", "-b", 4]
-    whole = trained(*flags(model, denoising, material / "prose.txt"), *more, "-o", "whole")
+    whole = trained(*flags(model, denoise, material / "prose.txt"), *more, "-o", "whole")
     assert whole["metrics"]["eval_loss"] < whole["initial_metrics"]["eval_loss"] - 0.3
     assert whole["data"]["kind"] == "text"
     ledger = whole["data"]["train"]
@@ -280,11 +279,11 @@ def test_from_nothing_the_loss_falls_and_a_run_is_resumed_to_the_bit(model: str,
     )
     shutil.copytree("whole", "halves")
     shutil.rmtree("halves/checkpoints/checkpoint-24")
-    trained(*flags(model, denoising, material / "prose.txt"), *more, "-o", "halves", "--resume", "auto")
+    trained(*flags(model, denoise, material / "prose.txt"), *more, "-o", "halves", "--resume", "auto")
     assert outcome_of("whole") == outcome_of("halves")
     again = lmtrain("eval", "--model", "whole", "--json", "--quiet").json
     assert again["metrics"]["eval_loss"] == pytest.approx(whole["metrics"]["eval_loss"], rel=1e-6)
-    assert f"noise:{denoising}" in again["signatures"]["eval_loss"]
+    assert f"noise:{denoise}" in again["signatures"]["eval_loss"]
 
 
 def test_a_stream_of_noise_is_resumed_to_the_bit(material: Path):
@@ -298,15 +297,15 @@ def test_a_stream_of_noise_is_resumed_to_the_bit(material: Path):
     assert outcome_of("whole") == outcome_of("halves")
 
 
-@pytest.mark.parametrize(("denoising", "sign"), [("span-corruption", "<extra_id_0>"), ("infilling", "<mask>"),
+@pytest.mark.parametrize(("denoise", "sign"), [("span-corruption", "<extra_id_0>"), ("infilling", "<mask>"),
                                                  ("gap-sentences", "<mask_1>")])  # fmt: skip
-def test_preview_shows_source_and_target_with_their_marks(denoising: str, sign: str, material: Path):
-    command = ["preview", *flags("t5", denoising, material / "prose.txt")]
+def test_preview_shows_source_and_target_with_their_marks(denoise: str, sign: str, material: Path):
+    command = ["preview", *flags("t5", denoise, material / "prose.txt")]
     shown = lmtrain(*command, "--json", "--quiet").json
     rows = [row for batch in shown["batches"] for row in batch["rows"]]
     assert all(any(token["text"] == sign for token in row["source"]) for row in rows)
     targets = [{token["text"] for token in row["labels"] if token["role"] == "trained"} for row in rows]
-    assert all(("<extra_id_0>" in target) == (denoising == "span-corruption") for target in targets)
+    assert all(("<extra_id_0>" in target) == (denoise == "span-corruption") for target in targets)
     assert sign in lmtrain(*command, "--quiet").out
 
 
@@ -328,6 +327,6 @@ def test_what_does_not_go_together_is_refused(given_flags: list[str], told: str)
 
 def test_labels_are_all_trained(material: Path):
     own, data, examples, _ = encoded("span-corruption", measure=True)
-    batch = collator(own, data, 1)([examples[None, 0], examples[None, 1]])
+    batch = OBJECTIVES["seq2seq"].collator(own, data, 1)([examples[None, 0], examples[None, 1]])
     assert int((batch["labels"] != IGNORED).sum()) == sum(examples.columns["labels"].lengths[:2])
     assert json.dumps(examples.texts[0])

@@ -17,7 +17,6 @@ from conftest import lmtrain, outcome_of, scratch, sentences, trained
 from lmtrain.config.recipe import RECIPES
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
-from lmtrain.objectives.mlm import MaskedCollator, collator
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing import tokenizing, train_tokenizer, whole_word_masking
 from lmtrain.preprocessing.batch import IGNORED
@@ -70,7 +69,7 @@ def word_of_tokens(examples: Examples, own: Any) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_a_million_tokens_the_shares_are_right_and_no_word_is_cut_through(kind: str, what: str):
     own, data, examples = encoded(kind, what)
-    collate, ids = collator(own, data, 4), examples.columns["input_ids"]
+    collate, ids = OBJECTIVES["mlm"].collator(own, data, 4), examples.columns["input_ids"]
     word, text = word_of_tokens(examples, own), np.repeat(np.arange(len(ids)), ids.lengths)
     together = (word[1:] == word[:-1]) & (text[1:] == text[:-1]) & (word[1:] >= 0)
     free = ~np.isin(ids.values, own.all_special_ids)
@@ -114,7 +113,7 @@ def test_lengths_of_spans_follow_the_clipped_geometric_law():
     ids, word = examples.columns["input_ids"], word_of_tokens(examples, own)
     text = np.repeat(np.arange(len(ids)), ids.lengths)
     ends = ids.offsets[1:] - 2  # the last token before [SEP]
-    collate, seen = collator(own, data, 7), np.zeros(40)
+    collate, seen = OBJECTIVES["mlm"].collator(own, data, 7), np.zeros(40)
     for epoch in range(20):
         asked = collate.scored(row_of(examples, epoch))[1] != IGNORED
         first = np.flatnonzero(asked & ~np.append(False, asked[:-1]))
@@ -136,7 +135,7 @@ def test_single_tokens_are_masked_as_they_always_were():
     own, data, examples = encoded("wordpiece:400", "token")
     assert set(examples.columns) == {"input_ids"}
     ids = examples.columns["input_ids"]
-    collate = collator(own, data, 42)
+    collate = OBJECTIVES["mlm"].collator(own, data, 42)
     shown, labels = collate.scored(row_of(examples, 2))
     numbers = np.repeat(np.arange(len(ids)), ids.lengths)
     positions = np.arange(len(numbers)) - np.repeat(ids.offsets[:-1], ids.lengths)
@@ -153,7 +152,7 @@ def test_single_tokens_are_masked_as_they_always_were():
 @pytest.mark.parametrize("what", ["word", "span"])
 def test_masks_of_a_text_do_not_depend_on_what_shares_its_row_or_batch(what: str):
     own, data, _examples = encoded("bpe:400", what)
-    collate: MaskedCollator = collator(own, data, 1)
+    collate = OBJECTIVES["mlm"].collator(own, data, 1)
     short = RECIPES["mlm"].model_fields["data"].annotation(train=["x"], masking=what, max_length=64)
     rows = OBJECTIVES["mlm"].encode(Rows.of("text", prose(3000)), own, short, Limits(64, {}), False)
     packed = rows.packed(128)
@@ -192,7 +191,7 @@ def test_what_knows_no_words_is_refused(monkeypatch: pytest.MonkeyPatch):
     )
     whole.backend_tokenizer.pre_tokenizer = None
     with pytest.raises(InputError, match="--masking token"):
-        collator(whole, data, 1)
+        OBJECTIVES["mlm"].collator(whole, data, 1)
 
 
 @pytest.mark.parametrize("options", [[], ["--packing-strategy", "blocks"], ["--no-packing", "--sample-by", "line"]])
@@ -216,7 +215,7 @@ def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[st
         def encode(rows: Rows) -> Examples:
             return OBJECTIVES["mlm"].encode(rows, own, data, Limits(None, {}), False)
 
-        return Stream(Reading(open_tables(["c.txt"], data), data), encode, collator(own, data, 1), 1, 2, 5, process,
+        return Stream(Reading(open_tables(["c.txt"], data), data), encode, OBJECTIVES["mlm"].collator(own, data, 1), 1, 2, 5, process,
                       steps=30)  # fmt: skip
 
     whole = stream()
@@ -254,7 +253,7 @@ def test_the_share_falls_from_step_to_step_the_same_in_every_layout():
         .model_fields["data"]
         .annotation(train=["x"], masking="word", max_length=512, mask_schedule="0.3:0.15")
     )
-    collate = collator(own, data, 1)
+    collate = OBJECTIVES["mlm"].collator(own, data, 1)
 
     def shares(size: int, accum: int, processes: int) -> list[np.ndarray]:
         """Of each step of two epochs how much is predicted of each of its rows."""
