@@ -50,6 +50,8 @@ class Train(Section):
     """auto: bf16 on GPUs that have it, else fp32."""
     compile: bool = option(False, aliases=("torch_compile",), hidden=True)
     """Compile the model with torch.compile."""
+    kernels: Literal["auto", "off"] = option("auto", hidden=True)
+    """auto: faster dropout on a CPU and GELU in one pass; off: the functions of torch and transformers alone."""
     gradient_checkpointing: bool = option(False)
     """Less memory for about a third more time."""
     log_every: int = option(10, aliases=("logging_steps",), ge=1, hidden=True)
@@ -62,6 +64,11 @@ class Train(Section):
     """A loss or gradient that is no finite number: stop before the update, or 'skip N': leave out up to N updates."""
     report_to: Strings = option(["none"], hidden=True)
     """Trackers: tensorboard, wandb, trackio, … or none. Repeatable."""
+
+    @property
+    def fast_kernels(self) -> bool:
+        """Whether functions of the model may be replaced by faster ones."""
+        return self.kernels == "auto"
 
     @property
     def skips(self) -> int:

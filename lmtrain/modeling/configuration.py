@@ -1,4 +1,4 @@
-"""Configuration and tokenizer of a model: from the hub, from a folder, or from nothing. No weights are read for it."""
+"""The configuration of a model: from the hub, from a folder, or from scratch. No weights are read."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.modeling.encoder_decoder import paired_config, small_config
 from lmtrain.runtime import hub_client
 
-# What the libraries raise when what they are asked to load is not there or not sound.
 LOADING = (
     OSError,
     ValueError,
@@ -25,12 +24,13 @@ LOADING = (
     HfHubHTTPError,
     StrictDataclassError,
 )
+"""What the libraries raise for a model that is missing or damaged."""
 
 
 def load_config(model: Model, objective: str | None) -> PretrainedConfig:
-    """The model's configuration (of an adapter: its base's); with `objective` None of a language model of any kind.
+    """The configuration of the model, or of the base of an adapter; without `objective`, of any language model.
 
-    Raises InputError where there is none, or for another objective.
+    Raises InputError where there is none, and for a model that was made for another objective.
     """
     if model.encoder and model.from_scratch:
         return small_config(model.encoder, str(model.decoder), model.config)
@@ -46,13 +46,14 @@ def load_config(model: Model, objective: str | None) -> PretrainedConfig:
 
 def _config_of(model: Model, name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+        return config
     except LOADING as error:
         raise InputError(not_loaded("model", name, error)) from None
 
 
 def objective_of_hub(model: Model) -> str:
-    """The objective of a model of the hub. Raises InputError."""
+    """The objective that a model on the hub was made for. Raises InputError."""
     try:
         model_type = AutoConfig.from_pretrained(model.name, trust_remote_code=model.trust_remote_code).model_type
     except LOADING as error:
@@ -64,7 +65,10 @@ def objective_of_hub(model: Model) -> str:
 
 
 def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The default configuration with the recipe's sizes, and with the tokenizer's vocabulary and special ids."""
+    """`config` with the sizes of the recipe, and the vocabulary size and special ids of the tokenizer.
+
+    Raises UsageError for a size that the architecture does not have.
+    """
     if model.encoder:
         vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return small_config(model.encoder, str(model.decoder), model.config | vocabulary)
@@ -97,7 +101,7 @@ def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTo
     wanted = {**given, **_by_first_name(config, model.config)}
     try:
         if is_architecture(model.name):
-            # Made anew, so that what follows from a size (heads from width, decoder from encoder) follows from ours.
+            # Constructed again, so that sizes that follow from others (heads from width) follow from the recipe's.
             return AutoConfig.for_model(model.name, **wanted)
         config.update(wanted)
         return config
@@ -106,16 +110,16 @@ def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTo
 
 
 SCALED = {name: {"scale_embedding": True} for name in ("marian", "pegasus")}
-"""As all their released models have it: without it the fixed positions drown the tokens, and training stands still."""
+"""As in all their released models: without it the fixed positions outweigh the tokens, and the model hardly learns."""
 
 
 def _by_first_name(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
-    """`hidden_size` is `n_embd` to a GPT-2: the names of its own constructor."""
+    """Sizes under the names of the configuration's constructor: GPT-2 calls `hidden_size` `n_embd`."""
     return {config.attribute_map.get(name, name): value for name, value in sizes.items()}
 
 
 def not_loaded(what: str, name: str, error: Exception) -> str:
-    """One line on why a model or a tokenizer could not be had."""
+    """One line on why a model or a tokenizer could not be loaded."""
     if (
         what == "tokenizer"
         and Path(name).is_dir()
@@ -132,7 +136,7 @@ def not_loaded(what: str, name: str, error: Exception) -> str:
         if isinstance(cause, hub_client.HubFault):
             return f"{name}: no such folder, and {cause}; try again later"
         if isinstance(cause, GatedRepoError):
-            return f"{name}: the hub gives it only to whom its authors allow; ask there, then `hf auth login`"
+            return f"{name}: its authors restrict access on the hub; request it there, then `hf auth login`"
         if isinstance(cause, RepositoryNotFoundError):
             return f"{name}: no such folder, and no such {what} on the hub (private ones need `hf auth login`)"
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
@@ -140,7 +144,7 @@ def not_loaded(what: str, name: str, error: Exception) -> str:
         cause = cause.__cause__ or cause.__context__
     if fault := hub_client.last_fault():
         return f"{name}: no such folder, and {fault}; try again later"
-    return f"{name}: no such folder, and the hub gives no such {what}: {_first_line(error)}"
+    return f"{name}: no such folder, and the hub has no such {what}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

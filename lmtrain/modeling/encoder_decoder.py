@@ -1,7 +1,7 @@
-"""An encoder and a decoder of their own made into one: BERT reads, another BERT or a GPT-2 writes.
+"""One model of a separate encoder and decoder: BERT reads, another BERT or a GPT-2 writes.
 
-Rothe, Narayan, Severyn: "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", 2020. What joins the two,
-the cross-attention, is in neither and starts at random.
+Rothe, Narayan, Severyn: "Leveraging Pre-trained Checkpoints for Sequence Generation Tasks", 2020. Neither of the two has
+cross-attention, so that starts at random.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from transformers import EncoderDecoderModel, PreTrainedModel
 
 
-BETWEEN = ("crossattention", "cross_attn", "encoder_attn")
-"""What the layers that look at the encoder are called in decoders."""
+CROSS_ATTENTION = ("crossattention", "cross_attn", "encoder_attn")
+"""Names of the cross-attention layers in decoders."""
 
 
-def paired_config(encoder: PretrainedConfig, decoder: PretrainedConfig) -> EncoderDecoderConfig:
-    """The configuration of both together; the decoder reads from left to right, and the encoder's states."""
+def paired_config(encoder: PretrainedConfig, decoder: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the pair; its decoder is causal and has cross-attention."""
     return EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
 
 
-def small_config(encoder: str, decoder: str, sizes: dict[str, Any]) -> EncoderDecoderConfig:
-    """From architectures, both of the same `sizes` as far as they know them by that name."""
+def small_config(encoder: str, decoder: str, sizes: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of a pair of architectures, both with those of the `sizes` that they have."""
     configs = []
     for name in (encoder, decoder):
         known = {*AutoConfig.for_model(name).to_dict(), *AutoConfig.for_model(name).attribute_map}
@@ -36,22 +36,22 @@ def small_config(encoder: str, decoder: str, sizes: dict[str, Any]) -> EncoderDe
 
 
 def join(encoder: PreTrainedModel, decoder: PreTrainedModel) -> EncoderDecoderModel:
-    """Raises InputError for a decoder that cannot look at an encoder."""
+    """The network of the pair. Raises InputError for a decoder that cannot have cross-attention."""
     from transformers import EncoderDecoderModel
 
     try:
         return EncoderDecoderModel(encoder=encoder, decoder=decoder)
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"--decoder: no decoder for another model's states: {error}") from None
+        raise InputError(f"--decoder: cannot have cross-attention: {error}") from None
 
 
-def is_between(key: str) -> bool:
+def is_cross_attention(key: str) -> bool:
     """Whether a weight belongs to the cross-attention."""
-    return any(part in key for part in BETWEEN)
+    return any(part in key for part in CROSS_ATTENTION)
 
 
-def speak(network: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Tell the pair how a text begins and ends, which neither half knows of the other. Raises InputError."""
+def set_special_tokens(network: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Set the ids that start, end and pad an output, which neither half defines. Raises InputError."""
     begin = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id) if i is not None), None
     )
@@ -71,7 +71,9 @@ def speak(network: PreTrainedModel, tokenizer: Tokenizer) -> None:
 
 
 def check_vocabularies(encoder: Tokenizer, decoder: Tokenizer, name: str) -> None:
-    """Raise InputError where the two halves were trained on other tokens: one tokenizer has to serve both."""
+    """Raise InputError where the two halves have different vocabularies: one tokenizer has to serve both."""
     if encoder.get_vocab() != decoder.get_vocab():
-        raise InputError(f"--decoder {name}: has another vocabulary than the encoder; name a decoder that was trained "
-                         "with the encoder's tokenizer, or the encoder itself")  # fmt: skip
+        raise InputError(
+            f"--decoder {name}: has another vocabulary than the encoder; name a decoder that was trained with the "
+            "encoder's tokenizer, or the encoder itself"
+        )

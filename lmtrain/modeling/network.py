@@ -1,8 +1,7 @@
-"""The network: from the hub, from a folder, or from nothing."""
+"""The network: from the hub, from a folder, or from scratch."""
 
-from collections.abc import Iterable
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -20,75 +19,92 @@ from lmtrain.errors import InputError, UsageError
 from lmtrain.modeling import lora
 from lmtrain.modeling.configuration import LOADING, not_loaded, sized_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
-from lmtrain.modeling.encoder_decoder import is_between, join, speak
+from lmtrain.modeling.encoder_decoder import is_cross_attention, join, set_special_tokens
 from lmtrain.modeling.loss import decoder_inputs
+
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def positions(network: PreTrainedModel) -> int | None:
-    """How many tokens the model can read at once; None where its positions are relative, as T5's.
+    """The number of tokens that the model can read at once; None where its positions are relative, as T5's.
 
-    The tables of positions are asked, not the configuration: RoBERTa's first entries are never reached (its positions
-    start behind the pad id), BART's table has two entries more than it says.
+    It follows from the position embeddings, not from the configuration: RoBERTa never uses its first entries (its
+    positions start after the pad id), and BART's table has two entries more than its configuration says.
     """
     tables = [
         module
         for name, module in network.named_modules()
         if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES
     ]
-    unreached = (
+    unused = (
         (table.padding_idx + 1 if table.padding_idx is not None else 0) + getattr(table, "offset", 0)
         for table in tables
     )
-    lengths = [table.num_embeddings - lost for table, lost in zip(tables, unreached, strict=True)]
+    lengths = [table.num_embeddings - skipped for table, skipped in zip(tables, unused, strict=True)]
     if lengths:
         return min(lengths)
     # Rotary positions have no table.
-    return getattr(network.config, "max_position_embeddings", None)
-
-
-POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+    limit: int | None = getattr(network.config, "max_position_embeddings", None)
+    return limit
 
 
 def load_network(
-    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any,
+    model: Model,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    auto_model: Any,
     task_type: str | None = None,
-) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
-    """(the network in float32, what to say about it).
+    kernels: bool = True,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The network in float32, and notes for the user.
 
-    With `lora` it has an adapter, of peft's `task_type`, and nothing else is trained; else an adapter that the model
-    is comes merged into its base. Raises InputError for weights that are not all as they should be, UsageError for an
-    adapter that cannot be made of it.
+    With `model.lora` the network has an adapter of peft's `task_type`, and only the adapter is trainable. Without it, a
+    model that is an adapter is merged into its base. `kernels` allows faster implementations of the same functions.
+    Raises InputError for weights that are damaged or do not fit, UsageError for an adapter that the network cannot have.
     """
     if model.from_scratch:
-        return _from_scratch(model, config, tokenizer, auto_model)
-    if model.encoder:
-        return _joined(model, config, tokenizer)
+        network, notes = _from_scratch(model, config, tokenizer, auto_model)
+    elif model.encoder:
+        network, notes = _pair(model, config, tokenizer)
+    else:
+        network, notes = _pretrained(model, config, tokenizer, auto_model, task_type)
+    if kernels:
+        fuse_gelu(network)
+    return network, notes
+
+
+def load_encoder(
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, model_with_head: Any
+) -> PreTrainedModel:
+    """The encoder alone, without a head and without the decoder of an encoder-decoder. Raises InputError.
+
+    An adapter names its weights as in the model with its head, which `model_with_head` loads.
+    """
+    network, _ = load_network(model, config, tokenizer, model_with_head if adapter_base(model.name) else AutoModel)
+    return cast(PreTrainedModel, network.get_encoder() if config.is_encoder_decoder else network.base_model)
+
+
+def _pretrained(
+    model: Model,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    auto_model: Any,
+    task_type: str | None,
+) -> tuple[PreTrainedModel, list[str]]:
     base = adapter_base(model.name)
     network, report = _from_weights(model, base or model.name, config, auto_model)
     notes = _check_weights(network, report, base or model.name, headless=auto_model is AutoModel)
     check_vocabulary(network, tokenizer, model.name)
-    added, told = _fit_vocabulary(network, tokenizer)
-    notes += told
+    added, more = _fit_vocabulary(network, tokenizer)
+    notes += more
     if model.lora and not base:
-        notes += lora.adapt(network, model, task_type, _new_modules(network, report["missing_keys"]), added)
+        notes += lora.adapt(network, model, task_type, lora.new_modules(network, report["missing_keys"]), added)
     elif model.lora:
         notes += lora.continue_adapter(network, model.name)
     elif base:
         network = lora.merged(network, model.name)
         notes.append(f"the adapter {model.name} is merged into {base}")
-    fuse_gelu(network)
     return network, notes
-
-
-def load_encoder(
-    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, headed: Any
-) -> PreTrainedModel:
-    """What reads, without a head and, of an encoder-decoder, without the decoder. Raises InputError as `load_network`.
-
-    An adapter knows the weights by their names in the model with its head, which is of class `headed`.
-    """
-    network, _ = load_network(model, config, tokenizer, headed if adapter_base(model.name) else AutoModel)
-    return network.get_encoder() if config.is_encoder_decoder else network.base_model
 
 
 def _from_scratch(
@@ -96,52 +112,54 @@ def _from_scratch(
 ) -> tuple[PreTrainedModel, list[str]]:
     config = sized_config(config, model, tokenizer)
     try:
-        network = auto_model.from_config(config, trust_remote_code=model.trust_remote_code, **_attention(model))
+        network: PreTrainedModel = auto_model.from_config(
+            config, trust_remote_code=model.trust_remote_code, **_attention(model)
+        )
     except LOADING as error:
         raise InputError(f"--model-config: no {config.model_type} can be built like this: {error}") from None
     if model.encoder:
-        speak(network, tokenizer)
+        set_special_tokens(network, tokenizer)
     else:
-        _start_as_trained(network)
+        _set_decoder_start(network)
     check_vocabulary(network, tokenizer, model.name)
-    fuse_gelu(network)
     return network, [f"{config.model_type} from scratch: {network.num_parameters():,} parameters"]
 
 
-def _joined(
+def _pair(
     model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A trained encoder and a trained decoder as one network."""
+    """One network of a trained encoder and a trained decoder."""
     halves, notes = [], []
     for name, own, auto_model in (
         (str(model.encoder), config.encoder, AutoModel),
         (str(model.decoder), config.decoder, AutoModelForCausalLM),
     ):
         half, report = _from_weights(model, name, own, auto_model)
-        report["missing_keys"] = {key for key in report["missing_keys"] if not is_between(key)}
+        report["missing_keys"] = {key for key in report["missing_keys"] if not is_cross_attention(key)}
         notes += _check_weights(half, report, name, headless=auto_model is AutoModel)
         halves.append(half)
     network = join(*halves)
-    speak(network, tokenizer)
+    set_special_tokens(network, tokenizer)
     check_vocabulary(network, tokenizer, str(model.encoder))
-    return network, [*notes, "what joins encoder and decoder, the cross-attention, is new and starts at random"]
+    return network, [*notes, "the cross-attention between encoder and decoder is new and starts at random"]
 
 
 def _from_weights(
     model: Model, name: str, config: PretrainedConfig, auto_model: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
-        return auto_model.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_model.from_pretrained(
             name,
             config=config,
-            dtype=torch.float32,  # a bfloat16 checkpoint would else be trained in bfloat16 altogether
-            use_safetensors=None if model.allow_pickle else True,  # None: a pickle where there is nothing else
+            dtype=torch.float32,  # else a bfloat16 checkpoint would be trained in pure bfloat16
+            use_safetensors=None if model.allow_pickle else True,  # None: a pickle if there is nothing else
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to be told of all of them, later
+            ignore_mismatched_sizes=True,  # the report lists all of them; _check_weights raises
             **_attention(model),
             **_quantised(model),
         )
+        return loaded
     except UnpicklingError:
         raise InputError(f"{name}: its pickle holds more than weights, so it is not read") from None
     except LOADING as error:
@@ -153,50 +171,50 @@ def _attention(model: Model) -> dict[str, Any]:
 
 
 def _quantised(model: Model) -> dict[str, Any]:
-    """Four bits a weight, as QLoRA holds them (Dettmers et al. 2023). Raises UsageError without a CUDA GPU."""
+    """Four bits per weight (QLoRA, Dettmers et al. 2023). Raises UsageError without a CUDA GPU."""
     if not model.load_in_4bit:
         return {}
     if not torch.cuda.is_available():
         raise UsageError("--load-in-4bit: needs a CUDA GPU; drop it here")
-    four = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+    four = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
-    )  # fmt: skip
+    )
     return {"quantization_config": four, "device_map": {"": torch.cuda.current_device()}}
 
 
-def _new_modules(network: PreTrainedModel, missing: Iterable[str]) -> list[str]:
-    """The modules of a new head, which an adapter has to train whole; not the output embeddings, which are tied."""
-    modules, head = dict(network.named_modules()), network.get_output_embeddings()
-    owners = {name.rpartition(".")[0] for name in missing}
-    return sorted(name for name in owners if not [*modules[name].children()] and modules[name] is not head)
-
-
 def _fit_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str]]:
-    """Give the tokens that were added to the model's tokenizer an embedding; (their ids, what to say about it)."""
-    added = [*range(network.get_input_embeddings().num_embeddings, len(tokenizer))]
+    """Give new embeddings to tokens that were added to the model's tokenizer; their ids, and notes for the user."""
+    added = [*range(_embeddings(network), len(tokenizer))]
     if not added:
         return [], []
     try:
         network.resize_token_embeddings(len(tokenizer))
     except NotImplementedError:
-        raise InputError("tokens were added to the tokenizer, and a pair of encoder and decoder takes none") from None
-    words = ", ".join(tokenizer.convert_ids_to_tokens(added[:5]))
-    return added, [f"{len(added)} tokens were added to the tokenizer ({words}{', …' if added[5:] else ''}): "
-                   "their embeddings are new"]  # fmt: skip
+        raise InputError(
+            "tokens were added to the tokenizer, and a pair of encoder and decoder cannot get embeddings for them"
+        ) from None
+    words = ", ".join(tokenizer.convert_ids_to_tokens(added[:5])) + (", …" if added[5:] else "")
+    return added, [f"{len(added)} tokens were added to the tokenizer ({words}): their embeddings are new"]
+
+
+def _embeddings(network: PreTrainedModel) -> int:
+    return cast(torch.nn.Embedding, network.get_input_embeddings()).num_embeddings
 
 
 def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise InputError where the tokenizer has other entries without an embedding than tokens that were added to it."""
-    embeddings = network.get_input_embeddings().num_embeddings
+    """Raise InputError where entries of the tokenizer have no embedding, unless they are tokens that were added to it."""
+    embeddings = _embeddings(network)
     if not set(range(embeddings, len(tokenizer))) <= set(tokenizer.added_tokens_decoder):
         raise InputError(
             f"{name}: {embeddings} embeddings, but the tokenizer has {len(tokenizer)} entries; they do not belong together"
         )
 
 
-def _start_as_trained(network: PreTrainedModel) -> None:
-    """Let generation start from the token that the model's own shift of the labels starts from (mBART: the last one)."""
+def _set_decoder_start(network: PreTrainedModel) -> None:
+    """Let generation start with the token that the model's own shift of the labels starts with (mBART: the last one)."""
     if not network.config.is_encoder_decoder:
         return
     end = network.config.eos_token_id
@@ -205,9 +223,9 @@ def _start_as_trained(network: PreTrainedModel) -> None:
 
 
 def _check_weights(network: PreTrainedModel, report: dict[str, Any], name: str, headless: bool) -> list[str]:
-    """Say which head is new and which weights are left out; everything else that does not fit is an error.
+    """Notes on a new head and on unused weights. Raises InputError for everything else that does not fit.
 
-    A `headless` network needs no head, so there is nothing to say of one; nor of a pooler, which only heads read.
+    A `headless` network needs neither a head nor a pooler, which only heads read.
     """
     body = f"{network.base_model_prefix}."
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])

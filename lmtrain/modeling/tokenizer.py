@@ -1,9 +1,9 @@
-"""TODO."""
+"""The tokenizer of a model: from the hub, from a folder, or trained on the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from lmtrain.config.architectures import TRAINED, adapter_base
 from lmtrain.config.model import Model
@@ -12,16 +12,27 @@ from lmtrain.modeling.configuration import LOADING, not_loaded
 from lmtrain.modeling.encoder_decoder import check_vocabularies
 from lmtrain.preprocessing import chat
 
+USUAL_TOKENS = {
+    "mask_token": ("[MASK]", "<mask>"),
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "eos_token": ("</s>", "<|endoftext|>"),
+}
+"""Special tokens by role, as most tokenizers spell them."""
+
 
 def load_tokenizer(
     model: Model, kind: str | None = None, learn: Callable[[str], PreTrainedTokenizerBase] | None = None
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """(the tokenizer that the recipe names, or one that is learnt as it says, or the model's own; what to say about it).
+    """The tokenizer that the recipe names, or the model's own; and notes for the user.
 
-    `kind` is that of the rows to encode, where there are any. Raises InputError.
+    `learn` trains one from a specification such as bpe:8000. `kind` is the kind of the rows to encode, if there are any.
+    Raises InputError.
     """
     if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
-        assert learn
+        assert learn, "only training learns a tokenizer"
         tokenizer = learn(model.tokenizer)
     else:
         tokenizer = _tokenizer_of(model, model.tokenizer or _with_tokenizer(model.encoder or model.name))
@@ -50,41 +61,35 @@ def _tokenizer_of(model: Model, name: str) -> PreTrainedTokenizerBase:
 
 
 def _with_tokenizer(name: str) -> str:
-    """Where the tokenizer of a model lies: an adapter may have it from its base."""
+    """The model whose tokenizer to load: an adapter may not have its own, but use that of its base."""
     base = adapter_base(name)
     return base if base and not any(Path(name).glob("tokenizer*")) else name
 
 
 def _bare_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder that holds a vocabulary and nothing that says whose: BERT's or GPT-2's kind."""
+    """The tokenizer of a folder with a vocabulary file and nothing that names its class: a BERT or a GPT-2 tokenizer."""
     if not folder.is_dir() or any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
+    tokenizer: PreTrainedTokenizerBase | None = None
     if (folder / "vocab.txt").exists():
         entries = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
         cased = any(entry != entry.lower() for entry in entries if not entry.startswith("["))
-        return BertTokenizer.from_pretrained(folder, do_lower_case=not cased, strip_accents=False)
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return GPT2Tokenizer.from_pretrained(folder)
-    return None
-
-
-USUAL_TOKENS = {
-    "mask_token": ("[MASK]", "<mask>"), "pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"),
-    "cls_token": ("[CLS]",), "sep_token": ("[SEP]",), "eos_token": ("</s>", "<|endoftext|>"),
-}  # fmt: skip
+        tokenizer = BertTokenizer.from_pretrained(folder, do_lower_case=not cased, strip_accents=False)
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Give roles to the usual special tokens that the vocabulary holds but nobody declared; what to say about it."""
+    """Declare the usual special tokens that are in the vocabulary but have no role; a note for the user."""
     vocabulary = tokenizer.get_vocab()
-    adopted = {
+    adopted: dict[str, str | AddedToken | Sequence[str | AddedToken]] = {
         role: token
         for role, names in USUAL_TOKENS.items()
         for token in names
         if getattr(tokenizer, role) is None and token in vocabulary
     }
-    if adopted:
-        tokenizer.add_special_tokens(adopted)
-    return (
-        f"the tokenizer declares no {', no '.join(adopted)}: using {', '.join(adopted.values())}" if adopted else None
-    )
+    if not adopted:
+        return None
+    tokenizer.add_special_tokens(adopted)
+    return f"the tokenizer declares no {', no '.join(adopted)}: using {', '.join(map(str, adopted.values()))}"

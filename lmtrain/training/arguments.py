@@ -24,7 +24,7 @@ RENAMED = {
 
 NOT_ARGUMENTS = {
     "max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps", "batch_tokens",
-    "group_by_length", "on_nonfinite", "keep",
+    "group_by_length", "on_nonfinite", "keep", "kernels",
 }  # fmt: skip
 
 

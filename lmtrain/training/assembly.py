@@ -170,7 +170,12 @@ def load_model(
     with console.working("loading the model"):
         if weights:
             network, notes = load_network(
-                recipe.model, config, tokenizer, objective.auto_model, objective.task_type if corpus else None
+                recipe.model,
+                config,
+                tokenizer,
+                objective.auto_model,
+                objective.task_type if corpus else None,
+                kernels=recipe.train.fast_kernels,
             )
         else:
             network, notes = outline(recipe.model, config, tokenizer, objective.auto_model), []

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError
-from lmtrain.modeling.cpu_kernels import fast_dropout
+from lmtrain.modeling.cpu_kernels import fallbacks, fast_dropout
 from lmtrain.runs.checkpoint import Continued
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime.console import Console
@@ -60,9 +60,12 @@ def stepping(trainer: ExactTrainer, recipe: Recipe) -> Iterator[None]:
     if trainer.args.device.type == "cpu":
         retain_memory()
     try:
-        with suppress(Finished), nullcontext() if recipe.train.compile else fast_dropout():
+        fast = recipe.train.fast_kernels and not recipe.train.compile
+        with suppress(Finished), fast_dropout() if fast else nullcontext():
             yield
     finally:
+        for note in fallbacks():
+            trainer.warn(note)
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, LiveProgress):
                 callback.stop()

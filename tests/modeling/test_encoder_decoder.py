@@ -13,7 +13,7 @@ def test_two_trained_models_become_a_pair(bert: Path, material: Path):
     outcome = lmtrain("seq2seq", "--encoder", bert, "--decoder", bert, "--data", material / "pairs.jsonl", "--lr", 1e-3,
                       "--max-steps", 6, "--val-split", 0.1, "-o", "run")  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert "the cross-attention, is new and starts at random" in outcome.err.replace("\n", " ")
+    assert "the cross-attention between encoder and decoder is new and starts at random" in outcome.err.replace("\n", " ")
     results = json.loads(Path("run/results.json").read_text())
     assert results["metrics"]["eval_loss"] < results["initial_metrics"]["eval_loss"]
     again = lmtrain("eval", "--model", "run", "--json").json["metrics"]

@@ -100,7 +100,7 @@ def test_an_adapter_is_trained_on(gpt2: Path, material: Path):
     data = ["--data", material / "text.jsonl"]
     trained("clm", "--model", gpt2, *data, *FLAGS, "-o", "first")
     outcome = lmtrain("clm", "--model", "first", *data, *FLAGS, "-o", "second")
-    assert outcome.code == 0 and "going on with the adapter first" in outcome.err.replace("\n", " ")
+    assert outcome.code == 0 and "continuing to train the adapter first" in outcome.err.replace("\n", " ")
     first, second = (json.loads(Path(run, "adapter_config.json").read_text()) for run in ("first", "second"))
     assert first == second
     before, after = (Path(run, "adapter_model.safetensors") for run in ("first", "second"))
