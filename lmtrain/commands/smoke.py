@@ -20,7 +20,7 @@ from lmtrain.config.model import Model
 from lmtrain.config.recipe import RECIPES
 from lmtrain.config.values import Document
 from lmtrain.data.builtin import EXAMPLES, english, korean
-from lmtrain.data.columns import OPTIONS, fields
+from lmtrain.data.columns import OPTIONS, template_fields
 from lmtrain.errors import InputError
 from lmtrain.modeling.configuration import LOADING
 from lmtrain.modeling.network import load_network
@@ -210,7 +210,11 @@ def _write_rows(rows: Path, recipe: Any) -> None:
 def _nested(paths: list[str], values: tuple[Any, ...]) -> Document:
     """A record in which each value stands at its dotted path."""
     record: Document = {}
-    named = [(name, value) for path, value in zip(paths, values, strict=False) for name in fields({}, path) or [path]]
+    named = [
+        (name, value)
+        for path, value in zip(paths, values, strict=False)
+        for name in template_fields({}, path) or [path]
+    ]
     for path, value in named:
         *outer, last = path.split(".")
         inside = record

@@ -1,19 +1,21 @@
-"""Data that any machine has, for the quickstarts: `--data example:NAME`."""
+"""Built-in data sets for the quickstarts: `--data example:NAME`."""
 
 import random
 from collections.abc import Callable, Iterator
 
 from lmtrain.data.columns import Record
 
-ONES = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-        "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")  # fmt: skip
+ONES = (
+    *("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 DIGITS = "영일이삼사오육칠팔구"
-PLACES = ((1000, "천"), (100, "백"), (10, "십"))
+POWERS = ((1000, "천"), (100, "백"), (10, "십"))
 
 
 def python_docs() -> Iterator[tuple[int, Record]]:
-    """The lines of CPython's language reference, which `help()` shows and which comes with every Python."""
+    """Lines of the Python language reference, which every Python installation contains (see `help`)."""
     from pydoc_data.topics import topics
 
     lines = [line for name in sorted(topics) for line in topics[name].splitlines(keepends=True)]
@@ -21,10 +23,9 @@ def python_docs() -> Iterator[tuple[int, Record]]:
 
 
 def numbers() -> Iterator[tuple[int, Record]]:
-    """Numbers in English or Korean words, and in digits: 12,000 of those below a hundred thousand, always the same."""
-    chosen = random.Random(0)
-    drawn = chosen.sample(range(1, 100_000), 12_000)
-    for row, number in enumerate(drawn, 1):
+    """12,000 numbers below 100,000 in English or Korean words (source) and in digits (target), from a fixed seed."""
+    sampled = random.Random(0).sample(range(1, 100_000), 12_000)
+    for row, number in enumerate(sampled, 1):
         words = english(number) if row % 2 else korean(number)
         yield row, {"source": words, "target": str(number)}
 
@@ -41,13 +42,13 @@ def english(number: int) -> str:
 
 
 def korean(number: int) -> str:
-    """37025 -> "삼만 칠천이십오"; for 1 to 999,999. A leading one is not said: 10 is 십, 10,000 is 만."""
+    """37025 -> "삼만 칠천이십오"; for 1 to 999,999. A leading one is omitted: 10 is 십, 10,000 is 만."""
     if number >= 10_000:
         myriads, rest = divmod(number, 10_000)
         return f"{korean(myriads) if myriads > 1 else ''}만 {korean(rest)}".strip()
     words = ""
-    for place, name in PLACES:
-        digit, number = divmod(number, place)
+    for power, name in POWERS:
+        digit, number = divmod(number, power)
         words += "" if digit == 0 else name if digit == 1 else DIGITS[digit] + name
     return words + (DIGITS[number] if number else "")
 
@@ -56,4 +57,4 @@ EXAMPLES: dict[str, tuple[Callable[[], Iterator[tuple[int, Record]]], bool]] = {
     "python-docs": (python_docs, True),
     "numbers": (numbers, False),
 }
-"""Name -> (reader, whether it is running text)."""
+"""Name -> (reader, whether its records are lines of text)."""

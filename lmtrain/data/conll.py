@@ -1,4 +1,4 @@
-"""TODO."""
+"""Tagged sentences from text files in the CoNLL format."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,10 +9,10 @@ from lmtrain.errors import InputError, visible
 
 
 def sentences(table: Table) -> Iterator[tuple[int, Record]]:
-    """(line, words and tags) of each sentence of a text file in CoNLL's format.
+    """Yield (number of the first line, words and tags) of each sentence of a text file in the CoNLL format.
 
-    A word a line, its tag in the last column; blank lines part the sentences. Raises InputError, with the line, for
-    a word without a tag.
+    Each line holds a word, first, and its tag, last; blank lines separate sentences. Raises InputError for a word
+    without a tag.
     """
     return islice(_sentences(table), table.limit)
 
@@ -28,11 +28,13 @@ def _sentences(table: Table) -> Iterator[tuple[int, Record]]:
                 yield start, {"tokens": words, "tags": tags}
             words, tags = [], []
             continue
-        # With tabs between the columns a word may hold other white space.
+        # Where tabs separate the columns, a word may contain spaces.
         columns = line.strip("\r\n").split("\t") if "\t" in line.strip() else line.split()
         if len(columns) < 2 or not columns[0].strip() or not columns[-1].strip():
-            raise InputError(f"{table.place(number)}: '{visible(line.strip())}' is a word without a tag; in CoNLL's "
-                             "format every line is a word and its tag, and a blank line ends a sentence")  # fmt: skip
+            raise InputError(
+                f"{table.location(number)}: '{visible(line.strip())}' is a word without a tag; in the CoNLL format "
+                "every line is a word and its tag, and a blank line ends a sentence"
+            )
         start = start if words else number
         words.append(columns[0].strip())
         tags.append(columns[-1].strip())

@@ -1,4 +1,4 @@
-"""What a recipe trains and evaluates on: read when it is first asked for, held out, and checked for rows in both."""
+"""The training and evaluation rows of a recipe: read on first use, split, and checked for leaks."""
 
 import random
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pathlib import Path
 from lmtrain.config.data import Data, Split
 from lmtrain.data.cache import Cache
 from lmtrain.data.ledger import Ledger
-from lmtrain.data.reading import Position, Reading, chunks, load
+from lmtrain.data.reading import Position, RowReader, chunks, load
 from lmtrain.data.rows import Rows
 from lmtrain.data.sources import Table, is_stdin, open_tables
 from lmtrain.errors import InputError, UsageError, visible
@@ -19,27 +19,35 @@ from lmtrain.errors import InputError, UsageError, visible
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of both sides, how many rows of evaluation also are trained, and how many of training are repetitions."""
+    """The rows of both splits."""
 
     train: Rows
     held_out: Rows | None
+    """The evaluation rows."""
     shared_rows: int
+    """Evaluation rows that also occur in the training data."""
     duplicate_rows: int
+    """Training rows that repeat an earlier one."""
 
     def warnings(self, on_leak: str) -> list[str]:
-        same = sum(value[0] == value[1] for value in self.train.values) if self.train.kind == "pairs" else 0
-        copies = [f"{same:,} of {len(self.train):,} pairs have one text as source and target: are the columns right?"]
-        return (copies if same > len(self.train) / 2 else []) + self._leaks(on_leak)
-
-    def _leaks(self, on_leak: str) -> list[str]:
-        if not self.shared_rows:
-            return []
-        done = "they are left out of training" if on_leak == "drop" else "the evaluation knows them from training"
-        return [f"{self.shared_rows:,} evaluation rows also are training rows: {done} (--on-leak warn, drop or error)"]
+        copies = sum(value[0] == value[1] for value in self.train.values) if self.train.kind == "pairs" else 0
+        warnings = []
+        if copies > len(self.train) / 2:
+            warnings.append(
+                f"{copies:,} of {len(self.train):,} pairs have the same text as source and target; check the columns"
+            )
+        if self.shared_rows:
+            consequence = (
+                "; --on-leak drop leaves them out of training"
+                if on_leak == "drop"
+                else ", so scores may be too good (--on-leak drop leaves them out of training)"
+            )
+            warnings.append(f"{self.shared_rows:,} evaluation rows also occur in the training data{consequence}")
+        return warnings
 
 
 class Corpus:
-    """The two sides of a recipe's data section, read once, and only when somebody wants to see a row."""
+    """The splits of a recipe's section `data`, read once and only when needed."""
 
     def __init__(self, data: Data, seed: int, cache: Cache):
         self.data, self.seed, self.cache = data, seed, cache
@@ -48,79 +56,79 @@ class Corpus:
 
     @cached_property
     def splits(self) -> Splits:
-        """Of a stream, `train` is its first chunk. Raises InputError for data that cannot be used."""
+        """Both splits; the training split of a stream is its first chunk. Raises InputError for unusable data."""
         if self.data.streaming:
-            held = load(self.data.eval, self.data, "validation") if self.data.eval else None
-            return _of_one_kind(Splits(self._first_chunk(), held, 0, 0))
-        return checked(*read(self.data, self.seed), self.data.on_leak)
+            held_out = load(self.data.eval, self.data, "validation") if self.data.eval else None
+            return _require_one_kind(Splits(self._first_chunk(), held_out, 0, 0))
+        return check_leaks(*read(self.data, self.seed), self.data.on_leak)
 
-    def forget(self) -> bool:
-        """Let go of the rows, if they have been read; whoever asks for them again has them read again."""
+    def release_rows(self) -> bool:
+        """Free the rows and return whether there were any. Later accesses read them again."""
         return self.__dict__.pop("splits", None) is not None
 
     def check(self) -> None:
-        """Read the rows if nobody has read them before, to be told what is wrong with them. Raises InputError."""
+        """Raise InputError for unusable data. Reads the rows, unless the cache shows that they were usable before."""
         assert self.kind
 
     @property
     def kind(self) -> str:
-        """The kind of rows. They are read for it, unless the same have been read before and found to be sound."""
+        """The kind of the rows, from the cache or by reading them."""
         if self.key is None:
             return self.splits.train.kind
         key = self.cache.key("rows", self.key)
-        found = self.cache.remember(key, lambda: ({}, {"kind": self.splits.train.kind}), self.unchanged)
-        return str(found[1]["kind"])
+        _, document = self.cache.remember(key, lambda: ({}, {"kind": self.splits.train.kind}), self.unchanged)
+        return str(document["kind"])
 
     @cached_property
-    def reading(self) -> Reading:
-        """The training data as a stream."""
-        return Reading(open_tables(self.data.train, self.data), self.data)
+    def train_reader(self) -> RowReader:
+        """Reads the training data as a stream."""
+        return RowReader(open_tables(self.data.train, self.data), self.data)
 
     def _first_chunk(self) -> Rows:
-        """The first one that holds more than white space."""
-        for rows, _ in chunks(self.reading, Position(), self.data.shuffle_buffer):
+        """The first chunk with a row that is not blank."""
+        for rows, _ in chunks(self.train_reader, Position(), self.data.shuffle_buffer):
             if rows.has_text():
                 return rows
         raise InputError(f"{', '.join(visible(name, 200) for name in self.data.train)}: no usable text")
 
     @cached_property
     def key(self) -> str | None:
-        """What the rows are a function of, as a hash of the files' contents; None where that cannot be told."""
+        """A hash of everything that the rows depend on; None for streams, standard input and Hub datasets."""
         if self.data.streaming or self.cache.folder is None or self._tables is None:
             return None
         digest = sha256(f"{self.data.model_dump_json(exclude={'train', 'eval'})} {self.seed}".encode())
-        self._at_key = self._stamps()
-        for side, tables in enumerate(self._tables):
+        self._stats_at_key = self._file_stats()
+        for split, tables in enumerate(self._tables):
             for table in tables:
-                digest.update(f"\n{side} {table.source} {table.limit} {table.is_text} {table.version}".encode())
+                digest.update(f"\n{split} {table.source} {table.limit} {table.is_text} {table.version}".encode())
                 for file in table.files:
-                    digest.update(_content(file) + "".join(file.suffixes).encode("utf-8", "surrogateescape"))
+                    digest.update(_file_hash(file) + "".join(file.suffixes).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def unchanged(self) -> bool:
-        """Whether no file has been written to since its content was hashed: else rows of now are not those of the key."""
-        return self._stamps() == self._at_key
+        """Whether no file has changed since `key` was computed. If one has, the rows may not belong to the key."""
+        return self._file_stats() == self._stats_at_key
 
-    def size_of_files(self) -> list[int]:
-        """Bytes of the files of both sides: of a stream all that can be known of its content beforehand."""
-        return [size for size, _ in self._stamps().values()]
+    def file_sizes(self) -> list[int]:
+        """Bytes of each file of both splits: all that is known of a stream's content before it is read."""
+        return [size for size, _ in self._file_stats().values()]
 
     @cached_property
     def _tables(self) -> tuple[tuple[Table, ...], tuple[Table, ...]] | None:
-        """Those of both sides; None where one has no identity: standard input, a hub dataset."""
+        """The tables of both splits; None where one is standard input or has no files and no version."""
         if any(map(is_stdin, (*self.data.train, *self.data.eval))):
             return None
-        sides = open_tables(self.data.train, self.data), open_tables(self.data.eval, self.data, "validation")
-        return sides if all(table.files or table.version for side in sides for table in side) else None
+        splits = open_tables(self.data.train, self.data), open_tables(self.data.eval, self.data, "validation")
+        return splits if all(table.files or table.version for tables in splits for table in tables) else None
 
-    def _stamps(self) -> dict[Path, tuple[int, int]]:
-        """Size and time of the last change of every file."""
-        files = [file for side in self._tables or () for table in side for file in table.files]
+    def _file_stats(self) -> dict[Path, tuple[int, int]]:
+        """File -> (size, time of the last change)."""
+        files = [file for tables in self._tables or () for table in tables for file in table.files]
         stats = [(file, file.stat()) for file in files if file.exists()]
         return {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats}
 
 
-def _content(file: Path) -> bytes:
+def _file_hash(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
             return file_digest(stream, "sha256").digest()
@@ -129,7 +137,7 @@ def _content(file: Path) -> bytes:
 
 
 def read(data: Split, seed: int) -> tuple[Rows, Rows | None]:
-    """(rows to train on, rows to evaluate on), as the recipe's data section says. Raises InputError."""
+    """Return (training rows, evaluation rows). Raises InputError."""
     train = load(data.train, data)
     if data.eval:
         return train, load(data.eval, data, split="validation")
@@ -137,58 +145,63 @@ def read(data: Split, seed: int) -> tuple[Rows, Rows | None]:
 
 
 def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """(rows to train on, rows to evaluate on): a seeded, shuffled share of the groups, at least one.
+    """Return (training rows, evaluation rows): hold out a random `fraction` of the groups, at least one.
 
-    Each part keeps the order of the data. Raises InputError where there is only one group.
+    Both splits keep the order of the data. Raises InputError where there is only one group.
     """
     groups = sorted(set(rows.groups))
     if len(groups) < 2:
         raise InputError(f"{rows.tables[0].name}: too little to hold a part out; give --eval-data, or --val-split 0")
     count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
     held = set(random.Random(seed).sample(groups, count))
-    sides: tuple[list[int], list[int]] = ([], [])
+    splits: tuple[list[int], list[int]] = ([], [])
     for index, group in enumerate(rows.groups):
-        sides[group in held].append(index)
-    return rows.subset(sides[0]), replace(rows.subset(sides[1]), ledgers=tuple(Ledger() for _ in rows.ledgers))
+        splits[group in held].append(index)
+    return rows.subset(splits[0]), replace(rows.subset(splits[1]), ledgers=tuple(Ledger() for _ in rows.ledgers))
 
 
 def held_out(data: Data, seed: int) -> Rows:
-    """What a run evaluates on. Raises UsageError where it holds nothing out, InputError as `read` does."""
+    """Return the evaluation rows of a run. Raises UsageError where it has none, InputError as `read` does."""
     if any(map(is_stdin, (*data.train, *data.eval))):
-        raise UsageError("the run read standard input, which is gone; name something with --data")
+        raise UsageError("the run read standard input, which cannot be read again; name other data with --data")
     if not (data.eval or data.val_split):
-        raise UsageError("nothing was held out in this run; name something with --data")
+        raise UsageError("the run held nothing out for evaluation; name data with --data")
     rows = load(data.eval, data, "validation") if data.eval else read(data, seed)[1]
     assert rows is not None
     return rows
 
 
-# --- rows that stand in two places -----------------------------------------------------------------------------------
-def checked(train: Rows, held: Rows | None, on_leak: str) -> Splits:
-    """Both sides once the rows that stand in both are treated as `on_leak` says. Raises InputError."""
-    known = list(_by_group(train))
-    repeated = len(known) - len(set(known))
-    if held is None:
-        return Splits(train, None, 0, repeated)
-    seen = set(known)
-    leaked = [(position, content) for position, content in enumerate(_by_group(held)) if content in seen]
+# --- leaks: evaluation rows that occur in the training data ----------------------------------------------------------
+def check_leaks(train: Rows, held_out: Rows | None, on_leak: str) -> Splits:
+    """Count duplicate and leaked rows, and treat leaked rows as `on_leak` (warn, drop, error) says.
+
+    Raises InputError for leaked rows with `error`.
+    """
+    hashes = list(_group_hashes(train))
+    known = set(hashes)
+    duplicates = len(hashes) - len(known)
+    if held_out is None:
+        return Splits(train, None, 0, duplicates)
+    leaked = [(position, value) for position, value in enumerate(_group_hashes(held_out)) if value in known]
     if leaked and on_leak == "error":
-        others = f", as are {len(leaked) - 1:,} more" if leaked[1:] else ""
-        raise InputError(f"{held.place(_first_of_group(held, leaked[0][0]))}: also is in the training data{others}; "
-                         "--on-leak drop leaves such rows out of training")  # fmt: skip
+        others = f" (and {len(leaked) - 1:,} more)" if leaked[1:] else ""
+        first = held_out.location(_first_of_group(held_out, leaked[0][0]))
+        raise InputError(
+            f"{first}: also occurs in the training data{others}; --on-leak drop leaves such rows out of training"
+        )
     if leaked and on_leak == "drop":
-        train = _without(train, {content for _, content in leaked})
-    return _of_one_kind(Splits(train, held, len(leaked), repeated))
+        train = _drop_groups(train, {value for _, value in leaked})
+    return _require_one_kind(Splits(train, held_out, len(leaked), duplicates))
 
 
-def _of_one_kind(sides: Splits) -> Splits:
-    if sides.held_out is not None and sides.held_out.kind != sides.train.kind:
-        raise InputError(f"--eval-data holds {sides.held_out.kind} rows, --data {sides.train.kind} rows")
-    return sides
+def _require_one_kind(splits: Splits) -> Splits:
+    if splits.held_out is not None and splits.held_out.kind != splits.train.kind:
+        raise InputError(f"--eval-data holds {splits.held_out.kind} rows, but --data {splits.train.kind} rows")
+    return splits
 
 
-def _by_group(rows: Rows) -> Iterator[int]:
-    """A hash of each group: of each row, of running text of each passage."""
+def _group_hashes(rows: Rows) -> Iterator[int]:
+    """Yield a hash of each group: a row, or a passage of running text."""
     for _, group in groupby(zip(rows.groups, rows.contents(), strict=True), key=lambda pair: pair[0]):
         yield hash(tuple(content for _, content in group))
 
@@ -198,12 +211,12 @@ def _first_of_group(rows: Rows, number: int) -> int:
     return next(index for position, index in enumerate(starts) if position == number)
 
 
-def _without(rows: Rows, contents: set[int]) -> Rows:
-    """The rows without those groups; what is left out is counted as dropped. Raises InputError if nothing is left."""
-    leaked = dict(zip(dict.fromkeys(rows.groups), (content in contents for content in _by_group(rows)), strict=True))
-    kept = rows.subset([index for index, group in enumerate(rows.groups) if not leaked[group]])
-    if not kept.values:
-        raise InputError("every training row is an evaluation row; --on-leak drop leaves nothing to train on")
-    for ledger, all_of_it, left in zip(kept.ledgers, rows.per_source(), kept.per_source(), strict=True):
-        ledger.rows_dropped += all_of_it - left
-    return kept
+def _drop_groups(rows: Rows, hashes: set[int]) -> Rows:
+    """The rows without the groups with these hashes, counted as dropped. Raises InputError if nothing is left."""
+    dropped = dict(zip(dict.fromkeys(rows.groups), (value in hashes for value in _group_hashes(rows)), strict=True))
+    remaining = rows.subset([index for index, group in enumerate(rows.groups) if not dropped[group]])
+    if not remaining.values:
+        raise InputError("every training row also is an evaluation row, so --on-leak drop leaves nothing to train on")
+    for ledger, before, after in zip(remaining.ledgers, rows.per_source(), remaining.per_source(), strict=True):
+        ledger.rows_dropped += before - after
+    return remaining

@@ -1,11 +1,11 @@
-"""The contents of files and hub datasets as records with the number of their line.
+"""Reads files and Hub datasets as (line or row number, record).
 
-Text formats are read with the standard library, line by line, because every error has to name its line and nothing may
-be changed on the way (a CSV cell "NA" or "007" stays what it is). Parquet and Arrow go through pyarrow, hub ids
-through datasets.
+Text formats are read with the standard library, line by line, so that errors name the line and values stay unchanged
+(a CSV cell "NA" or "007" is text). Parquet and Arrow are read with pyarrow, Hub datasets with datasets.
 """
 
 import csv
+import errno
 import json
 import lzma
 import os
@@ -14,11 +14,12 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from lmtrain.data.columns import Record
-from lmtrain.data.text_files import Numbered, decoded, guarded, open_bytes, shown
+from lmtrain.data.text_files import Numbered, decoded, guarded, open_bytes, printable
 from lmtrain.errors import InputError, visible
 
 TEXT, PARQUET, ARROW = (".txt",), (".parquet",), (".arrow",)
@@ -28,7 +29,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
 def format_of(path: Path) -> str | None:
-    """`.csv` for both `x.csv` and `x.csv.gz`; None for what is not data."""
+    """The format by the suffix: `.csv` for `x.csv` and `x.csv.gz`; None for unknown suffixes."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -36,7 +37,7 @@ def format_of(path: Path) -> str | None:
 
 
 def read_text(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
-    # newline=None: \n, \r\n and \r end a line and arrive as \n; U+2028, form feeds and the like stay in it.
+    # newline=None: \n, \r\n and \r end a line and become \n; U+2028, form feeds and similar do not end one.
     with decoded(opener, encoding, name, newline=None) as lines:
         for number, line in enumerate(lines, 1):
             yield number, {"text": line}
@@ -69,7 +70,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_mapping)
 
 
 def _reason(error: ValueError) -> str:
-    """What is wrong with a value that is JSON, without advice for programmers (on numbers of thousands of digits)."""
+    """The reason without the advice for programmers that follows a semicolon (on numbers of thousands of digits)."""
     return str(error).split(";")[0]
 
 
@@ -83,12 +84,12 @@ def _object(line: str, number: int, name: str) -> Record:
     except RecursionError:
         raise InputError(f"{name}, line {number}: nested too deeply") from None
     if not isinstance(value, dict):
-        raise InputError(f"{name}, line {number}: a row is an object {{…}}, this is {type(value).__name__}")
+        raise InputError(f"{name}, line {number}: a row must be an object {{…}}, not {type(value).__name__}")
     return value
 
 
 def _whole_json(text: str, name: str) -> Numbered:
-    """A file that is one array of objects, one object with one list of objects in it, or objects one after another."""
+    """Yield the rows of an array of objects, of an object that contains one list of objects, or of several objects."""
     values = []
     between = re.compile(r"[\s,]*")
     position = len(text) - len(text.lstrip())
@@ -101,12 +102,12 @@ def _whole_json(text: str, name: str) -> Numbered:
             raise InputError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
         except ValueError as error:
             line = 1 + text.count("\n", 0, position)
-            raise InputError(f"{name}, in the value that starts in line {line}: {_reason(error)}") from None
+            raise InputError(f"{name}, in the value that starts on line {line}: {_reason(error)}") from None
         values.append(value)
         position = between.match(text, position).end()  # type: ignore[union-attr]
     rows = values
     if len(values) == 1 and isinstance(values[0], dict):
-        # {"version": 1, "data": [rows]}; but one chat {"messages": […]} is itself a row
+        # {"version": 1, "data": [rows]}; but a single chat {"messages": […]} is a row
         lists = [
             v for k, v in values[0].items() if k != "messages" and isinstance(v, list) and v and isinstance(v[0], dict)
         ]
@@ -115,14 +116,14 @@ def _whole_json(text: str, name: str) -> Numbered:
         rows = values[0]
     for number, value in enumerate(rows, 1):
         if not isinstance(value, dict):
-            raise InputError(f"{name}, row {number}: a row is an object {{…}}, this is {type(value).__name__}")
+            raise InputError(f"{name}, row {number}: a row must be an object {{…}}, not {type(value).__name__}")
         yield number, value
 
 
 def _read_csv(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, separator: str) -> Numbered:
     csv.field_size_limit(sys.maxsize)
-    # Tab-separated files do not quote: a quotation mark in one is a quotation mark.
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    # Tab-separated files have no quoting: a quotation mark is an ordinary character.
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     with decoded(opener, encoding, name, newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
         try:
@@ -130,8 +131,10 @@ def _read_csv(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, 
             if header is None:
                 return
             if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-                raise InputError(f"{name}, line 1: one odd column '{visible(header[0])}'; a .csv is separated by commas, "
-                                 "a .tsv by tabs")  # fmt: skip
+                raise InputError(
+                    f"{name}, line 1: only one column '{visible(header[0])}'; a .csv file is separated by commas, "
+                    "a .tsv file by tabs"
+                )
             twice = [column for column in header if header.count(column) > 1]
             if twice:
                 raise InputError(f"{name}, line 1: duplicate column '{visible(twice[0])}'")
@@ -139,8 +142,10 @@ def _read_csv(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, 
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    raise InputError(f"{name}, line {reader.line_num}: {len(cells)} cells, but the header has "
-                                     f"{len(header)}: {', '.join(map(visible, header))}")  # fmt: skip
+                    raise InputError(
+                        f"{name}, line {reader.line_num}: {len(cells)} cells, but the header has "
+                        f"{len(header)}: {', '.join(map(visible, header))}"
+                    )
                 yield reader.line_num, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise InputError(f"{name}, line {reader.line_num}: {error}") from None
@@ -156,6 +161,7 @@ READERS: dict[str, Callable[..., Numbered]] = {
 
 
 def read_columnar(path: Path, form: str) -> Numbered:
+    """Read a Parquet or Arrow file; `form` is `.parquet` or `.arrow`. Raises InputError."""
     import pyarrow
     import pyarrow.parquet
 
@@ -172,23 +178,23 @@ def read_columnar(path: Path, form: str) -> Numbered:
         for batch in batches:
             names = batch.schema.names
             if twice := next((name for name in names if names.count(name) > 1), None):
-                raise InputError(f"{shown(path)}: duplicate column '{visible(twice)}'")
+                raise InputError(f"{printable(path)}: duplicate column '{visible(twice)}'")
             for record in batch.to_pylist():
                 number += 1
                 yield number, record
     except PermissionError as error:
-        raise InputError(f"{shown(path)}: {os.strerror(error.errno)}") from None
+        raise InputError(f"{printable(path)}: {os.strerror(error.errno or errno.EACCES)}") from None
     except UnicodeDecodeError:
         raise InputError(
-            f"{shown(path)}, after row {number}: a text that is not UTF-8, as {form[1:]} wants it"
+            f"{printable(path)}, after row {number}: text that is not UTF-8, which {form[1:]} requires"
         ) from None
     except (pyarrow.ArrowException, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, OverflowError) as error:
         reason = visible(str(error).split("\n")[0], 200)
-        raise InputError(f"{shown(path)}: damaged or not {form[1:]}: {reason}") from None
+        raise InputError(f"{printable(path)}: damaged or not {form[1:]}: {reason}") from None
 
 
 def _arrow_batches(source: Any) -> Iterator[Any]:
-    """Record batches of an Arrow file, be it of the stream format (as datasets writes) or of the file format."""
+    """Record batches of an Arrow file in the stream format (which datasets writes) or the file format."""
     import pyarrow
 
     try:
@@ -200,36 +206,36 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
 
 
 def read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str | None) -> Numbered:
-    sides = [guarded(read_text, path, encoding) for path in paths]
-    number = 0
-    while True:
-        lines = [next(side, None) for side in sides]
-        if lines[0] is None and lines[1] is None:
-            return
-        if lines[0] is None or lines[1] is None:
-            counts = [
-                number + (line is not None) + sum(1 for _ in side) for line, side in zip(lines, sides, strict=True)
-            ]
-            raise InputError(f"{paths[0]} and {paths[1]}: {counts[0]} vs {counts[1]} lines; "
-                             "line by line they must belong together")  # fmt: skip
-        number += 1
-        yield number, {lang: line[1]["text"].rstrip("\n") for lang, line in zip(languages, lines, strict=True)}
+    """Read two files whose lines are translations of each other. Raises InputError for different lengths."""
+    files = [guarded(read_text, path, encoding) for path in paths]
+    for lines in zip_longest(*files):
+        if None in lines:
+            number = next(line for line in lines if line)[0]
+            counts = [number - (line is None) + sum(1 for _ in file) for line, file in zip(lines, files, strict=True)]
+            raise InputError(
+                f"{paths[0]} and {paths[1]}: {counts[0]} vs {counts[1]} lines; the lines of both must correspond"
+            )
+        texts = [record["text"].rstrip("\n") for _, record in lines]
+        yield lines[0][0], dict(zip(languages, texts, strict=True))
 
 
 def read_dataset(name: str, config: str | None, split: str) -> Numbered:
+    """Read a split of a Hub or local dataset, with class names instead of numbers. Raises InputError.
+
+    `validation` stands for the split for validation, or else for testing.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     try:
         if split == "validation":
-            # Nobody named a split: the one for validation where there is one, else the one for tests.
-            there = datasets.get_dataset_split_names(name, config)
-            split = next((s for s in ("validation", "valid", "dev", "test") if s in there), split)
+            names = datasets.get_dataset_split_names(name, config)
+            split = next((s for s in ("validation", "valid", "dev", "test") if s in names), split)
         table = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # datasets and the hub raise dozens of kinds; all mean that there is no data
+    except Exception as error:  # datasets and the Hub client raise dozens of types; all mean that there is no data
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise InputError(
-            f"{name}: no such file, and as a hub dataset it cannot be loaded: {visible(reason, 200)}"
+            f"{name}: no such file, and it cannot be loaded as a Hub dataset: {visible(reason, 200)}"
         ) from None
     named = _class_names(table.features)
     for number, record in enumerate(table, 1):
@@ -237,7 +243,7 @@ def read_dataset(name: str, config: str | None, split: str) -> Numbered:
 
 
 def _class_names(features: Any) -> dict[str, Callable[[Any], Any]]:
-    """Column -> the names of its values, for the columns that hold numbers of classes, or lists of them."""
+    """Column -> function from class numbers to names, for columns of class numbers or of lists of them."""
     named: dict[str, Callable[[Any], Any]] = {}
     for column, feature in (features or {}).items():
         if names := getattr(feature, "names", None):
@@ -248,7 +254,7 @@ def _class_names(features: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def _name(names: list[str], number: int | None) -> Any:
-    """Some data sets mark rows without a class by -1."""
+    """The name of a class; None for -1, which marks rows without a class in some data sets."""
     return names[number] if number is not None and 0 <= number < len(names) else None
 
 

@@ -1,4 +1,4 @@
-"""What became of every row and token, and the proof that nothing disappeared."""
+"""Counts of rows and tokens used, truncated and dropped, which add up to what was read."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass
 class Ledger:
-    """Counts for one data set, or for one of its sources.
+    """Row and token counts of one data set, or of one of its sources.
 
     rows_read = rows_used + rows_empty + rows_bad + rows_dropped, and
     tokens_read = tokens_used + tokens_truncated + tokens_dropped.
-    A truncated row is a used row. Tokens are those of the text with its begin and end marks; the frame that a
-    masked model wants around every block ([CLS] … [SEP]) is not counted. tokens_trained are the tokens whose
-    prediction enters the loss in one epoch (the first, where masks are drawn anew). `fingerprint` is that of all
-    usable rows in order, see `chained`.
+    Truncated rows count as used. Begin and end tokens of a text are counted; the special tokens that a masked model
+    puts around every block ([CLS] … [SEP]) are not. `tokens_trained` is the number of tokens whose prediction enters
+    the loss in one epoch (the first epoch, where masks change). `fingerprint` covers all usable rows in order, see
+    `extend_fingerprint`.
     """
 
     rows_read: int = 0
@@ -33,7 +33,7 @@ class Ledger:
     fingerprint: str = ""
 
     def use(self, tokens: int, truncated: int = 0, rows: int = 1) -> None:
-        """A row, or a document of several, of `tokens` tokens, of which `truncated` are cut off."""
+        """Count one row, or a document of several `rows`, of `tokens` tokens, of which `truncated` are cut off."""
         self.rows_used += rows
         self.rows_truncated += truncated > 0
         self.tokens_read += tokens
@@ -41,11 +41,13 @@ class Ledger:
         self.tokens_used += tokens - truncated
 
     def drop(self, tokens: int) -> None:
+        """Count one row of `tokens` tokens that is left out."""
         self.rows_dropped += 1
         self.tokens_read += tokens
         self.tokens_dropped += tokens
 
     def balances(self) -> bool:
+        """Whether the counts add up."""
         return (
             self.rows_read == self.rows_used + self.rows_empty + self.rows_bad + self.rows_dropped
             and self.tokens_read == self.tokens_used + self.tokens_truncated + self.tokens_dropped
@@ -59,18 +61,18 @@ COUNTS = tuple(field.name for field in fields(Ledger) if field.type is int)
 
 
 def total(ledgers: Iterable[Ledger], fingerprint: str = "") -> Ledger:
-    """The sum of several ledgers. The padding is not summed up: it is a matter of batches, see batching.py."""
+    """The sum of several ledgers, without the padding, which depends on the batches (see BatchSampler)."""
     ledgers = list(ledgers)
     return Ledger(**{name: sum(vars(ledger)[name] for ledger in ledgers) for name in COUNTS}, fingerprint=fingerprint)
 
 
-def chained(before: str, texts: Iterable[bytes]) -> str:
-    """The fingerprint of rows that follow those of the fingerprint `before` (empty: the first ones), in hexadecimal.
+def extend_fingerprint(fingerprint: str, rows: Iterable[bytes]) -> str:
+    """The fingerprint of all rows so far, in hexadecimal: sha256(fingerprint + row), row by row.
 
-    sha256 of (fingerprint so far, row), row by row: what has been read of a stream can be stored in 32 bytes and gone on
-    with, and the fingerprint of a stream is that of the same rows in memory.
+    `fingerprint` is that of the rows before, or empty. A stream stores it in 32 bytes and extends it when it resumes,
+    and it equals the fingerprint of the same rows in memory.
     """
-    digest = bytes.fromhex(before)
-    for text in texts:
-        digest = sha256(digest + text).digest()
+    digest = bytes.fromhex(fingerprint)
+    for row in rows:
+        digest = sha256(digest + row).digest()
     return digest.hex()

@@ -1,4 +1,4 @@
-"""Tables -> rows: what is left once the usable values are picked out, with the file and line of each."""
+"""Reads tables into usable rows: all at once, or in the chunks of a stream."""
 
 import sys
 from array import array
@@ -16,46 +16,47 @@ from lmtrain.data.sources import Table, open_tables
 from lmtrain.errors import InputError, visible
 
 LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
-"""Characters: a longer line of running text, or a longer row, is tokenised in pieces, cut before white space."""
+"""Characters. A longer line of running text, or a longer row, is split before white space into pieces."""
 
-MOST_CHARACTERS = 16_000_000
-"""Of a chunk of a stream, but for its last row."""
+CHUNK_CHARACTERS = 16_000_000
+"""A chunk of a stream ends with the row that reaches this size."""
 
 
-# --- a pass over the tables ------------------------------------------------------------------------------------------
-Entry = tuple[int, int, tuple[Any, ...], bool]
-"""A row as it is read: its table, its number, its usable values (several: the pieces of a long one), whether it is bad.
+# --- reading tables --------------------------------------------------------------------------------------------------
+RawRow = tuple[int, int, tuple[Any, ...], bool]
+"""(index of the table, line or row number, usable values, whether the row is bad).
 
-A row without values that is not bad is empty. Plain tuples, because there may be millions.
+There are several values where a long row is split, and none where the row is empty or bad. A plain tuple, because
+there may be millions.
 """
 
 
-class Reading:
-    """Passes over tables, row by row; finds out which columns are meant and says so."""
+class RowReader:
+    """Reads tables row by row, as often as needed, and chooses the columns of each."""
 
     def __init__(self, tables: tuple[Table, ...], data: Split):
         self.tables, self.data = tables, data
         self.kind = ""
-        self._found: dict[str, dict[str, None]] = {}  # columns that were found by name, and the tables they are in
+        self._detected: dict[str, dict[str, None]] = {}  # message about detected columns -> names of the tables
 
-    def runs(self, table: int) -> bool:
-        """Whether a table is running text, one document, rather than rows."""
+    def is_running_text(self, table: int) -> bool:
+        """Whether a table is one document rather than one per row."""
         return self.tables[table].is_text and self.data.unit == "document"
 
-    def entries(self, table: int = 0, skipped: int = 0) -> Iterator[Entry]:
-        """All rows from row `skipped` of a table on. Raises InputError for what is broken."""
+    def rows(self, table: int = 0, skipped: int = 0) -> Iterator[RawRow]:
+        """Yield all rows, beginning with row `skipped` of table `table`. Raises InputError for unusable data."""
         for index in range(table, len(self.tables)):
-            yield from islice(self._entries(index), skipped if index == table else 0, None)
+            yield from islice(self._rows(index), skipped if index == table else 0, None)
 
-    def _entries(self, index: int) -> Iterator[Entry]:
+    def _rows(self, index: int) -> Iterator[RawRow]:
         table = self.tables[index]
         numbered = iter(_UNITS.get(self.data.unit, iter)(table) if table.is_text else table)
-        peeked = list(islice(numbered, 100))  # a column may be missing in some rows, the first one too
+        peeked = list(islice(numbered, 100))  # any row may lack a column, even the first
         if not peeked:
             return
         columns = {name: value for _, record in reversed(peeked) for name, value in record.items()}
         selection = self._choose(columns, table)
-        if self.runs(index):
+        if self.is_running_text(index):
             for number, record in chain(peeked, numbered):
                 text = record["text"]
                 yield index, number, (text,) if len(text) <= LONGEST_PIECE else tuple(_pieces(text)), False
@@ -65,7 +66,9 @@ class Reading:
                 value = selection.value(record)
             except BadRow as problem:
                 if self.data.on_bad == "error":
-                    raise InputError(f"{table.place(number)}, {problem}; --on-bad drop leaves such rows out") from None
+                    raise InputError(
+                        f"{table.location(number)}, {problem}; --on-bad drop leaves such rows out"
+                    ) from None
                 yield index, number, (), True
                 continue
             if isinstance(value, str):
@@ -79,52 +82,62 @@ class Reading:
         if self.kind and selection.kind != self.kind:
             raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {self.kind} rows")
         self.kind = selection.kind
-        if selection.found and not table.is_text:
-            told = f"using column{'s' if len(selection.paths) > 1 else ''} {selection}"
-            self._found.setdefault(told, {})[table.name] = None
+        if selection.detected and not table.is_text:
+            message = f"using column{'s' if len(selection.paths) > 1 else ''} {selection}"
+            self._detected.setdefault(message, {})[table.name] = None
         return selection
 
     @property
     def notes(self) -> list[str]:
-        """Which columns were found, one line for all tables that are alike."""
-        found = [
-            f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {told}"
-            for told, names in self._found.items()
+        """Notes on the tables and on the detected columns, one line for all tables with the same columns."""
+        detected = [
+            f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {message}"
+            for message, names in self._detected.items()
         ]
-        return [note for table in self.tables for note in table.notes] + found
+        return [note for table in self.tables for note in table.notes] + detected
 
-    def collect(self, entries: Iterable[Entry]) -> Rows:
-        """The usable rows among `entries`, and the count of the others."""
+    def collect(self, rows: Iterable[RawRow]) -> Rows:
+        """The usable rows; the ledgers count the others."""
         texts, others = Texts(), list[Any]()
-        table_of, numbers, last = array("i"), array("q"), {}
+        table_of, numbers, last_serials = array("i"), array("q"), {}
         ledgers = tuple(Ledger() for _ in range(1 + max((table.source for table in self.tables), default=0)))
-        running = [self.runs(index) for index in range(len(self.tables))]
-        for index, number, own, bad in entries:
-            if not own:
+        running = [self.is_running_text(index) for index in range(len(self.tables))]
+        for index, number, values, bad in rows:
+            if not values:
                 ledger = ledgers[self.tables[index].source]
                 ledger.rows_bad += bad
                 ledger.rows_empty += not bad
-            for value in own:
+            for value in values:
                 (texts if isinstance(value, str) else others).append(value)
                 table_of.append(index)
                 numbers.append(number)
             if running[index]:
-                last[index] = len(numbers)
+                last_serials[index] = len(numbers)
         serials = range(1, len(numbers) + 1)
-        values = others or texts  # all rows are of one kind
-        return Rows(self.kind, self.tables, values, table_of, numbers, serials, array("q"), last, ledgers, self.notes)
+        return Rows(
+            self.kind,
+            self.tables,
+            others or texts,  # all rows are of one kind
+            table_of,
+            numbers,
+            serials,
+            array("q"),
+            last_serials,
+            ledgers,
+            self.notes,
+        )
 
 
 def load(specifications: list[str], data: Split, split: str = "train") -> Rows:
-    """Read everything that `specifications` name and pick out the usable values.
+    """Read the data that `specifications` (values of `--data`) name.
 
-    Raises InputError for data that is not there, broken, without the columns meant, or without a usable row.
+    Raises InputError for data that is missing, damaged, without the requested columns or without a usable row.
     """
-    reading = Reading(open_tables(specifications, data, split), data)
-    rows = reading.collect(reading.entries())
+    reader = RowReader(open_tables(specifications, data, split), data)
+    rows = reader.collect(reader.rows())
     if not rows.has_text():
         raise InputError(f"{_named(specifications)}: no usable text{_unused(rows.ledgers)}")
-    return replace(rows, groups=_passages(rows), notes=[*rows.notes, *_several(rows)])
+    return replace(rows, groups=_groups(rows), notes=[*rows.notes, *_note_references(rows)])
 
 
 def _named(specifications: list[str]) -> str:
@@ -133,18 +146,19 @@ def _named(specifications: list[str]) -> str:
 
 def _unused(ledgers: Iterable[Ledger]) -> str:
     ledgers = list(ledgers)
-    counts = {fate: sum(vars(ledger)[f"rows_{fate}"] for ledger in ledgers) for fate in ("empty", "bad")}
-    told = ", ".join(f"{count:,} {fate}" for fate, count in counts.items() if count)
-    return f" ({told} rows)" if told else ""
+    counts = {reason: sum(vars(ledger)[f"rows_{reason}"] for ledger in ledgers) for reason in ("empty", "bad")}
+    message = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+    return f" ({message} rows)" if message else ""
 
 
-def _several(rows: Rows) -> list[str]:
+def _note_references(rows: Rows) -> list[str]:
     count = sum(len(value) > 2 for value in rows.values) if rows.kind == "pairs" else 0
-    return [f"{count:,} rows have several targets: the first is learnt, metrics of text take all"] if count else []
+    message = f"{count:,} rows have several targets: training uses the first, text metrics use all"
+    return [message] if count else []
 
 
 def _paragraphs(table: Table) -> Iterator[tuple[int, Record]]:
-    """Lines joined up to the next blank one; the number is that of the first line."""
+    """Join the lines up to each blank line; the number is that of the first line."""
     lines: list[str] = []
     start = 1
     for number, record in table:
@@ -159,7 +173,7 @@ def _paragraphs(table: Table) -> Iterator[tuple[int, Record]]:
 
 
 _UNITS: dict[str, Callable[[Table], Iterable[tuple[int, Record]]]] = {"paragraph": _paragraphs, "sentence": sentences}
-"""How the lines of a text file become documents, where they are not these themselves."""
+"""Unit -> reader that joins the lines of a text file to such units."""
 
 
 def _pieces(line: str) -> Iterator[str]:
@@ -172,55 +186,63 @@ def _pieces(line: str) -> Iterator[str]:
     yield line[start:]
 
 
-def _passages(rows: Rows) -> "array[int]":
-    """Every row a group; but running text, which would be torn to single lines, some hundred passages."""
-    running = sum(len(v) for v, table in zip(rows.values, rows.table_of, strict=True) if table in rows.last)
-    enough = min(max(running // 100, 1), 4000)
+def _groups(rows: Rows) -> "array[int]":
+    """The group of each value: one per row; of running text, one per passage of up to 4,000 characters.
+
+    Holding out single lines would tear running text apart.
+    """
+    running = rows.last_serials
+    characters = sum(len(v) for v, table in zip(rows.values, rows.table_of, strict=True) if table in running)
+    passage = min(max(characters // 100, 1), 4000)
     groups = array("q")
     group = size = 0
-    before = None
-    for value, place in zip(rows.values, zip(rows.table_of, rows.numbers, strict=True), strict=True):
-        runs = before is not None and place[0] == before[0] and place[0] in rows.last and size < enough
-        if before is not None and not runs and (place != before or place[0] in rows.last):
+    previous = None
+    for value, row in zip(rows.values, zip(rows.table_of, rows.numbers, strict=True), strict=True):
+        table = row[0]
+        same_passage = previous is not None and table == previous[0] and table in running and size < passage
+        if previous is not None and not same_passage and (row != previous or table in running):
             group, size = group + 1, 0
         groups.append(group)
         size += len(value)
-        before = place
+        previous = row
     return groups
 
 
-# --- a stream of chunks ----------------------------------------------------------------------------------------------
+# --- streaming -------------------------------------------------------------------------------------------------------
 class Position(NamedTuple):
-    """How far a stream has been read: `rows` of a table."""
+    """A position in a stream: after `rows` rows of table `table`."""
 
     table: int = 0
     rows: int = 0
 
 
-def chunks(reading: Reading, start: Position, most: int) -> Iterator[tuple[Rows, Position]]:
-    """(rows, where the next ones start), `most` at a time, or fewer where they are long.
+def chunks(reader: RowReader, start: Position, size: int) -> Iterator[tuple[Rows, Position]]:
+    """Yield (chunk, position after it): `size` rows at a time, or fewer where they are long.
 
-    A running text that goes on in the next chunk does not end in this one.
+    Running text that continues in the next chunk does not end in this one.
     """
-    entries = reading.entries(*start)
-    position, ahead = start, next(entries, None)
-    while ahead is not None:
-        taken: list[Entry] = []
-        size = 0
-        while ahead is not None and len(taken) < most and size < MOST_CHARACTERS:
-            table, _, values, _ = ahead
+    rows = reader.rows(*start)
+    position, following = start, next(rows, None)
+    while following is not None:
+        taken: list[RawRow] = []
+        characters = 0
+        while following is not None and len(taken) < size and characters < CHUNK_CHARACTERS:
+            table, _, values, _ = following
             position = Position(table, position.rows + 1 if table == position.table else 1)
-            taken.append(ahead)
-            size += sum(map(_size, values))
-            ahead = next(entries, None)
-        rows = reading.collect(taken)
-        if ahead is not None and ahead[0] in rows.last:
-            rows.last[ahead[0]] = sys.maxsize
-        same = ahead is not None and reading.tables[ahead[0]].source == reading.tables[position.table].source
-        yield replace(rows, part=True, more=ahead is not None, open=same), position
+            taken.append(following)
+            characters += sum(map(_characters, values))
+            following = next(rows, None)
+        chunk = reader.collect(taken)
+        if following is None:
+            yield replace(chunk, is_chunk=True), position
+            return
+        if following[0] in chunk.last_serials:
+            chunk.last_serials[following[0]] = sys.maxsize
+        same_source = reader.tables[following[0]].source == reader.tables[position.table].source
+        yield replace(chunk, is_chunk=True, has_next=True, next_is_same_source=same_source), position
 
 
-def _size(value: Any) -> int:
+def _characters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     return sum(len(text if isinstance(text, str) else text["content"]) for text in value)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The usable rows of the data in memory, with the file and line of each."""
 
 import json
 from array import array
@@ -11,7 +11,7 @@ from lmtrain.data.sources import Table
 
 
 class Texts(Sequence[str]):
-    """Strings one after another in UTF-8: a third of the memory that Python takes for as many short ones."""
+    """A list of strings in one UTF-8 buffer. Short strings take a third of the memory of a Python list."""
 
     def __init__(self, texts: Iterable[str] = ()):
         self._bytes, self._ends = bytearray(), array("q")
@@ -43,7 +43,7 @@ class Texts(Sequence[str]):
         )
 
     def _from(self, index: int, ends: Iterable[int]) -> Iterator[str]:
-        """The strings from that index on that have these `ends`."""
+        """Yield the strings from `index` on; `ends` holds the end of each in the buffer."""
         start = self._ends[index - 1] if index else 0
         for end in ends:
             yield self._bytes[start:end].decode("utf-8", "surrogatepass")
@@ -52,54 +52,64 @@ class Texts(Sequence[str]):
 
 @dataclass(frozen=True)
 class Rows:
-    """What is left of the data once its usable values are picked out.
+    """The usable rows of a data set, or of one chunk of a stream.
 
-    `values[i]` is a string (text), two strings (prompt), two or more (pairs: source, references) or a list of messages;
-    it stands in table `table_of[i]` at line or row `numbers[i]`, and was the `serials[i]`-th value that was read. Rows of one
-    `groups[i]` stay together when a part is held out. A table in `last` is running text: its values follow one another as
-    one document, up to that serial.
-    `ledgers`, one a source, count what was not usable. Of rows that are a `part` of a stream, `more` may follow, if `open`
-    of the same source; and they begin with what is left over of the part before (`carried`, by column), which is the start
-    of their first document if that `continues`.
+    A long row is stored in several pieces, each with an index of its own and the same line number. A text file that
+    is read as one document ("running text") has one value per line, or several for a long line.
     """
 
     kind: str
+    """text, prompt, messages, pairs, labelled or tagged, see columns.py."""
     tables: tuple[Table, ...]
     values: Sequence[Any]
+    """Usable values, see `Selection.value`."""
     table_of: "array[int]"
+    """Index into `tables` of each value."""
     numbers: "array[int]"
+    """Line or row number of each value in its table."""
     serials: Sequence[int]
+    """Position of each value in reading order, from 1: gaps show where rows were held out."""
     groups: "array[int]"
-    last: dict[int, int]
+    """Group of each value. Values of one group stay together when rows are held out."""
+    last_serials: dict[int, int]
+    """Table index -> serial of its last value, for the tables that are running text."""
     ledgers: tuple[Ledger, ...]
+    """One ledger per source, with the counts of unusable rows."""
     notes: list[str] = field(default_factory=list)
-    part: bool = False
-    more: bool = False
-    open: bool = False
+    is_chunk: bool = False
+    has_next: bool = False
+    """Whether another chunk of the stream follows."""
+    next_is_same_source: bool = False
+    """Whether the next chunk begins with the source that this one ends with."""
     carried: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Column -> ids that the previous chunk left over; they come before the first row."""
     continues: bool = False
+    """Whether `carried` is the start of the first document."""
 
     @classmethod
-    def of(cls, kind: str, values: list[Any], name: str = "made up", running: bool = False) -> "Rows":
-        """Rows that stand nowhere, one a line; `running`: one document."""
+    def of(cls, kind: str, values: list[Any], name: str = "in memory", running: bool = False) -> "Rows":
+        """Rows from values in memory, numbered from 1. With `running` they are one document."""
         numbers = array("q", range(1, len(values) + 1))
         tables = (Table(name, lambda: iter(())),)
-        last = {0: len(values)} if running else {}
-        return cls(kind, tables, values, array("i", [0] * len(values)), numbers, numbers, numbers, last, (Ledger(),))
+        last_serials = {0: len(values)} if running else {}
+        return cls(
+            kind, tables, values, array("i", [0] * len(values)), numbers, numbers, numbers, last_serials, (Ledger(),)
+        )
 
     def __len__(self) -> int:
-        """Rows with something in them; the pieces of one long line are one row."""
+        """The number of rows; the pieces of a long row count once."""
         return self.count(range(len(self.values)))
 
-    def place(self, index: int) -> str:
-        return self.tables[self.table_of[index]].place(self.numbers[index])
+    def location(self, index: int) -> str:
+        """File and line of a value, for messages."""
+        return self.tables[self.table_of[index]].location(self.numbers[index])
 
     def source(self, index: int) -> int:
-        """Which of the `--data` arguments a row comes from."""
+        """Index of the `--data` argument that a value comes from."""
         return self.tables[self.table_of[index]].source
 
     def texts(self) -> Iterator[str]:
-        """Every text of every row, for training a tokenizer."""
+        """Yield all texts, for training a tokenizer."""
         for value in self.values:
             if isinstance(value, str):
                 yield value
@@ -109,11 +119,11 @@ class Rows:
                 yield from (message["content"] for message in value)
 
     def has_text(self) -> bool:
-        """Whether there is more than the blank lines of running text."""
+        """Whether any value is not blank."""
         return any(value.strip() if isinstance(value, str) else value for value in self.values)
 
     def documents(self) -> Iterator[range]:
-        """The rows of each document: one row, or an unbroken stretch of running text."""
+        """Yield the indices of each document: one row, or consecutive lines of running text."""
         start = 0
         for index in range(1, len(self.values) + 1):
             if index == len(self.values) or not self._continues(index):
@@ -121,39 +131,39 @@ class Rows:
                 start = index
 
     def ends(self, index: int) -> bool:
-        """Whether a document really ends with this row, rather than before a stretch that was held out."""
+        """Whether a document ends with this value, and not just before rows that were held out."""
         serial = self.serials[index]
-        return serial == self.last.get(self.table_of[index], serial)
+        return serial == self.last_serials.get(self.table_of[index], serial)
 
     def count(self, document: range) -> int:
-        """Rows in a document; the pieces of one long line are one row."""
-        table, numbers = self.table_of, self.numbers
+        """The number of rows in a document; the pieces of a long row count once."""
+        tables, numbers = self.table_of, self.numbers
         return sum(
-            index == document.start or numbers[index] != numbers[index - 1] or table[index] != table[index - 1]
+            index == document.start or numbers[index] != numbers[index - 1] or tables[index] != tables[index - 1]
             for index in document
         )
 
     def per_source(self) -> list[int]:
         """The number of rows of each source."""
         counts = [0] * len(self.ledgers)
-        before = None
-        for place in zip(self.table_of, self.numbers, strict=True):
-            counts[self.tables[place[0]].source] += place != before
-            before = place
+        previous = None
+        for row in zip(self.table_of, self.numbers, strict=True):
+            counts[self.tables[row[0]].source] += row != previous
+            previous = row
         return counts
 
-    def goes_on(self) -> bool:
-        """Whether the last document goes on in the part of a stream that follows."""
-        return self.open and bool(self.values) and not self.ends(len(self.values) - 1)
+    def continues_in_next(self) -> bool:
+        """Whether the last document continues in the next chunk."""
+        return self.next_is_same_source and bool(self.values) and not self.ends(len(self.values) - 1)
 
     def _continues(self, index: int) -> bool:
         if self.table_of[index] != self.table_of[index - 1] or self.serials[index] - self.serials[index - 1] > 1:
             return False
-        # The pieces of a long row have one number.
-        return self.table_of[index] in self.last or self.numbers[index] == self.numbers[index - 1]
+        # The pieces of a long row share one line number.
+        return self.table_of[index] in self.last_serials or self.numbers[index] == self.numbers[index - 1]
 
     def subset(self, indices: list[int]) -> "Rows":
-        """Some of the rows; the ledgers, of what was not usable, go along."""
+        """The rows at `indices`, with the same ledgers."""
         values: Any = (self.values[i] for i in indices)
         return replace(
             self,
@@ -165,6 +175,6 @@ class Rows:
         )
 
     def contents(self) -> Iterator[bytes]:
-        """Every value as bytes, in order: what fingerprints are made of."""
+        """Yield each value as bytes, for fingerprints."""
         for value in self.values:
             yield value.encode() if isinstance(value, str) else json.dumps(value, ensure_ascii=False).encode()

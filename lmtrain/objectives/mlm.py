@@ -106,7 +106,7 @@ class MaskedLM:
         texts = TokenizedDocuments(rows, tokenizer, "word_starts" if in_words else None)
         encoded = (ids_and_words if in_words else ids_of)(tokenizer, rows.values)
         for parts, document in documents_of(rows, encoded):
-            followed = rows.more or document[-1] + 1 < len(rows.values)
+            followed = rows.has_next or document[-1] + 1 < len(rows.values)
             parting = separator if followed and rows.ends(document[-1]) else []
             texts.begin(document)
             if in_words:

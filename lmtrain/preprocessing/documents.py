@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.data.ledger import Ledger, chained
+from lmtrain.data.ledger import Ledger, extend_fingerprint
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.preprocessing.dataset import Examples, Limits
@@ -36,12 +36,12 @@ def finish_examples(
     """`origins` [rows of the columns]: which row of the data each comes from."""
     for ledger in ledgers:
         assert ledger.balances(), f"the ledger does not balance: {ledger}"
-    if not len(columns["input_ids"]) and not rows.part:
+    if not len(columns["input_ids"]) and not rows.is_chunk:
         dropped = sum(ledger.rows_dropped for ledger in ledgers)
         raise InputError(f"{rows.place(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
                          "to train)")  # fmt: skip
     sources = row_sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
-    fingerprint = "" if rows.part else chained("", rows.contents())  # a stream goes on with the one of the part before
+    fingerprint = "" if rows.is_chunk else extend_fingerprint("", rows.contents())  # a stream extends its own
     return Examples(rows.kind, columns, ledgers, limits, fingerprint, sources, **more)
 
 
@@ -121,7 +121,7 @@ def split_into_rows(
     origins = np.repeat(origins, ids.pieces(length))
     cut = {name: column.split(length) for name, column in columns.items()}
     rest: dict[str, list[int]] = {}
-    if len(origins) and (rows.open if blocks else rows.goes_on() and texts.unfinished()):
+    if len(origins) and (rows.next_is_same_source if blocks else rows.continues_in_next() and texts.unfinished()):
         rest = {name: column[len(origins) - 1].tolist() for name, column in cut.items()}
         origins = origins[:-1]
         cut = {name: column.first(len(origins)) for name, column in cut.items()}
@@ -166,7 +166,7 @@ def fit_document(
     Raises UsageError where running text is to be treated as rows, InputError under the policy `error`.
     """
     ledger = ledgers[rows.source(document.start)]
-    if rows.table_of[document.start] in rows.last and policy != "split":
+    if rows.table_of[document.start] in rows.last_serials and policy != "split":
         raise UsageError(
             f"--on-long {policy} is for rows; a running text has none (--sample-by line makes its lines rows)"
         )

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from lmtrain.data.ledger import COUNTS, Ledger, chained, total
-from lmtrain.data.reading import Position, Reading, chunks
+from lmtrain.data.ledger import COUNTS, Ledger, extend_fingerprint, total
+from lmtrain.data.reading import Position, RowReader, chunks
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.preprocessing.batch import Batch, Collator, Row
@@ -61,7 +61,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     Every process reads everything and takes every n-th batch, so that all of them know the position.
     """
 
-    reading: Reading
+    reading: RowReader
     encode: Callable[[Rows], Examples]
     """A chunk of rows -> examples, packed where the recipe packs."""
     collator: Collator
@@ -116,7 +116,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             examples = self.encode(replace(rows, carried=state.carried, continues=state.continues))
             examples = replace(examples, first=state.texts)
             after = StreamState(
-                state.epoch, position, examples.rest, rows.goes_on(),
+                state.epoch, position, examples.rest, rows.continues_in_next(),
                 state.texts + examples.count, 0, *self._counted(state, rows, examples), self.chunk,
             )  # fmt: skip
             empty = empty and not examples.count
@@ -131,6 +131,6 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         count_trained(examples, self.collator, 0)
         before = [Ledger(**ledger) for ledger in state.ledgers] or [Ledger() for _ in examples.ledgers]
         ledgers = [total(both) for both in zip(before, examples.ledgers, strict=True)]
-        fingerprint = chained(state.fingerprint, rows.contents())
+        fingerprint = extend_fingerprint(state.fingerprint, rows.contents())
         self._begun = tuple(ledgers), fingerprint
         return tuple({name: vars(ledger)[name] for name in COUNTS} for ledger in ledgers), fingerprint

@@ -81,7 +81,7 @@ def prepare_data(
     def make() -> CacheEntry:
         splits = corpus.splits
         # The first chunk of a stream is encoded as if it were all.
-        rows = replace(splits.train, part=False, more=False, open=False)
+        rows = replace(splits.train, is_chunk=False, has_next=False, next_is_same_source=False)
         train = objective.encode(rows, tokenizer, packed, limits, False)
         train = train.head(TRIED_ROWS) if data.streaming else train
         held = splits.held_out and objective.encode(splits.held_out, tokenizer, data, train.limits, True)
@@ -98,7 +98,7 @@ def prepare_data(
         model_class = str(objective.auto_model.__name__)
         key = corpus.cache.key(corpus.key, fingerprint, model_class, limits.positions, packed.model_dump())
     prepared = _from_arrays(*corpus.cache.remember(key, make, corpus.unchanged))
-    if corpus.forget():
+    if corpus.release_rows():
         release_memory()
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):
         only_tried = flag == "--data" and data.streaming
@@ -150,7 +150,7 @@ def training_batches(
 
     if recipe.data.streaming:
         return Stream(
-            corpus.reading,
+            corpus.train_reader,
             encode,
             collator,
             train.seed,

@@ -40,7 +40,7 @@ def resolved_settings(
         "model.shape": sha256(json.dumps(shapes).encode()).hexdigest(),
         "model.tokenizer": tokenizer_fingerprint(tokenizer)
         or sha256(json.dumps(tokenizer.get_vocab()).encode()).hexdigest(),
-        "data.train": corpus.size_of_files() if recipe.data.streaming else prepared.train.fingerprint,
+        "data.train": corpus.file_sizes() if recipe.data.streaming else prepared.train.fingerprint,
         "data.eval": held.fingerprint if held else None,
         **{f"data.{name}": value for name, value in prepared.limits.resolved.items()},
         "train.learning_rate": arguments.learning_rate,

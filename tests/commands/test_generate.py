@@ -76,7 +76,7 @@ def test_files_are_read_as_for_training(t5: Path, material: Path):
     Path("odd.csv").write_text("id,what\n1,the dog\n")
     assert answers("-m", t5, "-d", "odd.csv", "--column", "what")[0]["input"] == "the dog"
     outcome = lmtrain("generate", "-m", t5, "-d", "odd.csv")
-    assert outcome.code == 3 and "It has id, what; say it with --column" in outcome.err
+    assert outcome.code == 3 and "It has id, what; name it with --column" in outcome.err
 
 
 def test_sampling_follows_the_seed(gpt2: Path):
@@ -107,7 +107,7 @@ def test_a_prompt_is_asked_as_in_training(material: Path):
     ("flags", "code", "message"),
     [
         (["-p", "a", "--n-best", "3", "--num-beams", "2"], 2, "needs --num-beams 3 or more, or --do-sample"),
-        (["-p", "a", "-d", "b"], 2, "give one of the two"),
+        (["-p", "a", "-d", "b"], 2, "give only one of them"),
         (["-d", "nothing.txt"], 3, "nothing.txt: no such file"),
         (["-p", "dog " * 300], 3, "the model has 128 positions; shorten it"),
         (["-p", "a", "--temperature", "0"], 2, "greater than 0"),

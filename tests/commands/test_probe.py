@@ -335,7 +335,7 @@ COLUMNS = ["--text-column", "text", "--label-column", "label"]
 MISTAKES = {
     "no such column": (["--text-column", "text", "--label-column", "lable"], 3, "no column 'lable'; it has text, label; did you mean 'label'?"),
     "half a pair": (["--label-column", "label"], 2, "--text-column and --label-column belong together"),
-    "two kinds": ([*COLUMNS, "--tags-column", "label"], 2, "name two kinds of rows"),
+    "two kinds": ([*COLUMNS, "--tags-column", "label"], 2, "select different kinds of rows"),
     "one label": (["--data", "one.jsonl"], 3, "one.jsonl: all rows have one label, 'a'"),
     "an empty label": (["--data", "empty.jsonl"], 3, "empty.jsonl, line 2, column 'label': is empty"),
     "a label that is none": (["--data", "float.jsonl"], 3, "float.jsonl, line 1, column 'label': is float 0.5, not text"),

@@ -27,7 +27,7 @@ def test_shared_and_repeated_rows_are_counted():
     train, held = write("t.jsonl", ["a", "b", "b", "c", "가"]), write("e.jsonl", ["b", "x", "가"])
     splits = corpus(train=[train], eval=[held]).splits
     assert (splits.shared_rows, splits.duplicate_rows) == (2, 1)
-    assert "2 evaluation rows also are training rows" in splits.warnings("warn")[0]
+    assert "2 evaluation rows also occur in the training data" in splits.warnings("warn")[0]
     assert corpus(train=[train], eval=[write("o.jsonl", ["x"])]).splits.warnings("warn") == []
 
 
@@ -41,7 +41,7 @@ def test_leaked_rows_are_left_out_of_training_and_counted_as_dropped():
 
 def test_a_leak_can_be_an_error_that_names_the_row():
     train, held = write("t.jsonl", ["a", "b", "c"]), write("e.jsonl", ["x", "b", "c"])
-    with pytest.raises(InputError, match=r"e.jsonl, line 2: also is in the training data, as are 1 more"):
+    with pytest.raises(InputError, match=r"e.jsonl, line 2: also occurs in the training data \(and 1 more\)"):
         assert corpus(train=[train], eval=[held], on_leak="error").splits
 
 
@@ -74,6 +74,7 @@ def test_the_key_follows_the_content_and_not_the_name(changed: str):
 
 def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_kept(monkeypatch: pytest.MonkeyPatch):
     name = write("a.jsonl", ["a", "b", "c"])
+
     def appended(*arguments: Any) -> Any:
         rows = read(*arguments)
         with Path(name).open("a") as stream:
@@ -95,8 +96,23 @@ def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_ke
 def test_sources_have_a_ledger_each_and_weights_share_out_the_epoch():
     write("big.jsonl", sentences(60))
     write("small.jsonl", [f"a {n} b" for n in range(10)] + [""])
-    results = trained("clm", *scratch("gpt2"), "-d", "big.jsonl", "-d", "small.jsonl", "--data-weights", "1,1", "--no-packing",
-                      "--val-split", 0, "--max-steps", 2, "-o", "run")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2"),
+        "-d",
+        "big.jsonl",
+        "-d",
+        "small.jsonl",
+        "--data-weights",
+        "1,1",
+        "--no-packing",
+        "--val-split",
+        0,
+        "--max-steps",
+        2,
+        "-o",
+        "run",
+    )
     big, small = results["data"]["train_sources"]
     assert (big["source"], big["rows_read"], big["rows_used"], big["share"]) == ("big.jsonl", 60, 60, 0.5)
     assert (small["source"], small["rows_read"], small["rows_used"], small["rows_empty"]) == ("small.jsonl", 11, 10, 1)
@@ -109,8 +125,27 @@ def test_sources_have_a_ledger_each_and_weights_share_out_the_epoch():
 def test_packed_rows_hold_one_source(strategy: str):
     write("a.jsonl", ["a" * n for n in range(1, 20)])
     write("b.jsonl", ["b" * n for n in range(1, 20)])
-    results = trained("clm", *scratch("gpt2")[:-1], "byte", "-d", "a.jsonl", "-d", "b.jsonl", "--data-weights", "3,1",
-                      "--packing-strategy", strategy, "--val-split", 0, "--max-steps", 3, "-L", 32, "-o", "run")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2")[:-1],
+        "byte",
+        "-d",
+        "a.jsonl",
+        "-d",
+        "b.jsonl",
+        "--data-weights",
+        "3,1",
+        "--packing-strategy",
+        strategy,
+        "--val-split",
+        0,
+        "--max-steps",
+        3,
+        "-L",
+        32,
+        "-o",
+        "run",
+    )
     shares = [source["share"] for source in results["data"]["train_sources"]]
     assert shares[0] == pytest.approx(0.75, abs=0.04)
     assert sum(shares) == pytest.approx(1)

@@ -68,7 +68,7 @@ def test_a_text_that_is_not_utf8_is_told_what_it_may_be(content: bytes, fitting:
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", bytes(range(256)) * 20])
 def test_binary_data_is_not_told_to_try_an_encoding(content: bytes, tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(content)
-    assert complaint(tmp_path / "a.txt").endswith("a.txt: not a text, but binary data")
+    assert complaint(tmp_path / "a.txt").endswith("a.txt: binary data, not text")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -111,7 +111,7 @@ def test_zeros_and_marks_inside_a_text_stay_in_it(tmp_path: Path):
         ("a.jsonl", '{"\\u001b[31mred": 1, "\\u202eb": 2}\n', r"It has \x1b[31mred, \u202eb"),
         ("a.jsonl", '{"text": "ok"}\n{"text": ["\\u001b[2J"]}\n', "a.jsonl, line 2, column 'text': is list"),
     ],
-)  # fmt: skip
+)
 def test_json_is_refused_where_it_is_wrong(name: str, content: str, wanted: str, tmp_path: Path):
     (tmp_path / name).write_text(content)
     assert wanted in complaint(tmp_path / name)
@@ -352,8 +352,22 @@ def test_data_and_names_reach_the_log_without_what_steers_a_terminal(tmp_path: P
 
 def test_rows_without_text_are_counted_and_balance(tmp_path: Path):
     Path("a.jsonl").write_text('{"text": "None is here"}\n{"text": null}\n{"text": ""}\n{"id": 1}\n' * 10)
-    results = trained("clm", *scratch("gpt2"), "--data", "a.jsonl", "--on-bad", "drop", "--max-steps", 1,
-                      "--val-split", 0, "-o", "run", "--tokenizer", "byte")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        "a.jsonl",
+        "--on-bad",
+        "drop",
+        "--max-steps",
+        1,
+        "--val-split",
+        0,
+        "-o",
+        "run",
+        "--tokenizer",
+        "byte",
+    )
     ledger = results["data"]["train"]
     assert (ledger["rows_read"], ledger["rows_used"], ledger["rows_empty"], ledger["rows_bad"]) == (40, 10, 10, 20)
     assert ledger["tokens_read"] == 10 * (len("None is here") + 2)

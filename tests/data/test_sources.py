@@ -134,7 +134,7 @@ def test_nested_columns_are_reached_by_dots_and_by_language(tmp_path: Path):
         ("yes", "ja")
     ]
     assert load(path, data=PairData, source_lang="de", target_lang="en").values == [("ja", "yes")]
-    with pytest.raises(InputError, match="de, en; say which way"):
+    with pytest.raises(InputError, match="de, en; give the direction"):
         load(path, data=PairData)
 
 
@@ -147,7 +147,7 @@ def test_a_local_folder_of_a_dataset_goes_through_datasets(tmp_path: Path):
 
 
 def test_a_hub_dataset_that_cannot_be_had_is_one_sentence():
-    with pytest.raises(InputError, match=r"nobody/nothing: no such file, and as a hub dataset"):
+    with pytest.raises(InputError, match=r"nobody/nothing: no such file, and it cannot be loaded as a Hub dataset"):
         load("nobody/nothing")
 
 
@@ -165,13 +165,13 @@ BROKEN = {
         (b"", "no usable text"),
     ],
     "a.txt": [
-        (b"ok\n\xff\xfa\n", "line 2: not UTF-8 text; say what it is with --encoding"),
+        (b"ok\n\xff\xfa\n", "line 2: not UTF-8 text; name its encoding with --encoding"),
         (b" \n\n", "no usable text"),
     ],
     "a.csv": [
         (b"text,text\na,b\n", "duplicate column 'text'"),
         (b"text,label\na,b\nc\n", "line 3: 1 cells, but the header has 2: text, label"),
-        (b"text;label\na;b\n", "one odd column 'text;label'"),
+        (b"text;label\na;b\n", "only one column 'text;label'"),
         (b"text\n", "no usable text"),
     ],
     "a.jsonl.gz": [
@@ -258,8 +258,12 @@ def test_odd_files_are_refused_at_once(tmp_path: Path):
     os.symlink(tmp_path / "gone", tmp_path / "dangling.jsonl")
     os.symlink(tmp_path / "loop.jsonl", tmp_path / "loop.jsonl")
     (tmp_path / "empty").mkdir()
-    for name, wanted in (("pipe.jsonl", "not a regular file"), ("dangling.jsonl", "No such file"),
-                         ("loop.jsonl", "symbolic links"), ("empty", "no data in this folder")):  # fmt: skip
+    for name, wanted in (
+        ("pipe.jsonl", "not a regular file"),
+        ("dangling.jsonl", "No such file"),
+        ("loop.jsonl", "symbolic links"),
+        ("empty", "no data in this folder"),
+    ):
         with pytest.raises(InputError, match=wanted):
             load(tmp_path / name)
     with pytest.raises(InputError, match="not a regular file"):

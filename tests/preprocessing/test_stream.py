@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lmtrain.config.recipe import RECIPES
 from lmtrain.data.ledger import total
-from lmtrain.data.reading import Reading, load
+from lmtrain.data.reading import RowReader, load
 from lmtrain.data.sources import open_tables
 from lmtrain.objectives.clm import CausalCollator
 from lmtrain.objectives.objective import OBJECTIVES
@@ -43,7 +43,7 @@ def stream_of(
         return examples.packed(24) if data.shares else examples
 
     return Stream(
-        Reading(open_tables(files, data), data), encoded, CausalCollator(0, None), 1, 3, chunk, process
+        RowReader(open_tables(files, data), data), encoded, CausalCollator(0, None), 1, 3, chunk, process
     ), data
 
 

@@ -198,7 +198,7 @@ def test_what_knows_no_words_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[str]):
     from itertools import islice
 
-    from lmtrain.data.reading import Reading
+    from lmtrain.data.reading import RowReader
     from lmtrain.data.sources import open_tables
     from lmtrain.preprocessing.stream import Stream, StreamState
 
@@ -215,7 +215,7 @@ def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[st
         def encode(rows: Rows) -> Examples:
             return OBJECTIVES["mlm"].encode(rows, own, data, Limits(None, {}), False)
 
-        return Stream(Reading(open_tables(["c.txt"], data), data), encode, OBJECTIVES["mlm"].collator(own, data, 1), 1, 2, 5, process,
+        return Stream(RowReader(open_tables(["c.txt"], data), data), encode, OBJECTIVES["mlm"].collator(own, data, 1), 1, 2, 5, process,
                       steps=30)  # fmt: skip
 
     whole = stream()

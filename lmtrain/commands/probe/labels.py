@@ -6,7 +6,7 @@ from itertools import chain
 
 from lmtrain.commands.probe import entities
 from lmtrain.config.data import LabelledData
-from lmtrain.data.corpus import Splits, checked, read
+from lmtrain.data.corpus import Splits, check_leaks, read
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 
@@ -19,7 +19,7 @@ def sides(data: LabelledData, seed: int, assertions: list[str]) -> Splits:
 
     Raises InputError for data that cannot be used, UsageError for a gate on a figure that such data do not have.
     """
-    found = checked(*read(data, seed), data.on_leak)
+    found = check_leaks(*read(data, seed), data.on_leak)
     names = ENTITY_FIGURES if marks_entities(found.train) else LABEL_FIGURES
     try:
         assertions.check_assertions(assertions, names, evaluates=True)

@@ -20,7 +20,7 @@ from lmtrain.commands.probe.encoder import Encoder, Ids
 from lmtrain.commands.probe.figures import figures
 from lmtrain.commands.probe.labels import Labels
 from lmtrain.data.corpus import Splits
-from lmtrain.data.ledger import chained, total
+from lmtrain.data.ledger import extend_fingerprint, total
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.evaluation import bootstrap
@@ -149,7 +149,7 @@ def _ledger(rows: Rows) -> dict[str, Any]:
     gone = {"rows_empty": ledger.rows_empty, "rows_bad": ledger.rows_bad, "rows_dropped": ledger.rows_dropped}
     used = len(rows)
     return {"rows_read": used + sum(gone.values()), **gone, "rows_used": used,
-            "fingerprint": chained("", rows.contents())}  # fmt: skip
+            "fingerprint": extend_fingerprint("", rows.contents())}  # fmt: skip
 
 
 # --- one encoder -----------------------------------------------------------------------------------------------------
