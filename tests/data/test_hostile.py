@@ -105,8 +105,8 @@ def test_zeros_and_marks_inside_a_text_stay_in_it(tmp_path: Path):
         ("a.json", '[{"text": "a"},\n {"\\u001b[1m": 1, "\\u001b[1m": 2}]', r"line 1: duplicate key '\x1b[1m'"),
         ("a.jsonl", '{"text": "a", "n": 1' + "0" * 5000 + "}\n", "line 1: Exceeds the limit (4300 digits)"),
         ("a.json", '[{"text": "a"},\n {"text" "b"}]', "a.json, line 2, column 10: not JSON: Expecting ':'"),
-        ("a.json", '[{"text": "a"}, 7]', "a.json, row 2: a row is an object"),
-        ("a.json", '"text"', "a.json, row 1: a row is an object"),
+        ("a.json", '[{"text": "a"}, 7]', "a.json, row 2: a row must be an object"),
+        ("a.json", '"text"', "a.json, row 1: a row must be an object"),
         ("a.jsonl", '{"text": {"\\u202eevil": 1}}\n', r"column 'text': is dict {'\u202eevil': 1}, not text"),
         ("a.jsonl", '{"\\u001b[31mred": 1, "\\u202eb": 2}\n', r"It has \x1b[31mred, \u202eb"),
         ("a.jsonl", '{"text": "ok"}\n{"text": ["\\u001b[2J"]}\n', "a.jsonl, line 2, column 'text': is list"),
@@ -153,7 +153,7 @@ def test_parquet_is_refused_where_it_is_wrong(tmp_path: Path):
     assert "row 1, column 'text': is bytes" in complaint(parquet(path, ("text", pa.array([b"a", b"b"]))))
     assert "a.parquet: duplicate column 'text'" in complaint(parquet(path, ("text", text), ("text", text)))
     broken = pa.StringArray.from_buffers(2, *pa.array([b"ok", b"\xff\xfe"]).buffers()[1:])
-    assert "a.parquet, after row 0: a text that is not UTF-8" in complaint(parquet(path, ("text", broken)))
+    assert "a.parquet, after row 0: text that is not UTF-8" in complaint(parquet(path, ("text", broken)))
 
 
 @pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])

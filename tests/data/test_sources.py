@@ -155,11 +155,11 @@ def test_a_hub_dataset_that_cannot_be_had_is_one_sentence():
 BROKEN = {
     "a.jsonl": [
         (b'{"text": "ok"}\n{"text": "cut\n', "line 2, column"),
-        (b'{"text": "ok"}\n[1]\n', "line 2: a row is an object"),
+        (b'{"text": "ok"}\n[1]\n', "line 2: a row must be an object"),
         (b'{"text": "ok"}\n{"text": null}\n', "line 2, column 'text': is null"),
         (b'{"text": "ok"}\n{"txt": "x"}\n', "line 2, column 'text': is missing"),
         (b'{"text": "ok"}\n{"text": 7}\n', "line 2, column 'text': is int 7, not text"),
-        (b'{"text": "\\ud800"}\n', "line 1, column 'text': holds a lone surrogate"),
+        (b'{"text": "\\ud800"}\n', "line 1, column 'text': contains a lone surrogate"),
         (b'{"body": "x"}\n', "It has body"),
         (b'{"text": " "}\n', "no usable text"),
         (b"", "no usable text"),
