@@ -237,7 +237,7 @@ def _encode_prompts(
 def _encode_chats(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: ClmData, limits: Limits, measure: bool
 ) -> Examples:
-    encoded = (chat.encode(tokenizer, messages, rows.place(i)) for i, messages in enumerate(rows.values))
+    encoded = (chat.encode(tokenizer, messages, rows.location(i)) for i, messages in enumerate(rows.values))
     return _partly_trained(rows, encoded, data, limits)
 
 
@@ -265,7 +265,7 @@ def _partly_trained(
             kept = len(tokens)
             ledger.use(kept)
         else:
-            kept = apply_long_policy(ledger, len(tokens), length, rows.place(index), policy)
+            kept = apply_long_policy(ledger, len(tokens), length, rows.location(index), policy)
         if kept:
             ids.append(tokens[:kept])
             trained.append(mask[:kept])

@@ -212,7 +212,7 @@ def _encode_pairs(
         whole, left = sum(map(len, pair)), sum(map(len, short))
         if left == whole:
             ledger.use(whole)
-        elif not apply_long_policy(ledger, whole, left, rows.place(index), data.on_long or "truncate"):
+        elif not apply_long_policy(ledger, whole, left, rows.location(index), data.on_long or "truncate"):
             continue
         for column, ids in zip(kept, short, strict=True):
             column.append(ids)

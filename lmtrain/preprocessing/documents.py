@@ -38,7 +38,7 @@ def finish_examples(
         assert ledger.balances(), f"the ledger does not balance: {ledger}"
     if not len(columns["input_ids"]) and not rows.is_chunk:
         dropped = sum(ledger.rows_dropped for ledger in ledgers)
-        raise InputError(f"{rows.place(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
+        raise InputError(f"{rows.location(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
                          "to train)")  # fmt: skip
     sources = row_sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
     fingerprint = "" if rows.is_chunk else extend_fingerprint("", rows.contents())  # a stream extends its own
@@ -173,7 +173,7 @@ def fit_document(
     if tokens <= length or policy == "split":
         ledger.use(tokens, rows=rows.count(document))
         return tokens
-    return apply_long_policy(ledger, tokens, length, rows.place(document[0]), policy)
+    return apply_long_policy(ledger, tokens, length, rows.location(document[0]), policy)
 
 
 def apply_long_policy(ledger: Ledger, tokens: int, length: int, place: str, policy: str) -> int:

@@ -90,7 +90,7 @@ def test_conll_files_are_read_sentence_by_sentence(content: str):
     assert rows.values == SENTENCES
     assert (rows.kind, rows.notes) == ("tagged", [])
     first = content.replace("\r", "").split("\n").index(next(line for line in content.splitlines() if "EU" in line))
-    assert rows.place(0) == f"x.conll, line {first + 1}"
+    assert rows.location(0) == f"x.conll, line {first + 1}"
 
 
 def test_a_number_behind_a_file_counts_sentences():
