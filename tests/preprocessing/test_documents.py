@@ -185,7 +185,7 @@ def test_a_long_text_is_cut_left_out_or_split_and_counted(policy: str, fates: tu
 
 
 def test_a_long_text_can_be_an_error_that_names_its_row():
-    with pytest.raises(InputError, match="made up, line 2: 52 tokens, the limit is 10"):
+    with pytest.raises(InputError, match="in memory, line 2: 52 tokens, the limit is 10"):
         encoded("clm", ["ab", "a" * 50], "text", made_with="byte", max_length=10, packing=False, on_long="error")
 
 
