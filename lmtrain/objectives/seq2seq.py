@@ -64,7 +64,7 @@ class Seq2SeqLM:
         """Raise InputError where the special tokens that --denoise needs are missing."""
         assert isinstance(data, PairData)
         if data.denoise != "none":
-            denoising.noise(tokenizer, data)
+            denoising.noise_for(tokenizer, data)
 
     def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         """Raise UsageError for a language that the tokenizer does not know."""
@@ -83,7 +83,7 @@ class Seq2SeqLM:
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> PairCollator:
         """Raises InputError as `check_tokenizer`."""
         assert isinstance(data, PairData)
-        noise = None if data.denoise == "none" else denoising.noise(tokenizer, data)
+        noise = None if data.denoise == "none" else denoising.noise_for(tokenizer, data)
         if noise is None or isinstance(noise, denoising.GapSentences):
             return PairCollator(pad_id(tokenizer))
         return DenoisingCollator(pad_id(tokenizer), noise=noise, seed=seed)
@@ -229,23 +229,23 @@ def _encode_for_denoising(
 
     Where noise is fixed (gap sentences, and with `measure`), the columns are `input_ids` and `labels` as for pairs.
     """
-    noise = denoising.noise(tokenizer, data)
+    noise = denoising.noise_for(tokenizer, data)
     gaps = isinstance(noise, denoising.GapSentences)
     source = limits.at_most("max_source_length", data.max_source_length, SOURCE)
     target = limits.at_most("max_target_length", data.max_target_length, TARGET if gaps else None)
     if isinstance(noise, denoising.GapSentences):
-        room, least = source - noise.around.lengths[0], target > noise.around.lengths[1]
+        room, least = source - noise.template.lengths[0], target > noise.template.lengths[1]
         room = room if least else 0
     else:
-        room = denoising.longest(noise.sizes, source, target, noise.density)
+        room = denoising.longest_text(noise.sizes, source, target, noise.density)
     if room < 1:
         raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
     ledgers, policy = start_ledgers(rows), data.on_long or "split"
-    texts = TokenizedDocuments(rows, tokenizer, "sentence_starts" if noise.in_sentences else None)
-    encoded = (ids_and_sentences if noise.in_sentences else ids_of)(tokenizer, rows.values)
+    texts = TokenizedDocuments(rows, tokenizer, "sentence_starts" if noise.needs_sentences else None)
+    encoded = (ids_and_sentences if noise.needs_sentences else ids_of)(tokenizer, rows.values)
     for parts, document in documents_of(rows, encoded):
         texts.begin(document)
-        if noise.in_sentences:
+        if noise.needs_sentences:
             texts.take(parts)
         else:
             texts.ids.extend(chain.from_iterable(parts))
@@ -256,7 +256,7 @@ def _encode_for_denoising(
     if gaps or measure:
         marks = starts or [None] * len(ids)
         made = [
-            noise(text, own, target) if gaps else noise(text, own, number, denoising.EVALUATION)
+            noise(text, own, target) if gaps else noise(text, own, number, denoising.EVALUATION_KEY)
             for number, (text, own) in enumerate(zip(ids, marks, strict=True))
         ]
         columns = {"input_ids": Ragged.of([s for s, _ in made]), "labels": Ragged.of([t for _, t in made])}

@@ -1,4 +1,4 @@
-"""Tokenizers trained on the data, and what a tokenizer does to a text."""
+"""Texts -> token ids, with the bytes, words or sentences that the tokens belong to."""
 
 import re
 from bisect import bisect_left
@@ -11,25 +11,28 @@ from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import InputError
 
-AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
-"""Texts that are tokenised together: enough for all cores, few enough that their encodings are no weight in memory."""
+TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
+"""Limits of one batch for the tokenizer: enough to use all cores, little enough to keep the encodings small in memory."""
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, target: bool = False) -> tuple[list[int], list[int]]:
-    """(ids that the tokenizer puts before a text, ids that it puts after it); `target`: where it is to be written."""
-    side = {"text_target" if target else "text": "a"}
-    bare = tokenizer(**side, add_special_tokens=False)["input_ids"]
-    framed = tokenizer(**side)["input_ids"]
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return framed[:start], framed[start + len(bare) :]
+    """(ids of the special tokens that the tokenizer adds before a text, ids of those it adds after it).
+
+    `target`: those of a target text of an encoder-decoder model.
+    """
+    text = {"text_target" if target else "text": "a"}
+    bare = tokenizer(**text, add_special_tokens=False)["input_ids"]
+    complete = tokenizer(**text)["input_ids"]
+    for start in range(len(complete) - len(bare) + 1):
+        if complete[start : start + len(bare)] == bare:
+            return complete[:start], complete[start + len(bare) :]
     return [], []
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
-    """The bare ids of each text, special tokens not added.
+    """The ids of each text without special tokens.
 
-    The Rust tokenizer is asked directly, without the Python objects around every encoding: about twice as fast.
+    Calls the Rust tokenizer directly, about twice as fast as with the Python objects around each encoding.
     """
     if not tokenizer.is_fast:
         yield from tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -41,10 +44,10 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator
 
 
 def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
-    """The bare ids of each text, and how many of the text's UTF-8 bytes each token stands for.
+    """(ids without special tokens, number of UTF-8 bytes of each token) of each text.
 
-    A token stands for the bytes from its own start to the next token's, so that the sum is the length of the text,
-    also where several tokens share one character. Needs a fast tokenizer.
+    A token's bytes reach from its start to the start of the next token, so the sum is the length of the text even if
+    several tokens share one character. Needs a fast tokenizer.
     """
     backend = _unlimited(tokenizer)
     for batch in _batches(texts):
@@ -53,11 +56,11 @@ def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> I
 
 
 def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
-    """The bare ids of each text, and whether each token begins a word, see `check_words`.
+    """(ids without special tokens, whether each token begins a word) of each text. Raises as `check_words`.
 
-    Words are those that the tokenizer cuts a text into before it cuts them into tokens: parts between spaces and, with
-    most kinds, punctuation. Where a script has no spaces, every character is a word, as BERT has it: no token of it,
-    and no character that several tokens share, is cut through.
+    Words are the tokenizer's pre-tokens: the parts between spaces and, with most tokenizers, punctuation. In scripts
+    without spaces every character is a word, as in BERT, but a token of several characters is never split, nor is a
+    character that several tokens share.
     """
     check_words(tokenizer)
     backend = _unlimited(tokenizer)
@@ -66,17 +69,17 @@ def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> I
             words = encoding.word_ids
             starts = [word != before for word, before in zip(words, [-1, *words], strict=False)]
             if not text.isascii() and UNSPACED.search(text):
-                starts = [a or b for a, b in zip(starts, _apart(text, encoding.offsets), strict=True)]
+                starts = [a or b for a, b in zip(starts, _unspaced_starts(text, encoding.offsets), strict=True)]
             yield encoding.ids, starts
 
 
 def ids_and_sentences(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """The bare ids of each text, and whether each token is the first one of a sentence; the texts go on one after another.
+    """(ids without special tokens, whether each token begins a sentence) of each text.
 
-    A sentence ends with . ! ? or … before white space, unless a small letter follows; with their like in Chinese and
-    Japanese; and with a blank line.
+    A sentence may continue in the next text. It ends at . ! ? or … before white space, unless a lowercase letter
+    follows; at their Chinese and Japanese counterparts; and at a blank line.
     """
     backend = _unlimited(tokenizer)
     ended = True
@@ -84,11 +87,11 @@ def ids_and_sentences(
         for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
             begins = [begin for begin, _ in encoding.offsets]
             starts = [False] * len(begins)
-            at = [0] * ended + [bisect_left(begins, match.start("rest")) for match in SENTENCE_END.finditer(text)]
-            for number in at:
-                if number < len(starts):
-                    starts[number] = True
-            ended = at[-1:] == [len(starts)] or not text.strip()
+            firsts = [0] * ended + [bisect_left(begins, match.start("rest")) for match in SENTENCE_END.finditer(text)]
+            for first in firsts:
+                if first < len(starts):
+                    starts[first] = True
+            ended = firsts[-1:] == [len(starts)] or not text.strip()
             yield encoding.ids, starts
 
 
@@ -96,32 +99,36 @@ SENTENCE_END = regex.compile(
     r"(?:[.!?…]+[\"'”’»)\]]*(?P<rest>\s++|$)(?!\p{Ll})|[。！？｡]+[\"'”’」』）)\]]*(?P<rest>)|(?P<rest>\n\s*\n))"
 )
 
-
 UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
 
 
-def _apart(text: str, offsets: list[tuple[int, int]]) -> list[bool]:
-    """Whether each token begins where those before end, and the character there, or before it, is of such a script."""
-    own = [UNSPACED.match(character) is not None for character in text]
-    found, reached = [], 0
+def _unspaced_starts(text: str, offsets: list[tuple[int, int]]) -> list[bool]:
+    """[tokens] whether a token begins a word next to a character of a script without spaces.
+
+    A token that overlaps an earlier one (they share a character) begins no word.
+    """
+    unspaced = [UNSPACED.match(character) is not None for character in text]
+    starts, reached = [], 0
     for start, end in offsets:
-        found.append(start >= reached and any(own[max(start - 1, 0) : start + 1]))
+        starts.append(start >= reached and any(unspaced[max(start - 1, 0) : start + 1]))
         reached = max(reached, end)
-    return found
+    return starts
 
 
 def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError for a tokenizer that does not tell the words of a text."""
-    told = tokenizer.is_fast and _unlimited(tokenizer).encode("one two", add_special_tokens=False).word_ids
-    if not told or len(set(told)) < 2:
-        raise InputError("the tokenizer does not part a text into words, so none can be masked whole: use --masking token, "
-                         "or train one with --tokenizer wordpiece:8000")  # fmt: skip
+    """Raise InputError for a tokenizer that does not split a text into words."""
+    words = tokenizer.is_fast and _unlimited(tokenizer).encode("one two", add_special_tokens=False).word_ids
+    if not words or len(set(words)) < 2:
+        raise InputError(
+            "the tokenizer does not split a text into words, so whole words cannot be masked: use --masking token, "
+            "or train one with --tokenizer wordpiece:8000"
+        )
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     start = 0
     while start < len(texts):
-        some = texts[start : start + AT_ONCE]
+        some = list(texts[start : start + TEXTS_AT_ONCE])
         taken = max(sum(size <= CHARACTERS_AT_ONCE for size in accumulate(map(len, some))), 1)
         yield some[:taken]
         start += taken
@@ -130,17 +137,17 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 def _token_bytes(text: str, starts: list[int]) -> list[int]:
     if not starts:
         return []
-    at = list(range(len(text) + 1))
+    byte_of = list(range(len(text) + 1))  # the byte at which each character begins
     if not text.isascii():
-        at = [0]
+        byte_of = [0]
         for character in text:
-            at.append(at[-1] + len(character.encode()))
-    bounds = [0, *(at[start] for start in starts[1:]), at[-1]]
+            byte_of.append(byte_of[-1] + len(character.encode()))
+    bounds = [0, *(byte_of[start] for start in starts[1:]), byte_of[-1]]
     return [after - before for before, after in pairwise(bounds)]
 
 
 def _unlimited(tokenizer: PreTrainedTokenizerBase) -> Any:
-    # A tokenizer.json may carry the truncation and padding of whoever saved it: rows would be cut in silence.
+    # A tokenizer.json may contain truncation and padding settings, which would cut rows silently.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -148,10 +155,10 @@ def _unlimited(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def stats(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, float]:
-    """How a tokenizer suits a text.
+    """How well a tokenizer fits the texts.
 
-    `fertility` is tokens per word (a run of letters and digits, or one other sign), `bytes_per_token` the UTF-8 bytes
-    that a token stands for, `unknown_rate` the share of tokens that are the unknown token.
+    `fertility` is tokens per word (a run of letters and digits, or one other character), `bytes_per_token` UTF-8 bytes
+    per token, `unknown_rate` the share of unknown tokens.
     """
     texts = list(texts)
     tokens = words = size = unknown = 0

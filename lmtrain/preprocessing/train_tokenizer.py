@@ -1,4 +1,4 @@
-"""TODO."""
+"""Training a tokenizer: byte-level BPE, WordPiece, unigram, characters or bytes."""
 
 import io
 from collections import Counter
@@ -15,46 +15,52 @@ from lmtrain.errors import InputError
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The special tokens of an objective, and how they stand around a text (`$A`)."""
+    """The special tokens of an objective and the template that adds them to a text."""
 
     tokens: dict[str, str]
+    """Attribute of the tokenizer (`pad_token`, …) -> token."""
     template: str
+    """As in tokenizers' `TemplateProcessing`; `$A` is the text."""
     extra: tuple[str, ...] = ()
-    """Further special tokens, beside the entries that are asked for."""
+    """Additional special tokens, not counted in the requested vocabulary size."""
 
 
 SEQUENCE_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 """The special tokens of a tokenizer trained for clm or seq2seq."""
 
 
-def train_tokenizer(specification: str, texts: Iterable[str], frame: SpecialTokens) -> PreTrainedTokenizerFast:
-    """A tokenizer of the kind `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte`, with N entries at most.
+def train_tokenizer(
+    specification: str, texts: Iterable[str], special_tokens: SpecialTokens
+) -> PreTrainedTokenizerFast:
+    """Train the tokenizer `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte`, with a vocabulary of at most N entries.
 
-    bpe and byte work on bytes and lose nothing. wordpiece and unigram compose Unicode (NFC), so that Hangul stays
-    in syllables; char knows the characters of the data. The same texts give the same tokenizer. Raises InputError where N leaves no room to learn anything.
+    bpe and byte work on bytes and are lossless. wordpiece and unigram normalize to NFC, which keeps Hangul in
+    syllables. char knows the characters of `texts`. The result is deterministic. Raises InputError if N is too small.
     """
     match = TRAINED.fullmatch(specification)
-    assert match, "check_model lets no other specification pass"
+    assert match, "check_model refuses any other specification"
     kind, size = match[1] or match[3], int(match[2] or 0)
-    specials = list(frame.tokens.values())
-    unknown = frame.tokens["unk_token"]
+    specials = list(special_tokens.tokens.values())
+    unknown = special_tokens.tokens["unk_token"]
     least = len(specials) + (256 if kind == "bpe" else 2)
     if size and size < least:
-        raise InputError(f"--tokenizer {specification}: too few; {kind} needs {least} and more")
+        raise InputError(f"--tokenizer {specification}: too small; {kind} needs at least {least} entries")
     tokenizer = BUILDERS[kind](texts, size, specials, unknown)
+    template = special_tokens.template
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=frame.template,
-        pair=f"{frame.template} {frame.template.replace('$A', '$B')}",
+        single=template,
+        pair=f"{template} {template.replace('$A', '$B')}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
-    tokenizer.add_special_tokens([*frame.extra])
-    return with_special_tokens(tokenizer, frame)
+    tokenizer.add_special_tokens([*special_tokens.extra])
+    return with_special_tokens(tokenizer, special_tokens)
 
 
-def with_special_tokens(tokenizer: Tokenizer, frame: SpecialTokens) -> PreTrainedTokenizerFast:
-    extra = {"additional_special_tokens": [*frame.extra]} if frame.extra else {}
+def with_special_tokens(tokenizer: Tokenizer, special_tokens: SpecialTokens) -> PreTrainedTokenizerFast:
+    """The trained `tokenizer` for transformers, which knows its special tokens."""
+    extra = {"additional_special_tokens": [*special_tokens.extra]} if special_tokens.extra else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **frame.tokens, **extra
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special_tokens.tokens, **extra
     )
 
 
@@ -84,7 +90,7 @@ def _byte(texts: Iterable[str], size: int, specials: list[str], unknown: str) ->
 def _char(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
     entries = [*specials, *sorted(set().union(*texts))]
     vocabulary = {entry: index for index, entry in enumerate(entries)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown))  # without a single merge
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=unknown))  # BPE without merges
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(specials)
@@ -95,11 +101,11 @@ WORD = r" ?[\p{L}\p{M}\p{N}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
 
 
 def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
-    """WordPiece by merging pairs, as its own trainer does, but the same in every run.
+    """WordPiece learnt by merging pairs, as tokenizers' WordPieceTrainer does, but deterministic.
 
-    That trainer numbers the pieces inside a word (##x) in the order of a hash table, which breaks ties anew each time.
-    Here a character inside a word is a character of its own (of the private use area) to a BPE trainer, whose order is
-    fixed, and gets its ## afterwards.
+    WordPieceTrainer numbers word-internal pieces (##x) in the order of a hash table, so ties break differently in every
+    run. Here a BPE trainer, whose order is fixed, sees each word-internal character as a character of the private use
+    area; ## is added afterwards.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence(
@@ -128,7 +134,7 @@ def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: st
 
 
 def _unigram(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
-    """Unigram by sentencepiece's trainer, which gives the same pieces in every run; tokenizers' own does not."""
+    """Unigram pieces learnt by sentencepiece, which is deterministic; tokenizers' UnigramTrainer is not."""
     import sentencepiece
 
     lines = (normalize("NFC", line) for text in texts for line in text.split("\n") if line.strip())
@@ -136,16 +142,26 @@ def _unigram(texts: Iterable[str], size: int, specials: list[str], unknown: str)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line[i : i + 2000] for line in lines for i in range(0, len(line), 2000)),
-            model_writer=model, model_type="unigram", vocab_size=size - len(specials), hard_vocab_limit=False,
-            bos_id=-1, eos_id=-1, pad_id=-1, unk_id=0, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, max_sentence_length=1 << 20, num_threads=1, minloglevel=2,
-        )  # fmt: skip
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size - len(specials),
+            hard_vocab_limit=False,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            unk_id=0,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 20,
+            num_threads=1,
+            minloglevel=2,
+        )
     except RuntimeError as error:
         reason = str(error).rpartition(")")[2].strip(" .") or str(error)
-        raise InputError(f"--tokenizer unigram:{size}: {reason}; ask for another number of entries") from None
+        raise InputError(f"--tokenizer unigram:{size}: {reason}; choose another vocabulary size") from None
     learnt = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = [(learnt.id_to_piece(i), learnt.get_score(i)) for i in range(1, learnt.get_piece_size())]
-    # A line break is a piece of its own: it is in no line, and would else be unknown.
+    # The line break is added as a piece: it occurs in no line, so it would be unknown.
     entries = [*((special, 0.0) for special in specials), ("\n", 0.0), *pieces]
     tokenizer = Tokenizer(models.Unigram(entries, specials.index(unknown)))
     tokenizer.normalizer = normalizers.NFC()

@@ -1,13 +1,14 @@
-"""Which words, or spans of words, are to be predicted: in expectation exactly the share of the tokens that is asked for.
+"""Whole-word and span masking: the expected share of predicted tokens is exactly the requested one.
 
-A unit (a word, or a span of words that follow one another) is masked whole or not at all. The units of a text are laid
-end to end in random order around a circle as long as the text, and a window as long as the share that is to be masked
-falls on it anywhere: a unit is masked if its middle lies in the window. So every unit has the same chance, that share,
-whatever its length, and what is masked of a text differs from the share by parts of the two units at the window's ends.
+A unit (a word, or a span of consecutive words) is masked completely or not at all. The units of a text are placed in
+random order on a circle whose circumference is the text's number of maskable tokens. A window covering the requested
+share of the circle starts at a random position, and a unit is masked if its middle lies in the window. So every unit is
+masked with the same probability whatever its length, and the masked share of a text is off by at most the parts of the
+two units at the ends of the window.
 
-For spans the text is cut into units whose lengths in words follow SpanBERT's law (Joshi et al., TACL 2020). Every other
-unit goes onto one circle, the rest onto a second one, and the window falls on one of the two (by their lengths): so two
-spans never touch, which would make one longer one of them, and the lengths of what is masked follow the law as it is.
+For spans, each text is cut into units whose lengths in words follow SpanBERT's distribution (Joshi et al., TACL 2020).
+Units alternate between two circles, and the window starts on one of them, chosen in proportion to their size. So two
+masked spans are never adjacent, which would merge them into a longer one, and the lengths keep their distribution.
 """
 
 from dataclasses import dataclass
@@ -16,69 +17,77 @@ import numpy as np
 
 from lmtrain.preprocessing.hashed_random import uniform
 
-LONGEST, STOP = 10, 0.2
-LENGTHS = STOP * (1 - STOP) ** np.arange(LONGEST) / (1 - (1 - STOP) ** LONGEST)
-"""The chances of spans of 1, 2, … words: geometric, cut off at the longest; 3.8 words on average."""
+MAX_WORDS, P = 10, 0.2
+LENGTHS = P * (1 - P) ** np.arange(MAX_WORDS) / (1 - (1 - P) ** MAX_WORDS)
+"""Probabilities of spans of 1, 2, … words: geometric, clipped at `MAX_WORDS`; the mean is 3.8 words."""
 
-ORDER, LENGTH, SHIFT, TURN = range(3, 7)
-"""Numbers of the draws; those before are of the single tokens, see collate.py."""
+ORDER, LENGTH, SHIFT, CIRCLE = range(3, 7)
+"""Numbers of the random draws; 0 to 2 are the draws per token (MaskedCollator)."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What is masked whole, text by text.
-
-    Of each the text, where it begins and ends, how many of its tokens can be masked, and the circle it goes onto.
-    """
+    """Units that are masked completely or not at all, ordered by text; all arrays are [units]."""
 
     text: np.ndarray
+    """Index of the text."""
     first: np.ndarray
+    """First token, counted over all texts."""
     end: np.ndarray
+    """The token after the last one."""
     length: np.ndarray
-    side: np.ndarray
+    """Number of maskable tokens."""
+    circle: np.ndarray
+    """0 or 1: which circle of its text the unit is on."""
 
 
 def choose(
-    starts: np.ndarray, free: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, share: float,
-    key: tuple[int, ...], spans: bool,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """([tokens] whether it is to be predicted, [tokens] of those where in the window its unit lies, from 0 to 1).
+    starts: np.ndarray,
+    maskable: np.ndarray,
+    lengths: np.ndarray,
+    numbers: np.ndarray,
+    share: float,
+    key: tuple[int, ...],
+    spans: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """([tokens] bool, which are predicted; [tokens] float, for those the position of their unit in the window, 0 to 1).
 
-    `starts` [tokens]: whether a token begins a word; `free` [tokens]: whether it may be masked (an unknown piece in a word
-    stays as it is); `lengths` and `numbers` [texts] of the texts that the tokens are of, one after another.
+    `starts` [tokens] bool: whether a token begins a word. `maskable` [tokens] bool: an unmaskable token inside a word
+    (an unknown piece) is not predicted. `lengths` and `numbers` [texts]: of the concatenated texts. The random draws
+    are a function of `key`, the text's number and the position. `spans`: mask spans of words instead of words.
     """
-    units = words(starts, free, lengths)
+    units = _words(starts, maskable, lengths)
     if spans:
-        units = joined(units, numbers, key)
-    inside, place = _in_window(units, np.cumsum(lengths) - lengths, numbers, share, key)
+        units = _spans(units, numbers, key)
+    inside, position = _in_window(units, np.cumsum(lengths) - lengths, numbers, share, key)
     first, extent = units.first[inside], (units.end - units.first)[inside]
     tokens = np.repeat(first - (np.cumsum(extent) - extent), extent) + np.arange(extent.sum())
-    chosen, where = np.zeros(len(starts), bool), np.zeros(len(starts))
-    chosen[tokens], where[tokens] = True, np.repeat(place[inside], extent)
-    return chosen & free, where
+    chosen, positions = np.zeros(len(starts), bool), np.zeros(len(starts))
+    chosen[tokens], positions[tokens] = True, np.repeat(position[inside], extent)
+    return chosen & maskable, positions
 
 
-def words(starts: np.ndarray, free: np.ndarray, lengths: np.ndarray) -> Units:
-    """The words of which something may be masked."""
+def _words(starts: np.ndarray, maskable: np.ndarray, lengths: np.ndarray) -> Units:
+    """The words with at least one maskable token."""
     starts = starts.astype(bool)
     starts[np.cumsum(lengths) - lengths] = True
     first = np.flatnonzero(starts)
     end = np.append(first[1:], len(starts))
-    length = np.add.reduceat(free.astype(np.int64), first)
+    length = np.add.reduceat(maskable.astype(np.int64), first)
     some = length > 0
     text = np.repeat(np.arange(len(lengths)), lengths)[first]
     return Units(text[some], first[some], end[some], length[some], np.zeros(int(some.sum()), np.int64))
 
 
-def joined(words: Units, numbers: np.ndarray, key: tuple[int, ...]) -> Units:
-    """Spans: every text cut from its first word on; what is never masked cuts as well."""
+def _spans(words: Units, numbers: np.ndarray, key: tuple[int, ...]) -> Units:
+    """The words of each text grouped into spans, from the first word on. An unmaskable word ends a span."""
     counts = np.bincount(words.text, minlength=len(numbers))
-    before = np.repeat(np.cumsum(counts) - counts, counts)  # words of the texts before
+    before = np.repeat(np.cumsum(counts) - counts, counts)  # the number of words in all texts before
     within = np.arange(len(words.text)) - before
     drawn = uniform((*key, LENGTH), numbers[words.text], within)
     length = 1 + np.searchsorted(np.cumsum(LENGTHS)[:-1], drawn, side="right")
     until = np.cumsum(length) - length
-    at = until - (until[before] if len(until) else until)  # where the n-th span of its text begins, in words
+    at = until - (until[before] if len(until) else until)  # the word of its text at which the n-th span begins
     begins = np.zeros(len(words.text), bool)
     begins[(before + at)[at < counts[words.text]]] = True
     begins[1:] |= words.first[1:] != words.end[:-1]
@@ -95,21 +104,20 @@ def joined(words: Units, numbers: np.ndarray, key: tuple[int, ...]) -> Units:
 def _in_window(
     units: Units, begins: np.ndarray, numbers: np.ndarray, share: float, key: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """([units] whether it is in the window, [units] how far along it, from 0 to 1)."""
-    circle = 2 * units.text + units.side
+    """([units] bool, whether the window covers the unit; [units] its position in the window, from 0 to 1)."""
+    circle = 2 * units.text + units.circle
     random = uniform((*key, ORDER), numbers[units.text], units.first - begins[units.text])
     order = np.lexsort((random, circle))
     size = np.bincount(circle, weights=units.length, minlength=2 * len(numbers))
     middle = np.empty(len(order))
-    middle[order] = (np.cumsum(units.length[order]) - units.length[order] / 2) - (np.cumsum(size) - size)[
-        circle[order]
-    ]
+    starts = np.cumsum(size) - size
+    middle[order] = (np.cumsum(units.length[order]) - units.length[order] / 2) - starts[circle[order]]
     pairs = size.reshape(-1, 2)
     window = share * pairs.sum(1)
     zeros = np.zeros_like(numbers)
-    turn = uniform((*key, TURN), numbers, zeros) * pairs.sum(1) < pairs[:, 1]
-    # A window that is longer than its circle goes on with the other one.
-    filled = np.stack([np.where(turn, pairs[:, 1], 0), np.where(turn, 0, pairs[:, 0])], 1).reshape(-1)
+    on_second = uniform((*key, CIRCLE), numbers, zeros) * pairs.sum(1) < pairs[:, 1]
+    # A window longer than its circle continues on the other one.
+    offset = np.stack([np.where(on_second, pairs[:, 1], 0), np.where(on_second, 0, pairs[:, 0])], 1).reshape(-1)
     shift = uniform((*key, SHIFT), numbers, zeros)[units.text]
-    place = filled[circle] + np.mod(middle - shift * size[circle], size[circle])
-    return place < window[units.text], place / window[units.text]
+    position = offset[circle] + np.mod(middle - shift * size[circle], size[circle])
+    return position < window[units.text], position / window[units.text]

@@ -20,12 +20,12 @@ from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing import denoising, tokenizing, train_tokenizer
 from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.preprocessing.dataset import Examples, Limits
-from lmtrain.preprocessing.denoising import Around, GapSentences, Infilling, SpanCorruption, gap_sentences
+from lmtrain.preprocessing.denoising import GapSentences, Infilling, PairTemplate, SpanCorruption, gap_sentences
 from lmtrain.preprocessing.sampler import count_trained
 
 KINDS = ("span-corruption", "infilling", "gap-sentences")
 END, MASK, SENTINELS = 1, 2, np.arange(3, 103)
-AROUND = Around(([], [END]), ([], [END]))
+TEMPLATE = PairTemplate(([], [END]), ([], [END]))
 LENGTHS, SHARES, NUMBERS = st.integers(1, 120), st.floats(0.05, 0.9), st.integers(0, 1 << 20)
 
 
@@ -37,7 +37,7 @@ def text_of(length: int) -> np.ndarray:
 @given(LENGTHS, SHARES, st.floats(1, 6), NUMBERS)
 @settings(deadline=None, max_examples=300)
 def test_span_corruption_gives_the_text_back_when_spans_are_put_in_their_places(n, density, mean, number):
-    noise = SpanCorruption(density, mean, SENTINELS, AROUND)
+    noise = SpanCorruption(density, mean, SENTINELS, TEMPLATE)
     source, target = noise(text_of(n), None, number, (7, 1))
     assert (len(source), len(target)) == tuple(int(size) for size in noise.sizes(np.array(n)))
     assert source[-1] == target[-1] == END
@@ -56,7 +56,7 @@ def test_span_corruption_gives_the_text_back_when_spans_are_put_in_their_places(
 @given(LENGTHS, SHARES, st.floats(1, 6), NUMBERS, st.sets(st.integers(1, 119)))
 @settings(deadline=None, max_examples=300)
 def test_infilling_shuffles_sentences_and_loses_nothing(n, density, mean, number, borders):
-    noise = Infilling(density, mean, MASK, AROUND)
+    noise = Infilling(density, mean, MASK, TEMPLATE)
     ids = text_of(n)
     starts = np.isin(np.arange(n), [0, *borders])
     source, target = noise(ids, starts, number, (7, 1))
@@ -80,7 +80,7 @@ def test_infilling_shuffles_sentences_and_loses_nothing(n, density, mean, number
 def test_gap_sentences_give_the_text_back_and_keep_to_the_limit(text, density, borders, most):
     ids = np.array(text) + 1000
     starts = np.isin(np.arange(len(ids)), [0, *borders])
-    source, target = GapSentences(density, MASK, AROUND)(ids, starts, most)
+    source, target = GapSentences(density, MASK, TEMPLATE)(ids, starts, most)
     gaps = gap_sentences(ids, starts, density, most - 1)
     assert len(target) <= most and source[-1] == target[-1] == END
     written, whole = iter(gaps), []
@@ -114,8 +114,8 @@ def test_the_sentences_that_are_taken_are_those_with_the_best_rouge_1():
 
 
 def test_spans_are_as_the_papers_say():
-    infilling = Infilling(0.3, 3.0, MASK, AROUND)
-    corruption = SpanCorruption(0.15, 3.0, SENTINELS, AROUND)
+    infilling = Infilling(0.3, 3.0, MASK, TEMPLATE)
+    corruption = SpanCorruption(0.15, 3.0, SENTINELS, TEMPLATE)
     ids, starts = text_of(500), np.zeros(500, bool)
     lengths, first = [], []
     for number in range(400):
@@ -228,10 +228,10 @@ def test_what_the_tokenizer_lacks_is_said():
     own, _ = made("none")
     plain = SimpleNamespace(denoise="span-corruption", noise=(0.15, 3.0))
     with pytest.raises(InputError, match="extra_id_0"):
-        denoising.noise(own, plain)
+        denoising.noise_for(own, plain)
     with pytest.raises(InputError, match="mask token"):
-        denoising.noise(own, SimpleNamespace(denoise="infilling", noise=(0.3, 3.0)))
-    few = SpanCorruption(0.5, 1.0, SENTINELS[:5], AROUND)
+        denoising.noise_for(own, SimpleNamespace(denoise="infilling", noise=(0.3, 3.0)))
+    few = SpanCorruption(0.5, 1.0, SENTINELS[:5], TEMPLATE)
     with pytest.raises(InputError, match=r"need 11 sentinels, the tokenizer has 5.*--mean-span-length"):
         few(text_of(20), None, 0, (1, 1))
 
@@ -240,7 +240,7 @@ def test_byt5_has_sentinels_of_its_own():
     from transformers import ByT5Tokenizer
 
     own = ByT5Tokenizer()
-    noise = denoising.noise(own, SimpleNamespace(denoise="span-corruption", noise=(0.15, 20.0)))
+    noise = denoising.noise_for(own, SimpleNamespace(denoise="span-corruption", noise=(0.15, 20.0)))
     source, target = noise(
         np.array(own("a text of some bytes", add_special_tokens=False)["input_ids"]), None, 1, (1, 1)
     )
