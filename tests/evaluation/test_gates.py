@@ -1,4 +1,4 @@
-"""Gates: exit codes, and what CI reads of them."""
+"""Gates: exit codes, the JUnit file and the job summary."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from conftest import Outcome, lmtrain, scratch
 
 
 @pytest.fixture
-def figures(gpt2: Path) -> dict:
+def trained_metrics(gpt2: Path) -> dict:
     return json.loads((gpt2 / "results.json").read_text())["metrics"]
 
 
@@ -18,7 +18,7 @@ def gated(model: Path, *flags) -> Outcome:
     return lmtrain("eval", "--model", model, "--json", "--quiet", *flags)
 
 
-def test_a_gate_that_does_not_hold_is_exit_4_with_the_whole_document(gpt2: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_gate_exits_with_4_and_prints_all_results(gpt2: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
     Path("summary.md").write_text("before\n")
     outcome = gated(gpt2, "--assert", "perplexity<1", "--assert", "eval_loss > 0", "--junit", "report.xml")
@@ -39,25 +39,43 @@ def test_a_gate_that_does_not_hold_is_exit_4_with_the_whole_document(gpt2: Path,
     assert summary.startswith("before\n") and "| perplexity |" in summary and "| ❌ | `perplexity<1` |" in summary
 
 
-def test_gates_that_hold_are_exit_0(gpt2: Path, figures: dict):
-    loss = figures["eval_loss"]
-    comparisons = [f"eval_loss<{loss + 1}", f"eval_loss<={loss!r}", f"eval_loss>{loss - 1}", f"eval_loss>={loss!r}",
-                   f"eval_loss=={loss!r}", "eval_loss!=1e-3", "data.eval.rows_used>=1"]  # fmt: skip
+def test_passing_gates_exit_with_0(gpt2: Path, trained_metrics: dict):
+    loss = trained_metrics["eval_loss"]
+    comparisons = [
+        f"eval_loss<{loss + 1}",
+        f"eval_loss<={loss!r}",
+        f"eval_loss>{loss - 1}",
+        f"eval_loss>={loss!r}",
+        f"eval_loss=={loss!r}",
+        "eval_loss!=1e-3",
+        "data.eval.rows_used>=1",
+    ]
     outcome = gated(gpt2, *(part for expression in comparisons for part in ("--assert", expression)))
     assert outcome.code == 0 and all(gate["holds"] for gate in outcome.json["gates"])
 
 
 @pytest.mark.parametrize(
     "expression",
-    ['__import__("os")', "perplexity", "perplexity<", "<3", "perplexity<x", "perplexity<1;2", "1<perplexity", "a<1 or 1<2",
-     "perplexity=1", "perplexity<nan", ""],
-)  # fmt: skip
-def test_what_is_no_comparison_is_refused(expression: str, gpt2: Path):
+    [
+        '__import__("os")',
+        "perplexity",
+        "perplexity<",
+        "<3",
+        "perplexity<x",
+        "perplexity<1;2",
+        "1<perplexity",
+        "a<1 or 1<2",
+        "perplexity=1",
+        "perplexity<nan",
+        "",
+    ],
+)
+def test_malformed_assertion_is_refused(expression: str, gpt2: Path):
     outcome = gated(gpt2, "--assert", expression)
     assert outcome.code == 2 and "write it as NAME<NUMBER" in outcome.err and not outcome.out
 
 
-def test_an_unknown_figure_lists_those_there_are(gpt2: Path):
+def test_unknown_metric_in_an_assertion_lists_the_known_ones(gpt2: Path):
     outcome = gated(gpt2, "--assert", "perplexty<25")
     assert outcome.code == 2
     assert "eval_loss, perplexity, bits_per_byte, token_accuracy; did you mean 'perplexity'?" in outcome.err
@@ -79,7 +97,7 @@ def test_an_unknown_figure_lists_those_there_are(gpt2: Path):
         ("t5", {"ter": 1.1, "chrf": 0.5}, "0%", 0),
     ],
 )
-def test_a_regression_against_a_baseline_is_exit_4_and_an_improvement_0(
+def test_regression_exits_with_4_and_improvement_with_0(
     model: str, changes: dict, share: str, code: int, request: pytest.FixtureRequest
 ):
     folder = request.getfixturevalue(model)
@@ -95,19 +113,23 @@ def test_a_regression_against_a_baseline_is_exit_4_and_an_improvement_0(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"), ("{", "not JSON: "), ("", "not JSON: "), ("[1]", "contains no metrics"), ('{"metrics": {}}', "contains no metrics"),
+        (None, "No such file"),
+        ("{", "not JSON: "),
+        ("", "not JSON: "),
+        ("[1]", "contains no metrics"),
+        ('{"metrics": {}}', "contains no metrics"),
         ('{"metrics": {"x": 1}}', "contains none of the metrics"),
         ('{"objective": "mlm", "metrics": {"eval_loss": 1}}', "metrics of mlm, but the objective is clm"),
     ],
-)  # fmt: skip
-def test_a_baseline_that_cannot_be_used_is_exit_3(content: str | None, message: str, gpt2: Path):
+)
+def test_unusable_baseline_exits_with_3(content: str | None, message: str, gpt2: Path):
     if content is not None:
         Path("baseline.json").write_text(content)
     outcome = gated(gpt2, "--baseline", "baseline.json")
     assert outcome.code == 3 and message in outcome.err
 
 
-def test_training_keeps_its_gates_and_the_model(material: Path):
+def test_training_records_its_gates_and_saves_the_model(material: Path):
     recipe = """
 task: clm
 model: gpt2
@@ -140,6 +162,39 @@ def test_gates_are_checked_before_training(material: Path):
     assert not Path("run").exists()
 
 
-def test_a_run_folder_is_a_baseline(gpt2: Path):
+def test_run_folder_is_a_valid_baseline(gpt2: Path):
     shutil.copytree(gpt2, "before")
     assert gated(gpt2, "--baseline", "before").code == 0
+
+
+def test_gates_are_checked_again_on_a_completed_run(material: Path):
+    run = [
+        "clm",
+        *scratch("gpt2"),
+        "-d",
+        material / "text.jsonl",
+        "-o",
+        "run",
+        "--max-steps",
+        2,
+        "--resume",
+        "auto",
+        "-q",
+    ]
+    assert lmtrain(*run, "--json").code == 0
+    again = lmtrain(*run, "--json", "--assert", "perplexity<1")
+    assert again.code == 4 and again.json["gates"][0]["holds"] is False
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("t5", ["--metric", "rouge1", "--assert", "bleu>0"], "no figure 'bleu'"),
+        ("bert", ["--assert", "pseudo_perplexity<9"], "no figure 'pseudo_perplexity'"),
+    ],
+)
+def test_gate_on_a_metric_that_is_not_computed_is_refused(
+    model: str, flags: list[str], message: str, request: pytest.FixtureRequest
+):
+    outcome = lmtrain("eval", "--model", request.getfixturevalue(model), *flags)
+    assert outcome.code == 2 and message in outcome.err

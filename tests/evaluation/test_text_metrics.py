@@ -1,4 +1,4 @@
-"""Metrics of text, against the sacrebleu command, rouge_score and SQuAD's definition written down once more."""
+"""Text metrics against the sacrebleu command, rouge_score and an independent implementation of SQuAD's definition."""
 
 import collections
 import json
@@ -22,8 +22,11 @@ ENGLISH = [
     f"The {NOUNS[i % 8]} {VERBS[i % 6]} a {NOUNS[(i * 5) % 8]}, and then it {VERBS[(i + 1) % 6]} me."
     for i in range(40)
 ]
-GERMAN = ["Über den Wolken muß die Freiheit wohl grenzenlos sein.", "Ein Mädchen läuft – schnell! – nach Hause.",
-          "„Hör zu“, sagte er; 3,5 Äpfel reichen nicht."]  # fmt: skip
+GERMAN = [
+    "Über den Wolken muß die Freiheit wohl grenzenlos sein.",
+    "Ein Mädchen läuft – schnell! – nach Hause.",
+    "„Hör zu“, sagte er; 3,5 Äpfel reichen nicht.",
+]
 IDENTICAL = {
     "Korean": ["오늘은 날씨가 맑고 바람이 조금 불었다.", "나는 어제 친구와 함께 도서관에 갔다."],
     "Chinese": ["今天天气很好，我们去公园散步。", "他昨天买了三本书。"],
@@ -76,7 +79,7 @@ ASIAN_TER = ("--ter-normalized", "--ter-asian-support")
         (IDENTICAL["Japanese"], ("--tokenize", "char", *ASIAN_TER)),
     ],
 )
-def test_bleu_chrf_and_ter_are_those_of_the_sacrebleu_command(
+def test_bleu_chrf_and_ter_match_the_sacrebleu_command(
     texts: list[str], flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(scripts, "find_spec", lambda name: None)
@@ -89,7 +92,7 @@ def test_bleu_chrf_and_ter_are_those_of_the_sacrebleu_command(
             assert own[name].value not in (0, 100) or texts in IDENTICAL.values()
 
 
-def test_intervals_are_those_of_the_sacrebleu_command():
+def test_intervals_match_the_sacrebleu_command():
     predictions = worsened(ENGLISH)
     own = bootstrap.intervals(scored(predictions, ENGLISH))
     for name, printed in zip(("bleu", "chrf", "ter"), command(predictions, [ENGLISH], "--confidence"), strict=True):
@@ -98,7 +101,7 @@ def test_intervals_are_those_of_the_sacrebleu_command():
         assert low < own[name][1] and low <= printed["confidence_mean"] <= high
 
 
-def test_p_values_are_those_of_a_two_sided_test_of_the_mean():
+def test_p_values_match_a_two_sided_test_of_the_mean():
     """For a plain mean over many rows the bootstrap has to agree with the normal distribution."""
     random = np.random.default_rng(0)
     for shift in (0.0, 0.02, 0.05, 0.1):
@@ -112,12 +115,12 @@ def test_p_values_are_those_of_a_two_sided_test_of_the_mean():
         assert own.interval == pytest.approx([own.difference - spread, own.difference + spread], abs=0.6)
 
 
-def test_a_system_is_not_significantly_different_from_itself():
+def test_a_system_does_not_differ_from_itself():
     same = scored(worsened(ENGLISH), ENGLISH)
     assert {(c.difference, c.p_value) for c in bootstrap.compare(same, same).values()} == {(0.0, 1.0)}
 
 
-def test_several_references_are_scored_as_the_sacrebleu_command_does():
+def test_several_references_match_the_sacrebleu_command():
     others = [text.replace("a ", "one ") for text in ENGLISH]
     predictions = worsened(ENGLISH)
     own = scored(predictions, [list(pair) for pair in zip(ENGLISH, others, strict=True)])
@@ -128,7 +131,7 @@ def test_several_references_are_scored_as_the_sacrebleu_command_does():
     assert uneven["rouge1"].value == pytest.approx(100)
 
 
-def test_rouge_of_english_is_rouge_scores():
+def test_rouge_of_english_matches_rouge_score():
     texts = [text.replace(", and", ",\nand") for text in ENGLISH]
     predictions = [text.replace("then", "then\n") for text in worsened(texts)]
     own = scored(predictions, texts)
@@ -157,7 +160,7 @@ def squad(prediction: str, reference: str) -> tuple[float, float]:
     return float(mine == right), 2 * precision * recall / (precision + recall)
 
 
-def test_exact_match_and_f1_are_squads():
+def test_exact_match_and_f1_match_the_definition_of_squad():
     references = [["The Normans", "Normans", "the normans."], ["10th and 11th centuries"], ["a cat's tail"], ["the"]]
     predictions = ["normans", "in the 10th and 11th", "An cats tail!", "The"]
     own = scored(predictions, references)
@@ -176,7 +179,7 @@ def test_identical_text_has_the_best_value_of_every_metric(language: str):
 
 
 @pytest.mark.parametrize("text", ["안녕", "좋은", "谢谢", "hello world", "ใช่", "…!"])
-def test_identical_text_is_right_however_short(text: str):
+def test_short_identical_text_has_the_best_score(text: str):
     own = scored([text], [text])
     assert own["bleu"].value == pytest.approx(100) and "eff:yes" in own["bleu"].signature
     assert own["exact_match"].value == own["f1"].value == 100
@@ -192,7 +195,7 @@ def test_identical_text_is_right_however_short(text: str):
         ("회의에는 모두 20 명이 참석하여 의견을 나누었다.", "이 책은 20 년 전에 처음 나온 소설이다."),
     ],
 )
-def test_unrelated_korean_that_shares_a_number_is_unrelated(pair: tuple[str, str]):
+def test_unrelated_korean_that_shares_a_number_scores_low(pair: tuple[str, str]):
     own = scored([pair[0]], [pair[1]])
     assert own["rouge1"].value < 20
     assert RougeScorer(["rouge1"]).score(*pair)["rouge1"].fmeasure > 0.99, "which is what is mended here"
@@ -209,11 +212,11 @@ def test_unrelated_korean_that_shares_a_number_is_unrelated(pair: tuple[str, str
         (["12345", "!"], "spaced"),
     ],
 )
-def test_the_script_of_a_text_is_the_one_that_most_of_it_is_written_in(texts: list[str], name: str):
+def test_script_is_the_one_of_most_letters(texts: list[str], name: str):
     assert scripts.detect_script(texts).name == name
 
 
-def test_without_the_korean_extra_bleu_says_that_it_counts_characters(monkeypatch: pytest.MonkeyPatch):
+def test_bleu_reports_that_it_counts_characters_without_the_korean_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scripts, "find_spec", lambda name: None)
     korean = scripts.detect_script(IDENTICAL["Korean"])
     assert korean.bleu == "char" and "lmtrain[korean]" in (korean.note or "")
@@ -225,7 +228,7 @@ def test_without_the_korean_extra_bleu_says_that_it_counts_characters(monkeypatc
     assert scripts.detect_script(IDENTICAL["Japanese"]).bleu == "ja-mecab"
 
 
-def test_decomposed_hangul_is_the_same_word():
+def test_decomposed_hangul_equals_composed_hangul():
     from unicodedata import normalize
 
     text = IDENTICAL["Korean"][0]
