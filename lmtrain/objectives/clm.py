@@ -137,9 +137,9 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Pro
     if isinstance(prompt, list):
         if not tokenizer.chat_template:
             raise UsageError("a chat needs a model with a chat template; this one has none")
-        return chat.prompt(tokenizer, messages, "the prompt")
+        return chat.prompt_ids(tokenizer, messages, "the prompt")
     if options.chat and tokenizer.chat_template and options.kind in (None, "messages"):
-        return chat.prompt(tokenizer, messages, "the prompt")
+        return chat.prompt_ids(tokenizer, messages, "the prompt")
     before, _ = document_marks(tokenizer)
     text = prompt_text(prompt) if options.kind == "prompt" else prompt
     return [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]

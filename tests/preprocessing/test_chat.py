@@ -171,7 +171,7 @@ def test_the_prompt_of_an_answer_is_tokenised_as_it_is_when_the_model_is_asked(t
             made_tokenizer = made(kind, template, markers)
             ids, mask = chat.encode(made_tokenizer, messages, "row 1")
             for index in range(1, len(messages), 2):
-                asked = chat.prompt(made_tokenizer, messages[:index], "row 1")
+                asked = chat.prompt_ids(made_tokenizer, messages[:index], "row 1")
                 assert asked == ids[: len(asked)]
                 assert mask[len(asked) :].any()
                 assert mask[len(asked)]
@@ -226,13 +226,13 @@ def test_a_chat_may_begin_with_an_answer_and_end_with_a_question():
 
 
 UNCLEAR = {
-    "forgets": (CHATML.replace("messages %}", "messages[-2:] %}", 1), "does not render every answer once"),
-    "repeats": (CHATML.replace("m.content", "m.content * 2"), "does not render every answer once"),
+    "forgets": (CHATML.replace("messages %}", "messages[-2:] %}", 1), "does not render every assistant message once"),
+    "repeats": (CHATML.replace("m.content", "m.content * 2"), "does not render every assistant message once"),
     "addresses": (
         "{% for m in messages %}{% if loop.last and m.role == 'user' %}dear {% endif %}{{ m.content }};{% endfor %}",
         "where the assistant's part begins is unknown",
     ),
-    "bursts": (CHATML + "{{ 1 / 0 }}", "the chat template refuses it: division by zero"),
+    "bursts": (CHATML + "{{ 1 / 0 }}", "the chat template raises an error: division by zero"),
 }  # fmt: skip
 
 
@@ -247,13 +247,15 @@ def test_a_template_that_hides_where_an_answer_is_is_an_error_that_names_the_row
 def test_an_answer_that_is_rewritten_is_found_by_what_is_around_it_unless_there_are_two_ways():
     template = PLAIN.replace("m.content", "m.content | replace('z', 'B')")
     assert trained_text(made("byte", template), talk("a", "z", "c", "dz")) == ["B", "dB</s>"]
-    with pytest.raises(InputError, match="row 7: the chat template rewrites an answer so that it cannot be told"):
+    with pytest.raises(
+        InputError, match="row 7: the chat template changes an assistant message so that it cannot be told"
+    ):
         chat.encode(made("byte", template), talk("a", "z\nUser: C\nAssistant: x", "C", "d"), "row 7")
 
 
 def test_what_a_template_raises_names_the_row():
     for template, reason in ((GEMMA, "no system turns here"), (MISTRAL, "only user and assistant take turns")):
-        with pytest.raises(InputError, match=f"^row 3: the chat template refuses it: {reason}$"):
+        with pytest.raises(InputError, match=f"^row 3: the chat template raises an error: {reason}$"):
             chat.encode(made("byte", template), talk("a", "b", system="c"), "row 3")
 
 
@@ -288,12 +290,12 @@ def test_a_mark_in_a_comment_is_none():
     ("template", "note"),
     [
         *[(template, None) for template in (CHATML, LLAMA3, MISTRAL, GEMMA, THINKING, OPENING, FAREWELL)],
-        (PLAIN, "the chat template ends no answer: </s> is put behind the last one of every chat"),
+        (PLAIN, "the chat template has no end marker: </s> is appended to the last assistant turn of every chat"),
         (chat.DEFAULT_TEMPLATE, None),
         (chat.DEFAULT_TEMPLATE.replace(" + eos_token", ""),
-         "the chat template ends no answer: </s> is put behind the last one of every chat"),
+         "the chat template has no end marker: </s> is appended to the last assistant turn of every chat"),
         (MARKED["without the end"],
-         "the chat template's generation marks leave out '<|im_end|>', which ends an answer: it is trained all the same"),
+         "the chat template's generation marks leave out '<|im_end|>', which ends an assistant turn: it is trained anyway"),
         *[(MARKED[name], None) for name in MARKED if name != "without the end"],
     ],
 )  # fmt: skip
@@ -305,7 +307,7 @@ def test_without_any_end_there_is_nothing_to_learn_stopping_from():
     made_tokenizer = made("byte", PLAIN)
     made_tokenizer.eos_token = None
     for attempt in (lambda: chat.notes(made_tokenizer), lambda: chat.encode(made_tokenizer, talk("a", "b"), "row 1")):
-        with pytest.raises(InputError, match="ends no answer and the tokenizer has no end token"):
+        with pytest.raises(InputError, match="no end marker and the tokenizer has no end token"):
             attempt()
 
 
@@ -425,7 +427,7 @@ def test_of_any_chat_the_answers_are_trained(template: str, kind: str, questions
     if kind == "byte":
         assert ids == made_tokenizer(text, add_special_tokens=False)["input_ids"]
     for index in range(1, len(messages), 2):
-        asked = chat.prompt(made_tokenizer, messages[:index], "row 1")
+        asked = chat.prompt_ids(made_tokenizer, messages[:index], "row 1")
         assert ids[: len(asked)] == asked
 
 
