@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import TINY, scratch
 from typer.testing import CliRunner
+
+__all__ = ["TINY", "scratch"]  # tests import them from here
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-
-TINY = {
-    "gpt2": "n_embd=32,n_layer=2,n_head=2,n_positions=128",
-    "bert": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,max_position_embeddings=128",
-    "t5": "d_model=32,d_kv=16,d_ff=64,num_layers=2,num_heads=2",
-}
-TOKENIZERS = {"gpt2": "bpe:300", "bert": "wordpiece:200", "t5": "unigram:60"}
 
 NOUNS = ("cat", "dog", "bird", "fish", "child", "king", "river", "tree")
 VERBS = ("sees", "likes", "finds", "hears", "follows", "meets")
@@ -75,11 +71,6 @@ def outcome_of(run: Path | str, weights_file: str = "model.safetensors") -> tupl
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line.get("loss"), line.get("eval_loss"), line.get("grad_norm")) for line in lines]
     return weights, losses, json.loads((folder / "results.json").read_text())["metrics"]
-
-
-def scratch(model: str) -> list[str]:
-    """The flags of a tiny model from nothing."""
-    return ["--model", model, "--from-scratch", "--model-config", TINY[model], "--tokenizer", TOKENIZERS[model]]
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,14 @@
-"""Texts that share a row: the loss and the gradient of texts that stand alone."""
+"""Packed documents: loss and gradient equal those of one document per row."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import lmtrain, scratch, sentences, trained
+from tiny_models import WITHOUT_DROPOUT, as_option
 from transformers import AutoConfig, set_seed
 
-from lmtrain.commands.doctor import FAMILIES
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import RECIPES
 from lmtrain.data.rows import Rows
@@ -22,38 +21,29 @@ from lmtrain.preprocessing.dataset import Limits
 
 LENGTH = 48
 TEXTS = [text[: 3 + 7 * i % 25] for i, text in enumerate(sentences(24))]
-_BERT = FAMILIES["bert"][1]
-SIZES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{family: FAMILIES[family] for family in ("gpt2", "llama", "bert", "roberta", "modernbert")},
-    "qwen3": ("clm", {**FAMILIES["llama"][1], "head_dim": 16}),
-    "mistral": ("clm", {**FAMILIES["llama"][1], "sliding_window": 8}),
-    "electra": ("mlm", {**_BERT, "embedding_size": 32}),
-    "opt": ("clm", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64, "dropout": 0.0,
-                    "word_embed_proj_dim": 32}),
-    "bloom": ("clm", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
-}  # fmt: skip
+FAMILIES = ("gpt2", "llama", "qwen3", "mistral", "opt", "bert", "roberta", "electra", "modernbert")
 
 
-def made(family: str, attn: str | None = None):
-    """(network, examples whose texts share rows, collate)"""
-    name, sizes = SIZES[family]
+def build(family: str, attn: str | None = None):
+    """(network, examples whose texts share rows, collator, shift of the labels)"""
+    name, sizes = WITHOUT_DROPOUT[family]
     objective = OBJECTIVES[name]
-    made_tokenizer = train_tokenizer.train_tokenizer("byte", [], objective.special_tokens)
+    tokenizer = train_tokenizer.train_tokenizer("byte", [], objective.special_tokens)
     data = RECIPES[name].model_fields["data"].annotation(train=["x"], max_length=LENGTH)
     set_seed(1)
     model = Model(name=family, from_scratch=True, config=sizes, attn=attn)
-    network, _ = load_network(model, AutoConfig.for_model(family), made_tokenizer, objective.auto_model)
-    with torch.no_grad():  # weights as large as those of a trained model: what leaks in would else hardly show
+    network, _ = load_network(model, AutoConfig.for_model(family), tokenizer, objective.auto_model)
+    with torch.no_grad():  # as large as trained weights: with initial ones a leak hardly shows
         for parameter in network.parameters():
             parameter.mul_(3 if parameter.dim() > 1 else 1)
-    examples = objective.encode(Rows.of("text", TEXTS), made_tokenizer, data, Limits(None, {}), False)
-    return network.eval(), examples.packed(LENGTH), objective.collate(made_tokenizer, data, 1), objective.shift
+    examples = objective.encode(Rows.of("text", TEXTS), tokenizer, data, Limits(None, {}), False)
+    return network.eval(), examples.packed(LENGTH), objective.collator(tokenizer, data, 1), objective.shift
 
 
-def loss_and_gradient(network, loss: TokenLoss, collate, rows: list) -> tuple[float, torch.Tensor]:
-    """Of all rows, one batch."""
+def loss_and_gradient(network, loss: TokenLoss, collator, rows: list) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of one batch of all rows."""
     network.zero_grad()
-    batch = collate(rows)
+    batch = collator(rows)
     value = loss(network, batch, (batch["labels"] != -100).sum())
     value.backward()
     gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
@@ -62,64 +52,81 @@ def loss_and_gradient(network, loss: TokenLoss, collate, rows: list) -> tuple[fl
 
 @pytest.mark.parametrize(
     ("family", "attn"),
-    [*((family, None) for family in SIZES if family != "bloom"), ("bert", "eager"), ("llama", "eager")],
+    [*((family, None) for family in FAMILIES), ("bert", "eager"), ("llama", "eager")],
 )
-def test_loss_and_gradient_are_those_of_texts_alone(family: str, attn: str | None):
-    network, packed, collate, shift = made(family, attn)
+def test_packed_loss_and_gradient_match_unpacked(family: str, attn: str | None):
+    network, packed, collator, shift = build(family, attn)
     assert len(packed) <= packed.count / 2
-    apart = find_document_mask(network, causal=shift == 1)
-    assert apart is not None
+    mask = find_document_mask(network, causal=shift == 1)
+    assert mask is not None
     together = loss_and_gradient(
-        network, TokenLoss(shift, apart=apart), collate, [packed[0, row] for row in range(len(packed))]
+        network, TokenLoss(shift, document_attention=mask), collator, [packed[0, row] for row in range(len(packed))]
     )
     single = replace(packed, shared=None)
-    alone = loss_and_gradient(network, TokenLoss(shift), collate, [single[0, row] for row in range(single.count)])
+    alone = loss_and_gradient(network, TokenLoss(shift), collator, [single[0, row] for row in range(single.count)])
     assert together[0] == pytest.approx(alone[0], rel=1e-5)
     assert (together[1] - alone[1]).norm() <= 1e-4 * alone[1].norm()
-    crossing = loss_and_gradient(network, TokenLoss(shift), collate, [packed[0, row] for row in range(len(packed))])
-    assert abs(crossing[0] - alone[0]) > 1e-4 * alone[0], "this test would not notice texts that read one another"
+    crossing = loss_and_gradient(network, TokenLoss(shift), collator, [packed[0, row] for row in range(len(packed))])
+    assert abs(crossing[0] - alone[0]) > 1e-4 * alone[0], (
+        "this test would not notice documents that attend to each other"
+    )
 
 
-@pytest.mark.parametrize("family", [family for family in SIZES if family != "bloom"])
-def test_a_changed_token_changes_no_other_text(family: str):
-    network, packed, collate, shift = made(family)
-    loss = TokenLoss(shift, apart=find_document_mask(network, causal=shift == 1))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_changing_a_token_changes_no_other_document(family: str):
+    network, packed, collator, shift = build(family)
+    loss = TokenLoss(0, document_attention=find_document_mask(network, causal=shift == 1))
     row = int(np.argmax(np.diff(packed.shared.offsets)))
-    batch = collate([packed[0, row]])
+    batch = collator([packed[0, row]])
     documents = batch["documents"][0]
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     at = int((documents == 2).nonzero()[1])
     changed["input_ids"][0, at] += 1
     with torch.no_grad():
-        before, _ = TokenLoss(0, apart=loss.apart).aligned(network, batch)
-        after, _ = TokenLoss(0, apart=loss.apart).aligned(network, changed)
+        before, _ = loss.aligned(network, batch)
+        after, _ = loss.aligned(network, changed)
     moved = (before - after)[0].abs().amax(-1)
     assert (moved[documents == 2] > 1e-4).any()
     assert moved[documents != 2].max() == 0
 
 
-def test_positions_start_anew_with_every_text_and_with_the_padding():
+def test_positions_restart_in_every_document_and_in_the_padding():
     assert document_positions(torch.tensor([[1, 1, 1, 2, 2, 0, 0]])).tolist() == [[0, 1, 2, 0, 1, 0, 1]]
 
 
-def test_a_model_that_cannot_is_packed_as_blocks_in_the_open(material):
-    """BLOOM counts its positions from an attention mask of ones and zeros, and takes no other."""
-    network, *_ = made("bloom")
+def test_a_model_that_cannot_separate_documents_packs_blocks_with_a_warning(material):
+    """BLOOM counts its positions from an attention mask of ones and zeros, and takes no other mask."""
+    network, *_ = build("bloom")
     data = RECIPES["clm"].model_fields["data"].annotation(train=["x"])
     packing = choose_packing(network, data, "text", True)
-    assert packing.apart is None
+    assert packing.mask is None
     assert packing.data.blocks
-    outcome = lmtrain("clm", "--model", "bloom", "--from-scratch", "--model-config", "hidden_size=32,n_layer=2,n_head=2",
-                      "--tokenizer", "bpe:300", "--data", material / "text.jsonl", "-L", 32, "--max-steps", 2, "-o", "run")  # fmt: skip
-    assert outcome.code == 0
-    assert "bloom cannot keep texts that share a row apart: they are packed as blocks" in outcome.err.replace(
-        "\n", " "
+    outcome = lmtrain(
+        "clm",
+        "--model",
+        "bloom",
+        "--from-scratch",
+        "--model-config",
+        as_option(WITHOUT_DROPOUT["bloom"][1]),
+        "--tokenizer",
+        "bpe:300",
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        32,
+        "--max-steps",
+        2,
+        "-o",
+        "run",
     )
+    assert outcome.code == 0
+    message = outcome.err.replace("\n", " ")
+    assert "bloom cannot keep packed documents from attending to each other, so they are joined and cut" in message
 
 
 @pytest.mark.parametrize(("objective", "model"), [("clm", "gpt2"), ("mlm", "bert")])
-def test_training_on_packed_texts_is_training_on_texts_alone(objective: str, model: str, material):
-    """One step on all rows: the loss is the same, masks included, because they are a function of the text."""
+def test_packed_training_matches_unpacked_training(objective: str, model: str, material):
+    """One step on all rows: the loss is equal, with masks too, because masks are a function of the text."""
     run = [
         objective,
         *scratch(model),

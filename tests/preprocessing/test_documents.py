@@ -1,4 +1,4 @@
-"""Rows -> ids -> batches: what is trained, what is cut, and that nothing disappears."""
+"""From rows to ids to batches: which tokens are trained, which are cut, and that every token is counted."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def rows_of(values: list, kind: str, running: bool = False) -> Rows:
 
 
 def encoded(objective: str, values: list, kind: str, running: bool = False, positions: int | None = None, measure: bool = False,
-            made_with: str = "bpe:300", **options: object):  # fmt: skip
+            made_with: str = "bpe:300", **options: object):
     data = RECIPES[objective].model_fields["data"].annotation(train=["x"], **options)
     made_tokenizer = (made if kind == "messages" else made_once)(objective, made_with)
     if kind == "messages":
@@ -51,7 +51,7 @@ def encoded(objective: str, values: list, kind: str, running: bool = False, posi
 
 
 def trained_tokens(examples, made_tokenizer, data, objective: str) -> Counter:
-    batch = OBJECTIVES[objective].collate(made_tokenizer, data, 1)([examples[0, row] for row in range(len(examples))])
+    batch = OBJECTIVES[objective].collator(made_tokenizer, data, 1)([examples[0, row] for row in range(len(examples))])
     return Counter(batch["labels"][batch["labels"] != -100].tolist())
 
 
@@ -118,7 +118,7 @@ def test_masked_rows_hold_every_token_between_their_frames(values: list[str], le
     pieces, read, truncated, dropped = reference(ids, ([], []), length - 2, policy, packing == "blocks")
     try:
         examples, _, data = encoded("mlm", values, "text", max_length=length, on_long=policy, made_with="char",
-                                    mask_probability=1 - 1e-12, **options)  # fmt: skip
+                                    mask_probability=1 - 1e-12, **options)
     except InputError as error:
         assert "no row is left" in str(error)
         assert not pieces
@@ -149,7 +149,7 @@ def test_targets_are_trained_up_to_their_limit_and_still_end(
     ]
     try:
         examples, _, data = encoded("seq2seq", values, "pairs", made_with="byte", max_source_length=source_length,
-                                    max_target_length=target_length, on_long=policy)  # fmt: skip
+                                    max_target_length=target_length, on_long=policy)
     except InputError as error:
         assert "no row is left" in str(error)
         assert not kept
@@ -191,9 +191,9 @@ def test_a_long_text_can_be_an_error_that_names_its_row():
 
 def test_only_the_completion_and_its_end_are_trained():
     examples, made_tokenizer, data = encoded("clm", [("What?", "the cat"), ("Why? ", "the dog")], "prompt")
-    batch = clm.collator(made_tokenizer, data, 1)([examples[0, 0], examples[0, 1]])
+    batch = OBJECTIVES["clm"].collator(made_tokenizer, data, 1)([examples[0, 0], examples[0, 1]])
     for ids, labels, text, whole in zip(batch["input_ids"], batch["labels"], ("the cat</s>", "the dog</s>"),
-                                        ("<s>What?\nthe cat</s>", "<s>Why? the dog</s>"), strict=True):  # fmt: skip
+                                        ("<s>What?\nthe cat</s>", "<s>Why? the dog</s>"), strict=True):
         assert made_tokenizer.decode(labels[labels != -100]) == text
         assert made_tokenizer.decode(ids).startswith(whole)
 
@@ -225,7 +225,7 @@ def test_only_the_assistants_turns_and_their_ends_are_trained(template: str | No
 
 def test_a_chat_without_room_for_an_answer_is_dropped_and_counted():
     examples, *_ = encoded("clm", [CHAT, CHAT[2:], [{"role": "user", "content": "x" * 99}, *CHAT[1:2]]], "messages",
-                           made_with="byte", max_length=60)  # fmt: skip
+                           made_with="byte", max_length=60)
     assert examples.ledger.rows_dropped == 1
     assert examples.ledger.rows_truncated == 1
     assert examples.ledger.balances()
@@ -244,12 +244,11 @@ def test_a_cut_target_still_ends():
 def test_lengths_of_pairs_come_from_the_data_and_stop_at_the_positions():
     values = [("a" * n, "b" * n) for n in range(1, 101)]
     data = RECIPES["seq2seq"].model_fields["data"].annotation(train=["x"])
-    limits = Limits(64, {})
-    seq2seq.encode(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
-    assert limits.resolved == {"max_source_length": 64, "max_target_length": 64}
-    limits = Limits(None, {})
-    seq2seq.encode(rows_of(values, "pairs"), made("seq2seq", "byte"), data, limits, False)
-    assert limits.resolved == {"max_source_length": 101, "max_target_length": 101}  # with the end token
+    encode = OBJECTIVES["seq2seq"].encode
+    examples = encode(rows_of(values, "pairs"), made("seq2seq", "byte"), data, Limits(64), False)
+    assert examples.limits.resolved == {"max_source_length": 64, "max_target_length": 64}
+    examples = encode(rows_of(values, "pairs"), made("seq2seq", "byte"), data, Limits(None), False)
+    assert examples.limits.resolved == {"max_source_length": 101, "max_target_length": 101}  # with the end token
 
 
 def test_more_than_the_positions_is_refused():
@@ -280,7 +279,7 @@ def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind:
     before, after = tokenizing.special_token_ids(again)
     assert [again.convert_ids_to_tokens(part) for part in (before, after)] == {
         "clm": [["<s>"], []], "mlm": [["[CLS]"], ["[SEP]"]], "seq2seq": [[], ["</s>"]],
-    }[objective]  # fmt: skip
+    }[objective]
 
 
 def test_a_tokenizer_is_the_same_in_every_process():
@@ -296,7 +295,7 @@ def test_a_tokenizer_is_the_same_in_every_process():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                        env={**os.environ, "PYTHONHASHSEED": seed}).stdout
         for seed in ("1", "2", "3")
-    ]  # fmt: skip
+    ]
     assert len(outputs[0].splitlines()) == 5
     assert outputs[0] == outputs[1] == outputs[2]
 
@@ -342,9 +341,9 @@ def test_masks_are_a_function_of_seed_epoch_and_row():
 
 def test_a_blank_row_trains_nothing_in_any_objective():
     for objective, values, kind in (("clm", WORDS, "text"), ("mlm", WORDS, "text"), ("seq2seq", [("a", "b")], "pairs"),
-                                    ("clm", [("a", "b")], "prompt")):  # fmt: skip
+                                    ("clm", [("a", "b")], "prompt")):
         examples, made_tokenizer, data = encoded(objective, values, kind)
-        collator = OBJECTIVES[objective].collate(made_tokenizer, data, 1)
+        collator = OBJECTIVES[objective].collator(made_tokenizer, data, 1)
         assert (collator([examples[0, len(examples)]])["labels"] == -100).all()
 
 
@@ -352,7 +351,7 @@ def test_the_ledger_of_a_run_counts_empty_and_bad_rows(material: Path):
     lines = [json.dumps({"text": text}) for text in ["a cat", "", "a dog", None, "a king"] * 4]
     Path("mixed.jsonl").write_text("\n".join(lines))
     outcome = lmtrain("clm", "--model", "gpt2", "--from-scratch", "--tokenizer", "byte", "--model-config", "n_embd=8,n_layer=1,n_head=1",
-                      "--data", "mixed.jsonl", "--on-bad", "drop", "--val-split", 0.2, "--max-steps", 1, "--json", "-o", "run")  # fmt: skip
+                      "--data", "mixed.jsonl", "--on-bad", "drop", "--val-split", 0.2, "--max-steps", 1, "--json", "-o", "run")
     train, held = (outcome.json["data"][part] for part in ("train", "eval"))
     assert (train["rows_empty"], train["rows_bad"], held["rows_empty"]) == (4, 4, 0)
     assert train["rows_used"] + held["rows_used"] == 12

@@ -1,4 +1,4 @@
-"""Streams: every row once an epoch, the rows and the ledger of the same data in memory, resumed to the bit."""
+"""Streams: every row once per epoch, rows and ledger equal to those of the data in memory, resume bit for bit."""
 
 import json
 from collections import Counter
@@ -48,7 +48,7 @@ def stream_of(
 
 
 def texts_of(batches: list) -> Counter:
-    """The texts (pieces of documents) in some batches."""
+    """How often each text (a piece of a document) occurs in the batches."""
     found: Counter = Counter()
     for batch in batches:
         documents = batch.get("documents", batch["attention_mask"])
@@ -63,7 +63,7 @@ OPTIONS = [{"packing": False}, {"packing_strategy": "best-fit"}, {"packing_strat
 @pytest.mark.parametrize("files", [["a.jsonl", "b.jsonl"], ["c.txt"], ["c.txt", "c.txt"]])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("objective", "chunk"), [("clm", 1), ("clm", 7), ("clm", 1000), ("mlm", 1), ("mlm", 7)])
-def test_an_epoch_is_the_rows_and_the_ledger_of_the_same_data_in_memory(
+def test_an_epoch_has_the_rows_and_the_ledger_of_the_data_in_memory(
     files: list[str], options: dict, objective: str, chunk: int
 ):
     write()
@@ -82,7 +82,7 @@ def test_an_epoch_is_the_rows_and_the_ledger_of_the_same_data_in_memory(
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_stream_goes_on_from_any_state_as_if_it_had_not_stopped(options: dict):
+def test_a_stream_resumes_from_any_state_with_the_same_batches(options: dict):
     write()
     files = ["a.jsonl", "c.txt", "b.jsonl"]
     whole, _ = stream_of(files, 16, **options)
@@ -98,7 +98,7 @@ def test_a_stream_goes_on_from_any_state_as_if_it_had_not_stopped(options: dict)
             assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 
 
-def test_two_processes_share_what_one_would_see():
+def test_two_processes_divide_the_rows_of_one():
     write()
     one, _ = stream_of(["a.jsonl"], 16, packing=False)
     halves = [stream_of(["a.jsonl"], 16, (number, 2), packing=False)[0] for number in range(2)]
@@ -121,10 +121,10 @@ RUNS = {
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_a_killed_run_ends_in_the_weights_and_the_ledger_of_a_whole_one(objective: str, material: Path):
+def test_a_resumed_run_ends_with_the_weights_and_the_ledger_of_an_uninterrupted_one(objective: str, material: Path):
     data = material / ("pairs.jsonl" if objective == "seq2seq" else "text.jsonl")
     run = [objective, *RUNS[objective], "--data", data, "--streaming", "--shuffle-buffer", 13, "-b", 4, "--log-every", 1,
-           "--eval-data", data, "--save-every", 9, "--eval-every", 9, "--keep", 9, "--samples", 0, "--lr", 1e-3]  # fmt: skip
+           "--eval-data", data, "--save-every", 9, "--eval-every", 9, "--keep", 9, "--samples", 0, "--lr", 1e-3]
     whole = trained(*run, "--max-steps", 23, "-o", "whole")
     trained(*run, "--max-steps", 23, "-o", "cut")
     for name in ("model.safetensors", "results.json"):
@@ -166,34 +166,34 @@ def test_a_killed_run_ends_in_the_weights_and_the_ledger_of_a_whole_one(objectiv
         (["--max-steps", 2, "--data", "more.jsonl", "--data-weights", "1,2"], "a stream is read in order"),
     ],
 )
-def test_what_a_stream_cannot_do_is_said(flags: list, message: str, material: Path):
+def test_options_that_a_stream_cannot_serve_are_refused(flags: list, message: str, material: Path):
     outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--streaming", *flags)
     assert outcome.code == 2
     assert message in outcome.err.replace("\n", " ")
 
 
-def test_a_mistake_further_on_is_said_when_it_is_read(material: Path):
+def test_a_bad_row_far_into_a_stream_is_reported_when_it_is_read(material: Path):
     Path("late.jsonl").write_text((material / "text.jsonl").read_text() + '{"text": 7}\n')
     outcome = lmtrain("clm", *scratch("gpt2"), "--data", "late.jsonl", "--streaming", "--shuffle-buffer", 10, "-b", 2,
-                      "--max-steps", 500, "-o", "run", "--no-packing", "--save-every", 5)  # fmt: skip
+                      "--max-steps", 500, "-o", "run", "--no-packing", "--save-every", 5)
     assert outcome.code == 3
     assert "late.jsonl, line 61, column 'text': is int 7, not text" in outcome.err.replace("\n", "")
 
 
-def test_a_first_chunk_that_does_not_fill_a_row_and_a_chunk_without_a_row_are_no_mistakes(material: Path):
+def test_chunks_that_fill_no_row_or_hold_no_row_are_accepted(material: Path):
     for strategy in ("best-fit", "blocks"):
         results = trained("clm", *bytewise("gpt2"), "--data", material / "prose.txt", "--streaming", "--shuffle-buffer", 2, "-L",
-                          128, "-b", 2, "--max-steps", 2, "--packing-strategy", strategy, "-o", strategy)  # fmt: skip
+                          128, "-b", 2, "--max-steps", 2, "--packing-strategy", strategy, "-o", strategy)
         assert results["train"]["steps"] == 2
         assert "shared_rows" not in results["data"]
     lines = (material / "pairs.jsonl").read_text() + '{"source": "a", "target": ""}\n' * 3
     Path("tail.jsonl").write_text(lines)
     results = trained("seq2seq", *bytewise("t5"), "--data", "tail.jsonl", "--streaming", "--shuffle-buffer", 30, "-b", 30,
-                      "--max-steps", 5, "-o", "pairs")  # fmt: skip
+                      "--max-steps", 5, "-o", "pairs")
     assert results["data"]["train"]["rows_empty"] == 3
 
 
-def test_another_shuffle_buffer_or_a_checkpoint_of_no_stream_does_not_lose_its_place(material: Path):
+def test_resume_refuses_another_shuffle_buffer_and_a_checkpoint_of_data_in_memory(material: Path):
     run = ["clm", *bytewise("gpt2"), "--data", material / "text.jsonl", "-b", 2, "--val-split", 0, "--no-packing"]
     stream = [*run, "--streaming", "--shuffle-buffer", 13]
     trained(*stream, "--max-steps", 2, "-o", "run")
