@@ -1,4 +1,4 @@
-"""The exactness table that doctor prints, and the promises behind it, each against an independent computation."""
+"""The table of doctor, and the promises behind it, each against an independent computation."""
 
 import json
 import math
@@ -11,6 +11,8 @@ from conftest import lmtrain, trained
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lmtrain.commands import doctor
+from lmtrain.modeling.loss import TokenLoss
+from lmtrain.preprocessing.batch import IGNORED
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def report() -> dict:
 
 
 @pytest.mark.parametrize("family", doctor.FAMILIES)
-def test_the_first_step_is_the_same_in_every_layout_and_in_float64(family: str, report: dict):
+def test_the_first_step_is_equal_in_every_layout_and_in_float64(family: str, report: dict):
     figures = report["loss"][family]["figures"]
     assert set(figures) == {"float64", "16×1", "4×4", "2×8", "2 processes × 8"}
     loss, norm = figures["float64"]
@@ -33,24 +35,50 @@ def test_resume_is_bit_for_bit(objective: str, report: dict):
     assert report["resume"][objective]
 
 
-def test_the_plain_mean_of_micro_batches_would_not_pass():
-    """What the stock Trainer does with BERT in four micro-batches: the check above must be able to fail."""
-    network, examples, collate, loss = doctor._case("bert")
-    reference, _ = doctor._reference("bert")
-    means = [
-        loss(network, batch, (batch["labels"] != -100).sum()).item()
-        for start in range(0, doctor.ROWS, 4)
-        for batch in [collate([examples[0, row] for row in range(start, min(start + 4, doctor.ROWS))])]
-    ]
-    assert abs(sum(means) / reference - 1) > 1
-    assert abs(sum(means) / len(means) / reference - 1) > 1e-5
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the rows of doctor."""
+    folder = tmp_path_factory.mktemp("rows")
+    doctor.write_rows(folder)
+    return folder
+
+
+def test_doctor_notices_a_mean_of_micro_batch_means(rows: Path, monkeypatch: pytest.MonkeyPatch):
+    """The stock Trainer averages the means of unequal micro-batches for models that take no item count."""
+
+    def difference() -> float:
+        return doctor.difference({"float64": reference, "4×4": doctor.first_step("bert", rows, 4, 4)})
+
+    def mean(self: TokenLoss, network: torch.nn.Module, batch: dict, items: torch.Tensor) -> torch.Tensor:
+        return exact(self, network, batch, (batch["labels"] != IGNORED).sum()) / 4
+
+    reference, exact = doctor.reference("bert", rows), TokenLoss.__call__
+    assert difference() <= doctor.TOLERANCE
+    monkeypatch.setattr(TokenLoss, "__call__", mean)
+    assert difference() > 10 * doctor.TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_the_reference_is_the_token_mean_of_transformers_own_losses(family: str, rows: Path):
+    run = doctor.assembled(doctor.recipe_for(family, rows, max_steps=1), Path("run"))
+    network, collator = run.trainer.model.double().eval(), run.trainer.data_collator
+    total = count = 0
+    with torch.no_grad():
+        for row in range(doctor.ROWS):
+            batch = collator([run.data.train[0, row]])
+            predicted = batch["labels"][:, 1:] if family == "gpt2" else batch["labels"]
+            tokens = int((predicted != IGNORED).sum())
+            ids = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            total += network(**ids).loss.item() * tokens if tokens else 0.0
+            count += tokens
+    assert doctor.reference(family, rows)[0] == pytest.approx(total / count, rel=1e-6)
 
 
 def nll(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return -torch.log_softmax(logits.double(), -1)[torch.arange(len(labels)), labels].sum().item()
 
 
-def rows_of(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -62,12 +90,12 @@ def evaluate(objective: str, model: Path, data: Path, *flags: object) -> dict:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_causal_evaluation_is_the_likelihood_of_the_documents(batch_size: int, gpt2: Path, material: Path):
+def test_causal_evaluation_matches_the_likelihood_of_each_document(batch_size: int, gpt2: Path, material: Path):
     figures = evaluate("clm", gpt2, material / "text.jsonl", "--no-packing", "--eval-batch-size", batch_size)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2).double(), AutoTokenizer.from_pretrained(gpt2)
     total = count = size = 0
     with torch.no_grad():
-        for row in rows_of(material / "text.jsonl"):
+        for row in read_rows(material / "text.jsonl"):
             ids = torch.tensor([*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id])
             total += nll(model(ids[None]).logits[0, :-1], ids[1:])
             count += len(ids) - 1
@@ -77,8 +105,8 @@ def test_causal_evaluation_is_the_likelihood_of_the_documents(batch_size: int, g
     assert figures["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-6)
 
 
-def test_packed_evaluation_is_the_likelihood_of_the_blocks(gpt2: Path, material: Path):
-    """Running text: each line tokenised with its line break, all joined and cut; the short last block counts."""
+def test_evaluation_of_running_text_matches_the_likelihood_of_each_block(gpt2: Path, material: Path):
+    """Each line is tokenised with its line break, all are joined and cut; the short last block counts."""
     figures = evaluate("clm", gpt2, material / "prose.txt", "-L", 64)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2).double(), AutoTokenizer.from_pretrained(gpt2)
     ids = [tokenizer.bos_token_id]
@@ -94,12 +122,12 @@ def test_packed_evaluation_is_the_likelihood_of_the_blocks(gpt2: Path, material:
     assert figures["eval_loss"] == pytest.approx(total / count, rel=1e-6)
 
 
-def test_pair_evaluation_is_the_likelihood_of_the_targets(t5: Path, material: Path):
+def test_seq2seq_evaluation_matches_the_likelihood_of_each_target(t5: Path, material: Path):
     figures = evaluate("seq2seq", t5, material / "pairs.jsonl", "--max-source-length", 128, "--max-target-length", 128)
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(t5).double(), AutoTokenizer.from_pretrained(t5)
     total = count = 0
     with torch.no_grad():
-        for row in rows_of(material / "pairs.jsonl"):
+        for row in read_rows(material / "pairs.jsonl"):
             source, target = (torch.tensor(tokenizer(row[side])["input_ids"]) for side in ("source", "target"))
             start = torch.tensor([model.config.decoder_start_token_id])
             decoder = torch.cat([start, target[:-1]])
@@ -110,7 +138,7 @@ def test_pair_evaluation_is_the_likelihood_of_the_targets(t5: Path, material: Pa
     assert figures["eval_loss"] == pytest.approx(total / count, rel=1e-6)
 
 
-def test_masked_evaluation_repeats_itself_whatever_the_batch(bert: Path, material: Path):
+def test_masked_evaluation_does_not_depend_on_the_batch_size(bert: Path, material: Path):
     runs = [
         evaluate("mlm", bert, material / "text.jsonl", "--no-packing", "--eval-batch-size", n) for n in (1, 3, 64, 64)
     ]
@@ -120,17 +148,17 @@ def test_masked_evaluation_repeats_itself_whatever_the_batch(bert: Path, materia
     assert other["eval_loss"] != runs[0]["eval_loss"]
 
 
-def test_masked_evaluation_is_the_likelihood_of_what_is_masked(bert: Path, material: Path):
+def test_masked_evaluation_matches_the_likelihood_of_the_masked_tokens(bert: Path, material: Path):
     """The masks are read off a batch; the likelihood is computed row by row, without padding, in float64."""
     from lmtrain.config.data import MlmData
-    from lmtrain.objectives.mlm import collator
+    from lmtrain.objectives.objective import OBJECTIVES
 
     figures = evaluate("mlm", bert, material / "text.jsonl", "--no-packing")
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(bert).double(), AutoTokenizer.from_pretrained(bert)
-    collate = collator(tokenizer, MlmData(train=["x"]), 42)
+    collate = OBJECTIVES["mlm"].collator(tokenizer, MlmData(train=["x"]), 42)
     total = count = right = 0
     with torch.no_grad():
-        for number, row in enumerate(rows_of(material / "text.jsonl")):
+        for number, row in enumerate(read_rows(material / "text.jsonl")):
             ids = torch.tensor(tokenizer(row["text"])["input_ids"]).numpy()
             batch = collate(
                 [{"epoch": None, "numbers": np.array([number]), "lengths": np.array([len(ids)]), "input_ids": ids}]
@@ -144,7 +172,7 @@ def test_masked_evaluation_is_the_likelihood_of_what_is_masked(bert: Path, mater
     assert figures["masked_accuracy"] == pytest.approx(right / count)
 
 
-def test_label_smoothing_changes_training_and_not_evaluation(gpt2: Path, material: Path):
+def test_label_smoothing_changes_training_but_not_evaluation(gpt2: Path, material: Path):
     runs = [
         trained(
             "clm",

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from lmtrain.config.recipe import RECIPES
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
-from lmtrain.objectives import clm, mlm, seq2seq
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing import tokenizing, train_tokenizer
 from lmtrain.preprocessing.dataset import Limits
@@ -37,8 +36,16 @@ def rows_of(values: list, kind: str, running: bool = False) -> Rows:
     return Rows.of(kind, values, running=running)
 
 
-def encoded(objective: str, values: list, kind: str, running: bool = False, positions: int | None = None, measure: bool = False,
-            made_with: str = "bpe:300", **options: object):
+def encoded(
+    objective: str,
+    values: list,
+    kind: str,
+    running: bool = False,
+    positions: int | None = None,
+    measure: bool = False,
+    made_with: str = "bpe:300",
+    **options: object,
+):
     data = RECIPES[objective].model_fields["data"].annotation(train=["x"], **options)
     made_tokenizer = (made if kind == "messages" else made_once)(objective, made_with)
     if kind == "messages":
@@ -117,8 +124,16 @@ def test_masked_rows_hold_every_token_between_their_frames(values: list[str], le
         ids = [[*document, own.sep_token_id] for document in ids[:-1]] + ids[-1:]
     pieces, read, truncated, dropped = reference(ids, ([], []), length - 2, policy, packing == "blocks")
     try:
-        examples, _, data = encoded("mlm", values, "text", max_length=length, on_long=policy, made_with="char",
-                                    mask_probability=1 - 1e-12, **options)
+        examples, _, data = encoded(
+            "mlm",
+            values,
+            "text",
+            max_length=length,
+            on_long=policy,
+            made_with="char",
+            mask_probability=1 - 1e-12,
+            **options,
+        )
     except InputError as error:
         assert "no row is left" in str(error)
         assert not pieces
@@ -148,8 +163,15 @@ def test_targets_are_trained_up_to_their_limit_and_still_end(
         target if len(target) <= target_length else [*target[: target_length - 1], target[-1]] for _, target in kept
     ]
     try:
-        examples, _, data = encoded("seq2seq", values, "pairs", made_with="byte", max_source_length=source_length,
-                                    max_target_length=target_length, on_long=policy)
+        examples, _, data = encoded(
+            "seq2seq",
+            values,
+            "pairs",
+            made_with="byte",
+            max_source_length=source_length,
+            max_target_length=target_length,
+            on_long=policy,
+        )
     except InputError as error:
         assert "no row is left" in str(error)
         assert not kept
@@ -192,8 +214,13 @@ def test_a_long_text_can_be_an_error_that_names_its_row():
 def test_only_the_completion_and_its_end_are_trained():
     examples, made_tokenizer, data = encoded("clm", [("What?", "the cat"), ("Why? ", "the dog")], "prompt")
     batch = OBJECTIVES["clm"].collator(made_tokenizer, data, 1)([examples[0, 0], examples[0, 1]])
-    for ids, labels, text, whole in zip(batch["input_ids"], batch["labels"], ("the cat</s>", "the dog</s>"),
-                                        ("<s>What?\nthe cat</s>", "<s>Why? the dog</s>"), strict=True):
+    for ids, labels, text, whole in zip(
+        batch["input_ids"],
+        batch["labels"],
+        ("the cat</s>", "the dog</s>"),
+        ("<s>What?\nthe cat</s>", "<s>Why? the dog</s>"),
+        strict=True,
+    ):
         assert made_tokenizer.decode(labels[labels != -100]) == text
         assert made_tokenizer.decode(ids).startswith(whole)
 
@@ -224,8 +251,13 @@ def test_only_the_assistants_turns_and_their_ends_are_trained(template: str | No
 
 
 def test_a_chat_without_room_for_an_answer_is_dropped_and_counted():
-    examples, *_ = encoded("clm", [CHAT, CHAT[2:], [{"role": "user", "content": "x" * 99}, *CHAT[1:2]]], "messages",
-                           made_with="byte", max_length=60)
+    examples, *_ = encoded(
+        "clm",
+        [CHAT, CHAT[2:], [{"role": "user", "content": "x" * 99}, *CHAT[1:2]]],
+        "messages",
+        made_with="byte",
+        max_length=60,
+    )
     assert examples.ledger.rows_dropped == 1
     assert examples.ledger.rows_truncated == 1
     assert examples.ledger.balances()
@@ -270,7 +302,9 @@ def test_bytes_of_the_tokens_add_up_to_the_text():
 def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind: str):
     from transformers import AutoTokenizer
 
-    made_tokenizer = train_tokenizer.train_tokenizer(kind, ["가나다 라마바 the cat"] * 9, OBJECTIVES[objective].special_tokens)
+    made_tokenizer = train_tokenizer.train_tokenizer(
+        kind, ["가나다 라마바 the cat"] * 9, OBJECTIVES[objective].special_tokens
+    )
     made_tokenizer.save_pretrained("saved")
     again = AutoTokenizer.from_pretrained("saved")
     ids = again("가나다 the cat")["input_ids"]
@@ -278,22 +312,30 @@ def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind:
     assert again.decode(ids, skip_special_tokens=True).strip() == "가나다 the cat"
     before, after = tokenizing.special_token_ids(again)
     assert [again.convert_ids_to_tokens(part) for part in (before, after)] == {
-        "clm": [["<s>"], []], "mlm": [["[CLS]"], ["[SEP]"]], "seq2seq": [[], ["</s>"]],
+        "clm": [["<s>"], []],
+        "mlm": [["[CLS]"], ["[SEP]"]],
+        "seq2seq": [[], ["</s>"]],
     }[objective]
 
 
 def test_a_tokenizer_is_the_same_in_every_process():
     """The trainers of the tokenizers library break ties in the order of a hash table."""
     code = (
-        "from lmtrain import tokenizer\nfrom lmtrain.objectives import OBJECTIVES\nimport sys, hashlib\n"
+        "from lmtrain.preprocessing.train_tokenizer import train_tokenizer\n"
+        "from lmtrain.objectives.objective import OBJECTIVES\nimport hashlib\n"
         "texts = ['the cat sees the dog and the king', 'a child follows the river'] * 20\n"
         "for kind in ('bpe:290', 'wordpiece:70', 'unigram:40', 'char', 'byte'):\n"
-        "    made = tokenizer.train(kind, texts, OBJECTIVES['mlm'].special_tokens)\n"
+        "    made = train_tokenizer(kind, texts, OBJECTIVES['mlm'].special_tokens)\n"
         "    print(hashlib.sha256(made.backend_tokenizer.to_str().encode()).hexdigest())\n"
     )
     outputs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                       env={**os.environ, "PYTHONHASHSEED": seed}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
         for seed in ("1", "2", "3")
     ]
     assert len(outputs[0].splitlines()) == 5
@@ -305,7 +347,7 @@ def test_a_tokenizer_is_the_same_in_every_process():
 
 def test_masks_keep_their_shares_and_spare_special_tokens():
     examples, made_tokenizer, data = encoded("mlm", WORDS * 60, "text", max_length=64, mask_split="80/10/10")
-    collator = mlm.collator(made_tokenizer, data, 1)
+    collator = OBJECTIVES["mlm"].collator(made_tokenizer, data, 1)
     rows = [examples[0, row] for row in range(len(examples))]
     batch = collator(rows)
     original = batch.padded([row["input_ids"] for row in rows], made_tokenizer.pad_token_id)
@@ -324,7 +366,7 @@ def test_masks_keep_their_shares_and_spare_special_tokens():
 
 def test_masks_are_a_function_of_seed_epoch_and_row():
     examples, made_tokenizer, data = encoded("mlm", [" ".join(WORDS)], "text", max_length=32)
-    collator = mlm.collator(made_tokenizer, data, 1)
+    collator = OBJECTIVES["mlm"].collator(made_tokenizer, data, 1)
 
     def labels(epoch: int | None, row: int, others: int = 0) -> list[int]:
         batch = collator([examples[epoch, row], *(examples[epoch, i] for i in range(others))])
@@ -334,14 +376,18 @@ def test_masks_are_a_function_of_seed_epoch_and_row():
     assert labels(0, 3) != labels(1, 3)
     assert labels(None, 3) == labels(None, 3, others=2)
     assert (
-        mlm.collator(made_tokenizer, data, 2).scored(examples[0, 3])[1].tolist()
+        OBJECTIVES["mlm"].collator(made_tokenizer, data, 2).scored(examples[0, 3])[1].tolist()
         != collator.scored(examples[0, 3])[1].tolist()
     )
 
 
 def test_a_blank_row_trains_nothing_in_any_objective():
-    for objective, values, kind in (("clm", WORDS, "text"), ("mlm", WORDS, "text"), ("seq2seq", [("a", "b")], "pairs"),
-                                    ("clm", [("a", "b")], "prompt")):
+    for objective, values, kind in (
+        ("clm", WORDS, "text"),
+        ("mlm", WORDS, "text"),
+        ("seq2seq", [("a", "b")], "pairs"),
+        ("clm", [("a", "b")], "prompt"),
+    ):
         examples, made_tokenizer, data = encoded(objective, values, kind)
         collator = OBJECTIVES[objective].collator(made_tokenizer, data, 1)
         assert (collator([examples[0, len(examples)]])["labels"] == -100).all()
@@ -350,8 +396,27 @@ def test_a_blank_row_trains_nothing_in_any_objective():
 def test_the_ledger_of_a_run_counts_empty_and_bad_rows(material: Path):
     lines = [json.dumps({"text": text}) for text in ["a cat", "", "a dog", None, "a king"] * 4]
     Path("mixed.jsonl").write_text("\n".join(lines))
-    outcome = lmtrain("clm", "--model", "gpt2", "--from-scratch", "--tokenizer", "byte", "--model-config", "n_embd=8,n_layer=1,n_head=1",
-                      "--data", "mixed.jsonl", "--on-bad", "drop", "--val-split", 0.2, "--max-steps", 1, "--json", "-o", "run")
+    outcome = lmtrain(
+        "clm",
+        "--model",
+        "gpt2",
+        "--from-scratch",
+        "--tokenizer",
+        "byte",
+        "--model-config",
+        "n_embd=8,n_layer=1,n_head=1",
+        "--data",
+        "mixed.jsonl",
+        "--on-bad",
+        "drop",
+        "--val-split",
+        0.2,
+        "--max-steps",
+        1,
+        "--json",
+        "-o",
+        "run",
+    )
     train, held = (outcome.json["data"][part] for part in ("train", "eval"))
     assert (train["rows_empty"], train["rows_bad"], held["rows_empty"]) == (4, 4, 0)
     assert train["rows_used"] + held["rows_used"] == 12

@@ -74,11 +74,11 @@ def test_an_epoch_has_the_rows_and_the_ledger_of_the_data_in_memory(
             break
         taken.append(content)
     memory = OBJECTIVES[objective].encode(load(files, data), OWN[objective], data, Limits(None, {}), False)
-    count_trained(memory, stream.collate, 0)
+    count_trained(memory, stream.collator, 0)
     assert total(*stream.ledgers()) == memory.ledger
     assert memory.ledger.balances()
     rows = [memory[0, row] for row in range(len(memory))]
-    assert texts_of([stream.collate([row]) for row in taken]) == texts_of([stream.collate([row]) for row in rows])
+    assert texts_of([stream.collator([row]) for row in taken]) == texts_of([stream.collator([row]) for row in rows])
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -123,8 +123,31 @@ RUNS = {
 @pytest.mark.parametrize("objective", RUNS)
 def test_a_resumed_run_ends_with_the_weights_and_the_ledger_of_an_uninterrupted_one(objective: str, material: Path):
     data = material / ("pairs.jsonl" if objective == "seq2seq" else "text.jsonl")
-    run = [objective, *RUNS[objective], "--data", data, "--streaming", "--shuffle-buffer", 13, "-b", 4, "--log-every", 1,
-           "--eval-data", data, "--save-every", 9, "--eval-every", 9, "--keep", 9, "--samples", 0, "--lr", 1e-3]
+    run = [
+        objective,
+        *RUNS[objective],
+        "--data",
+        data,
+        "--streaming",
+        "--shuffle-buffer",
+        13,
+        "-b",
+        4,
+        "--log-every",
+        1,
+        "--eval-data",
+        data,
+        "--save-every",
+        9,
+        "--eval-every",
+        9,
+        "--keep",
+        9,
+        "--samples",
+        0,
+        "--lr",
+        1e-3,
+    ]
     whole = trained(*run, "--max-steps", 23, "-o", "whole")
     trained(*run, "--max-steps", 23, "-o", "cut")
     for name in ("model.safetensors", "results.json"):
@@ -174,22 +197,68 @@ def test_options_that_a_stream_cannot_serve_are_refused(flags: list, message: st
 
 def test_a_bad_row_far_into_a_stream_is_reported_when_it_is_read(material: Path):
     Path("late.jsonl").write_text((material / "text.jsonl").read_text() + '{"text": 7}\n')
-    outcome = lmtrain("clm", *scratch("gpt2"), "--data", "late.jsonl", "--streaming", "--shuffle-buffer", 10, "-b", 2,
-                      "--max-steps", 500, "-o", "run", "--no-packing", "--save-every", 5)
+    outcome = lmtrain(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        "late.jsonl",
+        "--streaming",
+        "--shuffle-buffer",
+        10,
+        "-b",
+        2,
+        "--max-steps",
+        500,
+        "-o",
+        "run",
+        "--no-packing",
+        "--save-every",
+        5,
+    )
     assert outcome.code == 3
     assert "late.jsonl, line 61, column 'text': is int 7, not text" in outcome.err.replace("\n", "")
 
 
 def test_chunks_that_fill_no_row_or_hold_no_row_are_accepted(material: Path):
     for strategy in ("best-fit", "blocks"):
-        results = trained("clm", *bytewise("gpt2"), "--data", material / "prose.txt", "--streaming", "--shuffle-buffer", 2, "-L",
-                          128, "-b", 2, "--max-steps", 2, "--packing-strategy", strategy, "-o", strategy)
+        results = trained(
+            "clm",
+            *bytewise("gpt2"),
+            "--data",
+            material / "prose.txt",
+            "--streaming",
+            "--shuffle-buffer",
+            2,
+            "-L",
+            128,
+            "-b",
+            2,
+            "--max-steps",
+            2,
+            "--packing-strategy",
+            strategy,
+            "-o",
+            strategy,
+        )
         assert results["train"]["steps"] == 2
         assert "shared_rows" not in results["data"]
     lines = (material / "pairs.jsonl").read_text() + '{"source": "a", "target": ""}\n' * 3
     Path("tail.jsonl").write_text(lines)
-    results = trained("seq2seq", *bytewise("t5"), "--data", "tail.jsonl", "--streaming", "--shuffle-buffer", 30, "-b", 30,
-                      "--max-steps", 5, "-o", "pairs")
+    results = trained(
+        "seq2seq",
+        *bytewise("t5"),
+        "--data",
+        "tail.jsonl",
+        "--streaming",
+        "--shuffle-buffer",
+        30,
+        "-b",
+        30,
+        "--max-steps",
+        5,
+        "-o",
+        "pairs",
+    )
     assert results["data"]["train"]["rows_empty"] == 3
 
 

@@ -36,12 +36,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PRELOADED = [
-    "lmtrain.cli.app", "lmtrain.training.run", "lmtrain.data.corpus", "lmtrain.runs.checkpoint", "ruamel.yaml", "sacrebleu", "rouge_score.rouge_scorer",
-    "transformers.models.gpt2.modeling_gpt2", "transformers.models.bert.modeling_bert",
+    "lmtrain.cli.app",
+    "lmtrain.api",
+    "lmtrain.training.run",
+    "lmtrain.data.corpus",
+    "lmtrain.runs.checkpoint",
+    "ruamel.yaml",
+    "sacrebleu",
+    "rouge_score.rouge_scorer",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.bert.modeling_bert",
     "transformers.models.t5.modeling_t5",
-]  # fmt: skip
-QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-         "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # fmt: skip
+]
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 """What libraries read as they are imported. A process with several threads must not be forked."""
 
 CHECKPOINTS = "checkpoints"
@@ -122,8 +135,13 @@ def start(
     return Trial(process, folder)
 
 
-def run(arguments: Sequence[Any], cwd: Path | str = ".", before: Fault | None = None, timeout: float = 120,
-        env: Mapping[str, str] | None = None) -> Outcome:  # fmt: skip
+def run(
+    arguments: Sequence[Any],
+    cwd: Path | str = ".",
+    before: Fault | None = None,
+    timeout: float = 120,
+    env: Mapping[str, str] | None = None,
+) -> Outcome:
     """`start` and `wait`."""
     return start(arguments, cwd, before, env).wait(timeout)
 
@@ -172,7 +190,7 @@ def _live(words: list[str], cwd: str, folder: str, before: Fault | None, environ
     try:
         if before:
             before()
-        main()
+        app(prog_name="lmtrain")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)  # as Python itself ends
@@ -188,8 +206,11 @@ def _live(words: list[str], cwd: str, folder: str, before: Fault | None, environ
 def _redirect(folder: Path) -> None:
     # Both append, as what several processes write would else overwrite one another.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for descriptor, opened in ((0, os.open(os.devnull, os.O_RDONLY)), (1, os.open(folder / "out", flags)),
-                               (2, os.open(folder / "err", flags))):  # fmt: skip
+    for descriptor, opened in (
+        (0, os.open(os.devnull, os.O_RDONLY)),
+        (1, os.open(folder / "out", flags)),
+        (2, os.open(folder / "err", flags)),
+    ):
         os.dup2(opened, descriptor)
         os.close(opened)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -432,9 +453,10 @@ def _watch_libraries(points: _Points) -> None:
     _patch(torch, "save", partial(by, lambda data, path, *_, **__: path, RuntimeError))
     owner = next(c for c in PreTrainedTokenizerFast.__mro__ if "_save_pretrained" in vars(c))
     _patch(
-        owner, "_save_pretrained",
+        owner,
+        "_save_pretrained",
         partial(by, lambda self, save_directory, *_, **__: Path(save_directory) / "tokenizer.json", Exception),
-    )  # fmt: skip
+    )
 
 
 def dies_at(folder: Path | str, number: int | None, log: Path | str | None = None, within: str = CHECKPOINTS) -> Fault:
@@ -496,7 +518,9 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[int], None]]:
     folder.mkdir()
 
     def mount(options: str) -> None:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False
+        )
         if done.returncode:
             raise CannotBeMade(f"mount: {done.stderr.decode().strip()}")
 
@@ -547,13 +571,13 @@ def note_texts(setattr: Callable[..., None]) -> list[int]:
     """Of every batch that is trained from now on, the texts (pairs) in it, which may share rows when the model is called."""
     from lmtrain.training.trainer import ExactTrainer
 
-    texts, laid = [0], ExactTrainer._laid
+    texts, concatenated = [0], ExactTrainer.concatenated
 
     def noted(self: Any, batch: Any) -> Any:
         texts.append(len(batch["labels"]))
-        return laid(self, batch)
+        return concatenated(self, batch)
 
-    setattr(ExactTrainer, "_laid", noted)
+    setattr(ExactTrainer, "concatenated", noted)
     return texts
 
 
@@ -636,9 +660,12 @@ def _learning_rate(trainer: Any, model: Any, step: int) -> None:
 
 
 _ROUTES: dict[str, Any] = {
-    "weights": _nan_in_weights, "gradient": _nan_in_gradient, "overflow": _overflow, "learning_rate": _learning_rate,
+    "weights": _nan_in_weights,
+    "gradient": _nan_in_gradient,
+    "overflow": _overflow,
+    "learning_rate": _learning_rate,
     "all_masked": None,
-}  # fmt: skip
+}
 
 
 def _without_labels(step: int, real: Any) -> Any:
@@ -720,7 +747,7 @@ def _signals_at(moment: str, number: int, nth: int, after: int, folder: str, log
 
 
 MOMENTS = {
-    "preparation": ("lmtrain.training.run", "prepare"),
+    "preparation": ("lmtrain.training.assembly", "prepare_data"),
     "step": ("lmtrain.training.trainer:ExactTrainer", "training_step"),
     "evaluation": ("lmtrain.modeling.loss:TokenLoss", "score"),
     "generation": ("lmtrain.objectives.generation:Interruptible", "__call__"),  # every token
