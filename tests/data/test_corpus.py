@@ -1,4 +1,4 @@
-"""Both splits of a run's data: what is held out, what stands in both, what is shared out by weight."""
+"""The splits: held-out rows, leaks, cache keys and source weights."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def corpus(section: type = ClmData, seed: int = 1, **data: Any) -> Corpus:
     return Corpus(section(**data), seed, Cache(Path("cache"), Console(quiet=True)))
 
 
-def test_shared_and_repeated_rows_are_counted():
+def test_shared_and_duplicate_rows_are_counted():
     train, held = write("t.jsonl", ["a", "b", "b", "c", "가"]), write("e.jsonl", ["b", "x", "가"])
     splits = corpus(train=[train], eval=[held]).splits
     assert (splits.shared_rows, splits.duplicate_rows) == (2, 1)
@@ -31,7 +31,7 @@ def test_shared_and_repeated_rows_are_counted():
     assert corpus(train=[train], eval=[write("o.jsonl", ["x"])]).splits.warnings("warn") == []
 
 
-def test_leaked_rows_are_left_out_of_training_and_counted_as_dropped():
+def test_on_leak_drop_removes_leaked_rows_from_training():
     train, held = write("t.jsonl", ["a", "b", "b", "c"]), write("e.jsonl", ["b", "x"])
     splits = corpus(train=[train], eval=[held], on_leak="drop").splits
     assert splits.train.values == ["a", "c"]
@@ -39,13 +39,13 @@ def test_leaked_rows_are_left_out_of_training_and_counted_as_dropped():
     assert splits.held_out.values == ["b", "x"]
 
 
-def test_a_leak_can_be_an_error_that_names_the_row():
+def test_on_leak_error_names_the_row():
     train, held = write("t.jsonl", ["a", "b", "c"]), write("e.jsonl", ["x", "b", "c"])
     with pytest.raises(InputError, match=r"e.jsonl, line 2: also occurs in the training data \(and 1 more\)"):
         assert corpus(train=[train], eval=[held], on_leak="error").splits
 
 
-def test_pairs_leak_as_pairs():
+def test_a_pair_leaks_only_if_source_and_target_match():
     for name, target in (("t.jsonl", "b"), ("e.jsonl", "c")):
         Path(name).write_text(json.dumps({"source": "a", "target": target}) + "\n")
     assert corpus(PairData, train=["t.jsonl"], eval=["e.jsonl"]).splits.shared_rows == 0
@@ -53,7 +53,7 @@ def test_pairs_leak_as_pairs():
 
 
 @pytest.mark.parametrize("changed", ["content", "order", "seed", "option", "limit", "name"])
-def test_the_key_follows_the_content_and_not_the_name(changed: str):
+def test_the_key_depends_on_content_and_options_but_not_on_file_names(changed: str):
     before = corpus(train=[write("a.jsonl", ["a", "b"]), write("b.jsonl", ["c"])]).key
     files, seed, options = ["a.jsonl", "b.jsonl"], 1, {}
     if changed == "content":
@@ -72,7 +72,7 @@ def test_the_key_follows_the_content_and_not_the_name(changed: str):
     assert (corpus(train=files, seed=seed, **options).key == before) == (changed == "name")
 
 
-def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_kept(monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_changes_while_it_is_read_is_not_cached(monkeypatch: pytest.MonkeyPatch):
     name = write("a.jsonl", ["a", "b", "c"])
 
     def appended(*arguments: Any) -> Any:
@@ -93,7 +93,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_read_as_it_was_and_not_ke
     assert len([path for path in Path("cache").iterdir() if path.is_dir()]) == 1
 
 
-def test_sources_have_a_ledger_each_and_weights_share_out_the_epoch():
+def test_each_source_has_a_ledger_and_the_share_of_its_weight():
     write("big.jsonl", sentences(60))
     write("small.jsonl", [f"a {n} b" for n in range(10)] + [""])
     results = trained(
@@ -122,7 +122,7 @@ def test_sources_have_a_ledger_each_and_weights_share_out_the_epoch():
 
 
 @pytest.mark.parametrize("strategy", ["best-fit", "blocks"])
-def test_packed_rows_hold_one_source(strategy: str):
+def test_a_packed_row_contains_one_source(strategy: str):
     write("a.jsonl", ["a" * n for n in range(1, 20)])
     write("b.jsonl", ["b" * n for n in range(1, 20)])
     results = trained(
@@ -154,14 +154,14 @@ def test_packed_rows_hold_one_source(strategy: str):
 @pytest.mark.parametrize(
     ("weights", "message"), [("1", "1 numbers for 2 --data"), ("1,0", "must be above 0"), ("1,x", "write it as 3,1")]
 )
-def test_weights_that_do_not_fit_are_refused(weights: str, message: str):
+def test_invalid_weights_are_rejected(weights: str, message: str):
     outcome = lmtrain("clm", *scratch("gpt2"), "-d", "a.txt", "-d", "b.txt", "--data-weights", weights)
     assert outcome.code == 2
     assert message in outcome.err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("name", ["long.jsonl", "long.txt"])
-def test_the_pieces_of_a_long_row_stay_together_and_a_hole_in_a_long_line_is_one(name: str):
+def test_the_pieces_of_a_long_row_stay_in_one_split(name: str):
     text = " ".join(f"word{n}" for n in range(150_000))
     if name.endswith("txt"):
         Path(name).write_text(text)
@@ -178,7 +178,7 @@ def test_the_pieces_of_a_long_row_stay_together_and_a_hole_in_a_long_line_is_one
         assert ends.count(True) == 1, "the text ends once"
 
 
-def test_a_chat_that_json_cannot_hold_is_a_bad_row():
+def test_a_chat_that_is_not_valid_unicode_is_a_bad_row():
     Path("chat.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "\\ud800"}]}\n'
     )

@@ -1,4 +1,4 @@
-"""Bad, odd and hostile input: refused in one sentence that says where, or read as what it is."""
+"""Malformed and malicious input is rejected with one message that names its location, or read unchanged."""
 
 import bz2
 import gzip
@@ -28,8 +28,8 @@ def load(*specifications: object, data: type = ClmData, **options: object) -> ro
     return reading.load([str(s) for s in specifications], data(train=["x"], **options))
 
 
-def complaint(path: object, data: type = ClmData, **options: object) -> str:
-    """The one sentence with which a file is refused: it names the file and holds nothing that steers a terminal."""
+def error_message(path: object, data: type = ClmData, **options: object) -> str:
+    """The message with which a file is rejected: short and free of control characters."""
     with pytest.raises(InputError) as caught:
         load(path, data=data, packing=False) if data is ClmData else load(path, data=data, **options)
     message = str(caught.value)
@@ -38,7 +38,7 @@ def complaint(path: object, data: type = ClmData, **options: object) -> str:
     return message
 
 
-def refused(outcome: Outcome, code: int, *words: str) -> None:
+def assert_rejected(outcome: Outcome, code: int, *words: str) -> None:
     assert outcome.code == code, outcome.err
     assert outcome.out == ""
     message = " ".join(outcome.err.split())
@@ -58,38 +58,38 @@ def refused(outcome: Outcome, code: int, *words: str) -> None:
         ("日本語のテキスト\n".encode("shift_jis"), "shift_jis or latin-1"),
     ],
 )
-def test_a_text_that_is_not_utf8_is_told_what_it_may_be(content: bytes, fitting: str, tmp_path: Path):
+def test_fitting_encodings_are_suggested_for_text_that_is_not_utf8(content: bytes, fitting: str, tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"first line\n" + content)
-    message = complaint(tmp_path / "a.txt")
+    message = error_message(tmp_path / "a.txt")
     assert "a.txt, line 2: not UTF-8 text" in message
     assert message.endswith(f"--encoding, e.g. {fitting}")
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", bytes(range(256)) * 20])
-def test_binary_data_is_not_told_to_try_an_encoding(content: bytes, tmp_path: Path):
+def test_no_encoding_is_suggested_for_binary_data(content: bytes, tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(content)
-    assert complaint(tmp_path / "a.txt").endswith("a.txt: binary data, not text")
+    assert error_message(tmp_path / "a.txt").endswith("a.txt: binary data, not text")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_its_mark_is_not_read_as_text_with_zeros(encoding: str, tmp_path: Path):
+def test_utf16_without_a_byte_order_mark_needs_the_encoding(encoding: str, tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("Some text.\nAnd more.\n".encode(encoding))
-    assert complaint(tmp_path / "a.txt").endswith(f"--encoding {encoding}")
+    assert error_message(tmp_path / "a.txt").endswith(f"--encoding {encoding}")
     assert load(tmp_path / "a.txt", encoding=encoding, packing=False).values == ["Some text.", "And more."]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_every_mark_of_an_encoding_is_known(encoding: str, tmp_path: Path):
+def test_byte_order_marks_select_the_encoding(encoding: str, tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("가\nb\n".encode(encoding))
     assert load(tmp_path / "a.txt", packing=False).values == ["가", "b"]
 
 
-def test_a_broken_line_of_utf16_is_named(tmp_path: Path):
+def test_the_line_of_invalid_utf16_is_named(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("one\ntwo\nthree".encode("utf-16")[:-1])
-    assert "a.txt, line 3: not UTF-16 text" in complaint(tmp_path / "a.txt")
+    assert "a.txt, line 3: not UTF-16 text" in error_message(tmp_path / "a.txt")
 
 
-def test_zeros_and_marks_inside_a_text_stay_in_it(tmp_path: Path):
+def test_control_characters_inside_a_text_are_preserved(tmp_path: Path):
     lines = ["a\0b and more of it", "👩‍👩‍👧 \u202eabc\u202c ﷽", "각 \u1100\u1161\u11a8", "e\u0301 é", "\x1b[31mred"]
     (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     assert load(tmp_path / "a.txt", packing=False).values == lines
@@ -99,7 +99,7 @@ def test_zeros_and_marks_inside_a_text_stay_in_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "wanted"),
+    ("name", "content", "expected"),
     [
         ("a.jsonl", GOOD + '{"text": "a", "text": "b"}\n', "a.jsonl, line 41: duplicate key 'text'"),
         ("a.json", '[{"text": "a"},\n {"\\u001b[1m": 1, "\\u001b[1m": 2}]', r"line 1: duplicate key '\x1b[1m'"),
@@ -112,12 +112,12 @@ def test_zeros_and_marks_inside_a_text_stay_in_it(tmp_path: Path):
         ("a.jsonl", '{"text": "ok"}\n{"text": ["\\u001b[2J"]}\n', "a.jsonl, line 2, column 'text': is list"),
     ],
 )
-def test_json_is_refused_where_it_is_wrong(name: str, content: str, wanted: str, tmp_path: Path):
+def test_invalid_json_is_located(name: str, content: str, expected: str, tmp_path: Path):
     (tmp_path / name).write_text(content)
-    assert wanted in complaint(tmp_path / name)
+    assert expected in error_message(tmp_path / name)
 
 
-def test_a_row_that_ends_a_file_without_a_newline_is_read(tmp_path: Path):
+def test_a_last_line_without_a_newline_is_read(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(GOOD.rstrip("\n"))
     (tmp_path / "a.csv").write_text('text,label\r\n"two\r\nlines, ""quoted""",1\r\nlast,2')
     assert len(load(tmp_path / "a.jsonl").values) == 40
@@ -125,7 +125,7 @@ def test_a_row_that_ends_a_file_without_a_newline_is_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         ("text,label\n" + "a,1\n" * 99 + "a,b,c,1\n", "a.csv, line 101: 4 cells, but the header has 2"),
         ('text,label\n"never ends,1\n', "a.csv, line 2: unexpected end of data"),
@@ -133,9 +133,9 @@ def test_a_row_that_ends_a_file_without_a_newline_is_read(tmp_path: Path):
         (" text , label\nabc,1\n", "It has ' text ', ' label'"),
     ],
 )
-def test_a_table_is_refused_where_it_is_wrong(content: str, wanted: str, tmp_path: Path):
+def test_invalid_csv_is_located(content: str, expected: str, tmp_path: Path):
     (tmp_path / "a.csv").write_text(content)
-    assert wanted in complaint(tmp_path / "a.csv")
+    assert expected in error_message(tmp_path / "a.csv")
 
 
 # --- parquet, compression --------------------------------------------------------------------------------------------
@@ -146,21 +146,21 @@ def parquet(path: Path, *arrays: tuple[str, pa.Array]) -> Path:
     return path
 
 
-def test_parquet_is_refused_where_it_is_wrong(tmp_path: Path):
+def test_invalid_parquet_is_located(tmp_path: Path):
     text = pa.array(["a", "b"])
     path = tmp_path / "a.parquet"
-    assert "a.parquet: no usable text" in complaint(parquet(path, ("text", text[:0])))
-    assert "row 1, column 'text': is bytes" in complaint(parquet(path, ("text", pa.array([b"a", b"b"]))))
-    assert "a.parquet: duplicate column 'text'" in complaint(parquet(path, ("text", text), ("text", text)))
+    assert "a.parquet: no usable text" in error_message(parquet(path, ("text", text[:0])))
+    assert "row 1, column 'text': is bytes" in error_message(parquet(path, ("text", pa.array([b"a", b"b"]))))
+    assert "a.parquet: duplicate column 'text'" in error_message(parquet(path, ("text", text), ("text", text)))
     broken = pa.StringArray.from_buffers(2, *pa.array([b"ok", b"\xff\xfe"]).buffers()[1:])
-    assert "a.parquet, after row 0: text that is not UTF-8" in complaint(parquet(path, ("text", broken)))
+    assert "a.parquet, after row 0: text that is not UTF-8" in error_message(parquet(path, ("text", broken)))
 
 
 @pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])
-def test_what_is_not_compressed_and_what_was_cut_is_refused(end: str, tmp_path: Path):
+def test_uncompressed_and_truncated_archives_are_rejected(end: str, tmp_path: Path):
     path = tmp_path / f"a.jsonl{end}"
     path.write_text(GOOD)
-    assert "damaged or not what its name says" in complaint(path)
+    assert "damaged or not what its name says" in error_message(path)
     if end == ".zst":
         with pa.output_stream(str(path), compression="zstd") as stream:
             stream.write(os.urandom(100_000).hex().encode())
@@ -168,11 +168,11 @@ def test_what_is_not_compressed_and_what_was_cut_is_refused(end: str, tmp_path: 
         pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[end]
         path.write_bytes(pack(os.urandom(100_000).hex().encode()))
     path.write_bytes(path.read_bytes()[:50_000])
-    assert path.name in complaint(path)
+    assert path.name in error_message(path)
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst"])
-def test_a_compressed_file_is_never_in_memory_as_a_whole(end: str, tmp_path: Path):
+def test_compressed_files_are_decompressed_incrementally(end: str, tmp_path: Path):
     path = tmp_path / f"a.txt{end}"
     content = b"the same line again and again and again\n" * 800_000
     if end == ".gz":
@@ -189,10 +189,10 @@ def test_a_compressed_file_is_never_in_memory_as_a_whole(end: str, tmp_path: Pat
         tracemalloc.stop()
 
 
-# --- files that are no plain files, or change ------------------------------------------------------------------------
+# --- links, names and changing files ----------------------------------------------------------------------------------
 
 
-def test_links_are_followed_once_and_dangling_ones_refused(tmp_path: Path):
+def test_links_are_followed_once(tmp_path: Path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.jsonl").write_text(GOOD)
     (tmp_path / "d" / "again").symlink_to(".")
@@ -200,29 +200,29 @@ def test_links_are_followed_once_and_dangling_ones_refused(tmp_path: Path):
     assert len(load(tmp_path / "d").values) == len(load(tmp_path / "link.jsonl").values) == 40
 
 
-def test_a_folder_and_a_file_are_not_taken_for_each_other(tmp_path: Path):
+def test_folders_and_files_are_told_apart_whatever_their_names(tmp_path: Path):
     (tmp_path / "a.jsonl").mkdir()
     (tmp_path / "b.jsonl").write_text(GOOD)
-    assert "no data in this folder" in complaint(tmp_path / "a.jsonl")
-    assert "no such file or folder" in complaint(tmp_path / "b.jsonl" / "c.jsonl")
+    assert "no data in this folder" in error_message(tmp_path / "a.jsonl")
+    assert "no such file or folder" in error_message(tmp_path / "b.jsonl" / "c.jsonl")
 
 
 @pytest.mark.parametrize(
     "name", ["a b 데이터 📄.jsonl", "a[0-9]*?.jsonl", "a#3.jsonl", "--a.jsonl", "n" * 249 + ".jsonl"]
 )
-def test_odd_names_are_names(name: str, tmp_path: Path):
+def test_unusual_file_names_are_read(name: str, tmp_path: Path):
     (tmp_path / name).write_text(GOOD)
     assert len(load(tmp_path / name).values) == 40
 
 
-def test_a_name_that_would_steer_the_terminal_is_escaped(tmp_path: Path):
+def test_control_characters_in_file_names_are_escaped(tmp_path: Path):
     path = tmp_path / "a\x1b[31m\nb.jsonl"
     path.write_text("no JSON\n")
     with pytest.raises(InputError, match=re.escape(r"a\x1b[31m\nb.jsonl, line 1, column 1: not JSON")):
         load(path)
 
 
-def test_what_is_appended_while_a_file_is_read_is_not_read(tmp_path: Path):
+def test_lines_appended_while_reading_are_ignored(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 500)
     rows = text_files.guarded(formats.read_json_lines, path, None)
@@ -232,7 +232,7 @@ def test_what_is_appended_while_a_file_is_read_is_not_read(tmp_path: Path):
     assert sum(1 for _ in rows) == 40 * 500 - 1
 
 
-def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path: Path):
+def test_a_file_truncated_while_reading_is_rejected(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 500)
     rows = text_files.guarded(formats.read_json_lines, path, None)
@@ -244,23 +244,23 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path: Path):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt.gz"])
-def test_a_file_without_permission_is_refused_with_its_name(name: str, tmp_path: Path):
+def test_an_unreadable_file_is_named(name: str, tmp_path: Path):
     (tmp_path / name).write_bytes(b"x")
     (tmp_path / name).chmod(0)
-    assert complaint(tmp_path / name).endswith(f"{name}: Permission denied")
+    assert error_message(tmp_path / name).endswith(f"{name}: Permission denied")
 
 
 # --- pairs, chats ----------------------------------------------------------------------------------------------------
 
 
-def test_pairs_without_a_target_are_counted(tmp_path: Path):
+def test_pairs_without_a_target_count_as_empty(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n{"source": "c", "target": " "}\n')
     rows = load(tmp_path / "a.jsonl", data=PairData)
     assert (len(rows.values), rows.ledgers[0].rows_empty) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("messages", "wanted"),
+    ("messages", "expected"),
     [
         ([{"role": "wizard", "content": "hi"}], "line 1, column 'messages', message 1: unknown role 'wizard'"),
         ([{"role": "\x1b[31m", "content": "hi"}], r"unknown role '\x1b[31m'"),
@@ -271,16 +271,16 @@ def test_pairs_without_a_target_are_counted(tmp_path: Path):
         ("hello", "line 1, column 'messages': is not a list"),
     ],
 )
-def test_a_chat_is_refused_where_it_is_wrong(messages: Any, wanted: str, tmp_path: Path):
+def test_invalid_chats_are_located(messages: Any, expected: str, tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
-    assert wanted in complaint(tmp_path / "a.jsonl")
+    assert expected in error_message(tmp_path / "a.jsonl")
 
 
 # --- models and recipes ----------------------------------------------------------------------------------------------
 
 
 class Payload:
-    """Unpickling it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, (str(Path("canary").absolute()), "w")
@@ -291,7 +291,7 @@ EVIL = "open('canary', 'w').close()\nclass C: pass\n"
 
 
 @pytest.mark.parametrize("command", ["clm", "eval", "generate"])
-def test_no_command_runs_what_comes_with_a_model(command: str, tmp_path: Path):
+def test_no_command_executes_code_from_a_model(command: str, tmp_path: Path):
     Path("data.jsonl").write_text(GOOD)
     for name in ("pickled", "coded"):
         Path(name).mkdir()
@@ -299,12 +299,12 @@ def test_no_command_runs_what_comes_with_a_model(command: str, tmp_path: Path):
     Path("pickled/pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
     Path("coded/config.json").write_text(json.dumps({**CONFIG, "auto_map": {"AutoConfig": "evil.C"}}))
     Path("coded/evil.py").write_text(EVIL)
-    refused(lmtrain(command, "--model", "pickled", "--data", "data.jsonl"), 3, "pytorch_model.bin, a pickle")
-    refused(lmtrain(command, "--model", "coded", "--data", "data.jsonl"), 3, "--trust-remote-code")
+    assert_rejected(lmtrain(command, "--model", "pickled", "--data", "data.jsonl"), 3, "pytorch_model.bin, a pickle")
+    assert_rejected(lmtrain(command, "--model", "coded", "--data", "data.jsonl"), 3, "--trust-remote-code")
     assert not Path("canary").exists()
 
 
-def test_no_code_of_a_tokenizer_is_run():
+def test_no_command_executes_code_from_a_tokenizer():
     Path("data.jsonl").write_text(GOOD)
     Path("coded").mkdir()
     Path("coded/tokenizer_config.json").write_text(
@@ -312,22 +312,22 @@ def test_no_code_of_a_tokenizer_is_run():
     )
     Path("coded/evil.py").write_text(EVIL)
     flags = ["clm", "--from-scratch", "--model", "gpt2", "--tokenizer", "coded", "--data", "data.jsonl"]
-    refused(lmtrain(*flags), 3, "coded: the tokenizer cannot be loaded")
+    assert_rejected(lmtrain(*flags), 3, "coded: the tokenizer cannot be loaded")
     assert not Path("canary").exists()
 
 
-def test_a_yaml_tag_runs_nothing():
+def test_yaml_tags_execute_nothing():
     Path("r.yaml").write_text('task: clm\nx: !!python/object/apply:os.system ["touch canary"]\n')
-    refused(lmtrain("run", "r.yaml"), 3, "r.yaml, line 2")
+    assert_rejected(lmtrain("run", "r.yaml"), 3, "r.yaml, line 2")
     assert not Path("canary").exists()
 
 
-def test_a_recipe_is_refused_with_all_that_is_wrong_in_it():
+def test_all_errors_of_a_recipe_are_reported_together():
     Path("r.yaml").write_text("task: clm\nmodel: gpt2\ndata: x\nlr: -1\nbatch_size: 0\nmax_steps: -5\nblock_size: 1\n")
-    refused(lmtrain("run", "r.yaml"), 2, "learning_rate", "batch_size", "max_steps", "max_length")
+    assert_rejected(lmtrain("run", "r.yaml"), 2, "learning_rate", "batch_size", "max_steps", "max_length")
 
 
-def test_values_of_yaml_are_what_they_look_like():
+def test_yaml_values_are_read_literally():
     Path("r.yaml").write_text("task: seq2seq\nmodel: t5\ndata: x\nlr: 1e-4\nsource_prefix: no\nseed: 010\n")
     printed = lmtrain("run", "r.yaml", "--dry-run").out
     assert "learning_rate: 0.0001\n" in printed
@@ -335,14 +335,14 @@ def test_values_of_yaml_are_what_they_look_like():
     assert "seed: 10\n" in printed
 
 
-def test_the_value_of_an_unknown_key_is_not_printed():
+def test_the_value_of_a_secret_key_is_not_printed():
     Path("r.yaml").write_text("task: clm\nhub_api_key: hf_AbCdEfGhIjKl\n")
     outcome = lmtrain("run", "r.yaml")
-    refused(outcome, 2, "hub_api_key: a secret has no place in a recipe")
+    assert_rejected(outcome, 2, "hub_api_key: a secret has no place in a recipe")
     assert "hf_AbCd" not in outcome.err
 
 
-def test_data_and_names_reach_the_log_without_what_steers_a_terminal(tmp_path: Path):
+def test_the_output_contains_no_control_characters_from_the_data(tmp_path: Path):
     texts = ["\x1b[2J\x1b[31mRED\x1b]0;title\x07 text", "\u202eabc\u202c and more", "a\0b"]
     Path("a.jsonl").write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in texts * 9))
     outcome = lmtrain("clm", *scratch("gpt2"), "--data", "a.jsonl", "--max-steps", 1, "-o", "run", "--val-split", 0.3)
@@ -350,7 +350,7 @@ def test_data_and_names_reach_the_log_without_what_steers_a_terminal(tmp_path: P
     assert not [c for c in outcome.out + outcome.err if not c.isprintable() and c not in "\n\t"]
 
 
-def test_rows_without_text_are_counted_and_balance(tmp_path: Path):
+def test_empty_and_bad_rows_are_counted(tmp_path: Path):
     Path("a.jsonl").write_text('{"text": "None is here"}\n{"text": null}\n{"text": ""}\n{"id": 1}\n' * 10)
     results = trained(
         "clm",
@@ -373,11 +373,11 @@ def test_rows_without_text_are_counted_and_balance(tmp_path: Path):
     assert ledger["tokens_read"] == 10 * (len("None is here") + 2)
 
 
-def test_an_archive_named_txt_is_binary_data(tmp_path: Path):
+def test_a_zip_file_named_txt_is_binary_data(tmp_path: Path):
     import zipfile
 
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("a.txt", "한글" * 100)
     (tmp_path / "a.txt").write_bytes(stream.getvalue())
-    assert "binary data" in complaint(tmp_path / "a.txt")
+    assert "binary data" in error_message(tmp_path / "a.txt")

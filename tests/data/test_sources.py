@@ -1,4 +1,4 @@
-"""Any --data -> rows."""
+"""Every form of --data, format and compression is read into the same rows."""
 
 import bz2
 import gzip
@@ -83,14 +83,14 @@ def test_folders_globs_and_several_arguments_are_read_in_order(tmp_path: Path):
     assert load(tmp_path / "b", tmp_path / "a").values == ["b/2.jsonl", "a/1.jsonl"]
 
 
-def test_a_real_name_wins_over_a_glob_and_over_a_row_count(tmp_path: Path):
+def test_an_existing_file_name_takes_precedence_over_glob_and_row_count(tmp_path: Path):
     for name in ("x[0-9]*.jsonl", "y#3"):
         (tmp_path / name).write_text('{"text": "here"}\n')
     assert load(tmp_path / "x[0-9]*.jsonl").values == ["here"]
     assert load(tmp_path / "y#3", packing=False).values == ['{"text": "here"}']
 
 
-def test_a_number_sign_takes_the_first_rows_also_over_several_files(tmp_path: Path):
+def test_a_row_count_spans_several_files(tmp_path: Path):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name}{i}"}}\n' for i in range(3)))
     assert load(f"{tmp_path}/a.jsonl#2").values == ["a0", "a1"]
@@ -105,7 +105,7 @@ def test_standard_input_is_text_or_json_lines(content: bytes, kind: str, monkeyp
     assert load("-", packing=False).values == ["one", "two"]
 
 
-def test_standard_input_cannot_be_both_sides():
+def test_standard_input_cannot_be_both_splits():
     with pytest.raises(UsageError, match="only once"):
         corpus.Corpus(ClmData(train=["-"], eval=["-"]), 1, Cache(None, Console()))
 
@@ -119,14 +119,14 @@ def test_parallel_files_are_read_line_by_line(end: str, tmp_path: Path):
     assert rows.values == [("ja", "yes"), ("nein", "no")]
 
 
-def test_parallel_files_of_different_length_are_refused_with_both_counts(tmp_path: Path):
+def test_parallel_files_of_different_length_are_rejected(tmp_path: Path):
     (tmp_path / "train.de").write_text("a\nb\nc\n")
     (tmp_path / "train.en").write_text("a\nb\n")
     with pytest.raises(InputError, match="3 vs 2 lines"):
         load(tmp_path / "train", data=PairData, source_lang="de", target_lang="en")
 
 
-def test_nested_columns_are_reached_by_dots_and_by_language(tmp_path: Path):
+def test_dotted_paths_and_languages_select_nested_columns(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"doc": {"body": "deep"}, "translation": {"de": "ja", "en": "yes"}}\n')
     assert load(path, text_column="doc.body").values == ["deep"]
@@ -138,7 +138,7 @@ def test_nested_columns_are_reached_by_dots_and_by_language(tmp_path: Path):
         load(path, data=PairData)
 
 
-def test_a_local_folder_of_a_dataset_goes_through_datasets(tmp_path: Path):
+def test_a_split_of_a_local_dataset_is_read(tmp_path: Path):
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
         (tmp_path / "data" / f"{split}-00000-of-00001.parquet").write_bytes(arrow("parquet"))
@@ -146,12 +146,12 @@ def test_a_local_folder_of_a_dataset_goes_through_datasets(tmp_path: Path):
     assert load(f"{tmp_path}@train#2").values == LINES[:2]
 
 
-def test_a_hub_dataset_that_cannot_be_had_is_one_sentence():
+def test_an_unavailable_hub_dataset_is_an_input_error():
     with pytest.raises(InputError, match=r"nobody/nothing: no such file, and it cannot be loaded as a Hub dataset"):
         load("nobody/nothing")
 
 
-# content, what the message must hold
+# content, part of the message
 BROKEN = {
     "a.jsonl": [
         (b'{"text": "ok"}\n{"text": "cut\n', "line 2, column"),
@@ -182,16 +182,16 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "wanted"), [(n, c, w) for n, cases in BROKEN.items() for c, w in cases])
-def test_bad_input_is_refused_with_its_place(name: str, content: bytes, wanted: str, tmp_path: Path):
+@pytest.mark.parametrize(("name", "content", "expected"), [(n, c, w) for n, cases in BROKEN.items() for c, w in cases])
+def test_bad_input_is_located(name: str, content: bytes, expected: str, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
         load(tmp_path / name, packing=False)
-    assert wanted in str(caught.value)
+    assert expected in str(caught.value)
     assert name in str(caught.value)
 
 
-def test_bad_and_empty_rows_are_counted_where_that_is_asked(tmp_path: Path):
+def test_on_bad_drop_counts_bad_and_empty_rows(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": 1}\n{"text": "a"}\n{"text": ""}\n{"text": null}\n{"text": "b"}\n')
     rows = load(path, on_bad="drop")
@@ -199,12 +199,12 @@ def test_bad_and_empty_rows_are_counted_where_that_is_asked(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfa\nb\n", "a\nb\n".encode("utf-16"), b"a\r\nb\r\n", b"a\rb"])
-def test_marks_and_line_ends_are_no_part_of_the_text(content: bytes, tmp_path: Path):
+def test_byte_order_marks_and_line_ends_are_not_part_of_the_text(content: bytes, tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(content)
     assert load(tmp_path / "a.txt", packing=False).values == ["a", "b"]
 
 
-def test_other_encodings_are_read_when_named(tmp_path: Path):
+def test_encoding_selects_other_encodings(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("가나다\n".encode("euc-kr"))
     assert load(tmp_path / "a.txt", encoding="euc-kr", packing=False).values == ["가나다"]
     with pytest.raises(UsageError, match="no such encoding; did you mean 'euc-kr'"):
@@ -226,7 +226,7 @@ def test_a_text_file_is_lines_paragraphs_or_one_document(unit: str, documents: l
     assert [[rows.values[i] for i in document] for document in rows.documents()] == documents
 
 
-def test_a_monstrous_line_is_one_row_in_pieces_and_nothing_is_lost(tmp_path: Path):
+def test_a_very_long_line_is_one_row_in_several_pieces(tmp_path: Path):
     text = "word " * 20_000
     (tmp_path / "a.txt").write_text(text)
     rows = load(tmp_path / "a.txt")
@@ -236,7 +236,7 @@ def test_a_monstrous_line_is_one_row_in_pieces_and_nothing_is_lost(tmp_path: Pat
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_holding_out_is_seeded_shuffled_and_loses_nothing(packing: bool, tmp_path: Path):
+def test_hold_out_is_random_seeded_and_complete(packing: bool, tmp_path: Path):
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(1000)))
     rows = load(tmp_path / "a.txt", packing=packing)
     train, held = corpus.hold_out(rows, 0.05, seed=1)
@@ -253,31 +253,31 @@ def test_one_row_cannot_be_held_out(tmp_path: Path):
         corpus.read(ClmData(train=[str(tmp_path / "a.txt")]), 1)
 
 
-def test_odd_files_are_refused_at_once(tmp_path: Path):
+def test_pipes_broken_links_and_empty_folders_are_rejected(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     os.symlink(tmp_path / "gone", tmp_path / "dangling.jsonl")
     os.symlink(tmp_path / "loop.jsonl", tmp_path / "loop.jsonl")
     (tmp_path / "empty").mkdir()
-    for name, wanted in (
+    for name, expected in (
         ("pipe.jsonl", "not a regular file"),
         ("dangling.jsonl", "No such file"),
         ("loop.jsonl", "symbolic links"),
         ("empty", "no data in this folder"),
     ):
-        with pytest.raises(InputError, match=wanted):
+        with pytest.raises(InputError, match=expected):
             load(tmp_path / name)
     with pytest.raises(InputError, match="not a regular file"):
         load("/dev/zero.txt" if Path("/dev/zero.txt").exists() else "/dev/null")
 
 
-def test_masked_data_takes_text_only(tmp_path: Path):
+def test_masked_data_requires_text(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(InputError, match="--text-column"):
         load(tmp_path / "a.jsonl", data=MlmData)
     assert load(tmp_path / "a.jsonl", data=ClmData).kind == "prompt"
 
 
-def test_a_single_chat_is_a_row_and_a_bracket_does_not_make_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_single_chat_is_a_row_and_a_bracket_alone_is_not_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "a.json").write_text(json.dumps({"messages": chat}))
     assert load(tmp_path / "a.json").values == [chat]
@@ -285,7 +285,7 @@ def test_a_single_chat_is_a_row_and_a_bracket_does_not_make_json(tmp_path: Path,
     assert load("-", packing=False).values == ["[Act 1]", "Enter a king."]
 
 
-def test_a_dataset_saved_to_disk_is_read_by_split(tmp_path: Path):
+def test_a_saved_dataset_is_read_by_split(tmp_path: Path):
     import datasets
 
     data = datasets.DatasetDict({s: datasets.Dataset.from_list(ROWS[:n]) for s, n in (("train", 4), ("test", 2))})
@@ -295,14 +295,14 @@ def test_a_dataset_saved_to_disk_is_read_by_split(tmp_path: Path):
     assert reading.load([str(tmp_path / "saved")], section, split="validation").values == LINES[:2]
 
 
-def test_deep_nesting_is_one_sentence(tmp_path: Path):
+def test_deep_nesting_is_an_input_error(tmp_path: Path):
     for name in ("a.json", "a.jsonl"):
         (tmp_path / name).write_text('{"text": ' + "[" * 100_000)
         with pytest.raises(InputError, match="nested too deeply"):
             load(tmp_path / name)
 
 
-def test_a_template_makes_one_text_of_several_columns():
+def test_a_template_joins_several_columns():
     Path("qa.jsonl").write_text(
         '{"question": "Who?", "context": "A dog barks.", "answers": {"text": ["a dog", "dog"]}}\n'
         '{"question": "", "context": " ", "answers": {"text": ["x"]}}\n'
@@ -315,7 +315,7 @@ def test_a_template_makes_one_text_of_several_columns():
         load("qa.jsonl", data=PairData, source_column="{questoin}", target_column="answers.text")
 
 
-def test_texts_are_a_list_of_strings_in_less_memory():
+def test_texts_behave_like_a_list_of_strings():
     strings = ["", "a line", "두 번째 줄", "", "\U0001f600\n", "\ud800 alone", "x" * 1000, ""]
     texts = rows.Texts(strings)
     assert len(texts) == 8 and list(texts) == strings == [texts[i] for i in range(8)]
