@@ -221,21 +221,31 @@ def build_evaluator(
     precision: str,
     console: Console,
 ) -> Evaluator:
-    """The evaluation that a recipe asks for. Raises UsageError, InputError for metrics that cannot be had."""
+    """Build the evaluator of a recipe. Raises UsageError, InputError for metrics that cannot be computed."""
     section, limits = recipe.eval, examples.limits
     if section.best_metric == "bits_per_byte" and "num_bytes" not in examples.columns:
-        raise UsageError(f"--best-metric bits_per_byte: {examples.kind} rows have no such figure; take eval_loss")
-    settings, scorer = GenerationSettings(), None
+        raise UsageError(f"--best-metric bits_per_byte: not computed for {examples.kind} rows; use eval_loss")
+    generation, scorer = GenerationSettings(), None
     if isinstance(section, PairEval):
-        # One more than the longest target has, so that an output which ends where it does is seen to have ended.
-        most = min(limits["max_target_length"] + 1, limits.positions or 1 << 30)
-        settings = GenerationSettings(
-            section.num_beams, section.max_new_tokens or most, section.length_penalty, section.no_repeat_ngram_size
+        # One token more than the longest target has: an output of that length still ends by itself.
+        longest = min(limits["max_target_length"] + 1, limits.positions or 1 << 30)
+        generation = GenerationSettings(
+            section.num_beams, section.max_new_tokens or longest, section.length_penalty, section.no_repeat_ngram_size
         )
         scorer = build_text_scorer([references for _, *references in examples.texts or ()], section)
-    described = objective.signature(recipe.data, examples.kind, recipe.train.seed)
-    how = signature(limits.resolved, described, precision)
-    return Evaluator(objective, examples, tokenizer, collator, loss, section, settings, scorer, how, console)
+    settings = objective.signature(recipe.data, examples.kind, recipe.train.seed)
+    return Evaluator(
+        objective=objective,
+        examples=examples,
+        tokenizer=tokenizer,
+        collator=collator,
+        loss=loss,
+        section=section,
+        generation=generation,
+        text_scorer=scorer,
+        signature=signature(limits.resolved, settings, precision),
+        console=console,
+    )
 
 
 def _scored_bytes(content: dict[str, Any], labels: torch.Tensor) -> int:
