@@ -1,17 +1,16 @@
-"""What an encoder makes of texts: one vector a text, or one a word.
+"""Feature vectors from the last hidden states of an encoder, one per text or one per word.
 
-A text is the mean of the last hidden states of all its tokens, those that frame it ([CLS], [SEP]) included, as
-sentence encoders are trained to be read; a word is the state of its first token. What pads a batch is never read.
+A text's vector is the mean over its tokens, special tokens such as [CLS] and [SEP] included, as sentence encoders pool;
+a word's vector is the state of its first token. Padding never contributes.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmtrain.config.architectures import made_for
 from lmtrain.config.model import Model
@@ -24,44 +23,41 @@ from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.sampler import longest_first
 from lmtrain.runtime.console import Console
 
-LONGEST = 512
-"""Tokens of a row at most where nothing else is said and the model has positions for more."""
+DEFAULT_MAX_LENGTH = 512
+"""Tokens of a row at most without --max-length, or fewer if the model has fewer positions."""
 
 
 @dataclass(frozen=True)
-class Ids:
-    """Rows as an encoder reads them.
-
-    `places[i]`, of tagged words: where in row i the first token of each word stands, -1 for a word that has none or that
-    is cut off; None where a row is one text.
-    """
+class EncodedRows:
+    """Token ids of rows, and where their words are."""
 
     ids: list[list[int]]
-    places: list[np.ndarray] | None
+    first_tokens: list[np.ndarray] | None
+    """[words] of each row: the position of each word's first token, -1 if it has none or is cut off. None for texts."""
     truncated: int
-    """Rows that are cut."""
+    """How many rows were cut at the maximum length."""
 
     @cached_property
-    def read(self) -> list[np.ndarray] | None:
-        """Of each row the places of the words that have a vector."""
-        return None if self.places is None else [own[own >= 0] for own in self.places]
+    def word_positions(self) -> list[np.ndarray] | None:
+        """`first_tokens` without the words that have no vector."""
+        return None if self.first_tokens is None else [tokens[tokens >= 0] for tokens in self.first_tokens]
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """[rows + 1] where the vectors of a row start."""
-        counts = [1] * len(self.ids) if self.read is None else [len(own) for own in self.read]
+        """[rows + 1] index of the first vector of each row."""
+        counts = [1] * len(self.ids) if self.word_positions is None else [len(row) for row in self.word_positions]
         return np.cumsum([0, *counts])
 
     @property
     def lengths(self) -> np.ndarray:
         return np.array([len(row) for row in self.ids], np.int64)
 
-    def of(self, rows: Sequence[int]) -> tuple[list[list[int]], list[np.ndarray] | None]:
-        """(ids, places that are read) of some rows."""
-        return [self.ids[row] for row in rows], self.read and [self.read[row] for row in rows]
+    def batch(self, rows: Sequence[int]) -> tuple[list[list[int]], list[np.ndarray] | None]:
+        """(token ids, word positions) of these rows."""
+        return [self.ids[row] for row in rows], self.word_positions and [self.word_positions[row] for row in rows]
 
-    def numbers(self, rows: Sequence[int]) -> np.ndarray:
-        """The numbers of the vectors of some rows, in their order."""
+    def vector_indices(self, rows: Sequence[int]) -> np.ndarray:
+        """The indices of the vectors of these rows, in the order of `rows`."""
         return np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
 
 
@@ -76,105 +72,116 @@ class Encoder:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def encode(self, values: Sequence[Any], tagged: bool) -> Ids:
-        """The ids of texts, or of `tagged` words, cut at `max_length`. Raises InputError."""
-        if not tagged:
-            rows = self._tokenized(values)
-            return Ids(rows["input_ids"], None, self._cut(values, rows["input_ids"]))
+    def encode_texts(self, texts: Sequence[str]) -> EncodedRows:
+        """Tokenize texts, cut at `max_length`."""
+        ids = self._tokenize(texts)["input_ids"]
+        return EncodedRows(ids, None, self._count_truncated(texts, ids))
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> EncodedRows:
+        """Tokenize sentences of words, cut at `max_length`, and find each word's first token. Raises InputError."""
         if not self.tokenizer.is_fast:
             raise InputError(
-                f"{self.tokenizer.name_or_path}: its tokenizer does not tell which token is of which word"
+                f"{self.tokenizer.name_or_path}: the tokenizer has no fast version, which tagged words need: only a "
+                "fast one gives the characters of each token"
             )
-        rows = self._tokenized([" ".join(words) for words in values], return_offsets_mapping=True)
-        places = [_first_tokens(words, spans) for words, spans in zip(values, rows["offset_mapping"], strict=True)]
-        return Ids(rows["input_ids"], places, self._cut([" ".join(words) for words in values], rows["input_ids"]))
+        texts = [" ".join(words) for words in sentences]
+        encoding = self._tokenize(texts, offsets=True)
+        spans = encoding["offset_mapping"]
+        first_tokens = [_first_tokens(words, own) for words, own in zip(sentences, spans, strict=True)]
+        return EncodedRows(encoding["input_ids"], first_tokens, self._count_truncated(texts, encoding["input_ids"]))
 
-    def _tokenized(self, texts: Sequence[str], **more: Any) -> Any:
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length, **more)
+    def _tokenize(self, texts: Sequence[str], offsets: bool = False) -> BatchEncoding:
+        options = {"return_offsets_mapping": True} if offsets else {}
+        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length, **options)
 
-    def _cut(self, texts: Sequence[str], rows: list[list[int]]) -> int:
-        """How many rows had to be cut; only those that are as long as can be are asked."""
-        full = [text for text, row in zip(texts, rows, strict=True) if len(row) >= self.max_length]
+    def _count_truncated(self, texts: Sequence[str], ids: list[list[int]]) -> int:
+        """How many rows were cut. Only rows of the maximum length can be, so only those are tokenized again."""
+        full = [text for text, row in zip(texts, ids, strict=True) if len(row) >= self.max_length]
         return sum(len(row) > self.max_length for row in self.tokenizer(full)["input_ids"]) if full else 0
 
-    def vectors(self, ids: list[list[int]], places: list[np.ndarray] | None) -> torch.Tensor:
-        """[vectors, d] of a batch of rows: the mean of each, or the states at its `places`."""
+    def vectors(self, ids: list[list[int]], word_positions: list[np.ndarray] | None) -> torch.Tensor:
+        """[vectors, d] of a batch of rows: the mean state of each row, or the states at its `word_positions`."""
         width = max(1, *map(len, ids))
         pad = self.tokenizer.pad_token_id or 0
         batch = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=self.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.device)
-        states = self.network(input_ids=batch, attention_mask=mask).last_hidden_state
-        if places is None:
-            # Not a product with the mask: what a model leaves at padding may not be a number.
-            own = states.masked_fill(mask[..., None] == 0, 0.0)
-            return own.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        rows = np.repeat(np.arange(len(places)), [len(own) for own in places])
-        return states[torch.from_numpy(rows), torch.from_numpy(np.concatenate(places))]
+        states: torch.Tensor = self.network(input_ids=batch, attention_mask=mask).last_hidden_state
+        if word_positions is None:
+            # Not a product with the mask: states at padding may be NaN.
+            real = states.masked_fill(mask[..., None] == 0, 0.0)
+            return real.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        rows = np.repeat(np.arange(len(word_positions)), [len(own) for own in word_positions])
+        return states[torch.from_numpy(rows), torch.from_numpy(np.concatenate(word_positions))]
 
-    def features(self, encoded: Ids, batch_size: int, console: Console, what: str = "encoding") -> np.ndarray:
-        """[vectors, d] float64 of all rows, in their order, without dropout."""
-        found: np.ndarray | None = None
+    def features(self, encoded: EncodedRows, batch_size: int, console: Console, what: str = "encoding") -> np.ndarray:
+        """[vectors, d] float64 of all rows in their order, computed without gradient and dropout."""
+        features: np.ndarray | None = None
         with evaluating(self.network), torch.no_grad():
             for rows in console.track(self._batches(encoded, batch_size), what):
-                own = self.vectors(*encoded.of(rows)).double().cpu().numpy()
-                found = np.empty((encoded.offsets[-1], own.shape[1])) if found is None else found
-                found[encoded.numbers(rows)] = own
-        assert found is not None
-        return found
+                own = self.vectors(*encoded.batch(rows)).double().cpu().numpy()
+                features = np.empty((encoded.offsets[-1], own.shape[1])) if features is None else features
+                features[encoded.vector_indices(rows)] = own
+        assert features is not None
+        return features
 
-    def _batches(self, encoded: Ids, size: int) -> list[list[int]]:
-        """Rows from the longest on; of a model that reads padding only rows of one length together."""
+    def _batches(self, encoded: EncodedRows, size: int) -> list[list[int]]:
+        """Batches of rows, longest first; if padding changes the states, only rows of one length share a batch."""
         lengths = encoded.lengths
         batches = longest_first(lengths, size)
-        if not self._reads_padding(encoded, int(lengths.argmin()), int(lengths.argmax())):
+        if not self._depends_on_padding(encoded, int(lengths.argmin()), int(lengths.argmax())):
             return [batch.tolist() for batch in batches]
         return [
             rows.tolist() for batch in batches for rows in np.split(batch, np.flatnonzero(np.diff(lengths[batch])) + 1)
         ]
 
-    def _reads_padding(self, encoded: Ids, short: int, long: int) -> bool:
-        """Whether what it makes of a row depends on how far its batch is padded."""
-        whole = replace(encoded, places=None)
-        alone = self.vectors(*whole.of([short]))[0]
-        together = self.vectors(*whole.of([short, long]))[0]
-        return bool((alone - together).abs().max() > PADDING_TOLERANCE * alone.abs().max())
+    def _depends_on_padding(self, encoded: EncodedRows, short: int, long: int) -> bool:
+        """Whether the mean state of row `short` changes when it is padded to the length of row `long`."""
+        texts = replace(encoded, first_tokens=None)
+        alone = self.vectors(*texts.batch([short]))[0]
+        padded = self.vectors(*texts.batch([short, long]))[0]
+        return bool((alone - padded).abs().max() > PADDING_TOLERANCE * alone.abs().max())
 
 
-def _first_tokens(words: list[str], spans: list[tuple[int, int]]) -> np.ndarray:
-    """[words] the first token of each word of a sentence that was joined by blanks; -1 where there is none.
+def _first_tokens(words: Sequence[str], spans: list[tuple[int, int]]) -> np.ndarray:
+    """[words] position of the first token of each word of a sentence joined by spaces; -1 if there is none.
 
-    `spans` are the characters of the tokens. By them and not by the tokenizer's own word numbers, which are another
-    thing to every tokenizer (a hyphen parts words) and which byte-level ones only have for a text with a blank before it.
+    `spans` are the (start, end) characters of the tokens. The tokenizer's own word ids would not do: tokenizers split
+    words differently (some at hyphens), and byte-level ones need a space before the first word.
     """
-    places = np.full(len(words), -1)
+    positions_of_words = np.full(len(words), -1)
     token = start = 0
-    for number, word in enumerate(words):
+    for index, word in enumerate(words):
         end = start + len(word)
         while token < len(spans) and (spans[token][1] <= start or spans[token][0] == spans[token][1]):
             token += 1
         if token < len(spans) and spans[token][0] < end:
-            places[number] = token
+            positions_of_words[index] = token
         start = end + 1
-    return places
+    return positions_of_words
 
 
 def load(model: Model, max_length: int | None, console: Console) -> Encoder:
-    """The encoder on the device there is. Raises InputError, UsageError for a length that it has no positions for."""
+    """Load an encoder onto the accelerator, or the CPU if there is none.
+
+    Raises InputError for a model that cannot be loaded, UsageError for a `max_length` above its positions.
+    """
     config = load_config(model, None)
     objective = made_for(config.model_type)
     assert objective
     with console.working(f"loading {model.name}"):
-        tokenizer, told = load_tokenizer(model)
+        tokenizer, notes = load_tokenizer(model)
         network = load_encoder(model, config, tokenizer, OBJECTIVES[objective].auto_model)
     if hasattr(network.config, "use_cache"):
-        network.config.use_cache = False  # nothing is generated
+        network.config.use_cache = False  # the key-value cache is for generation only
     most = positions(network)
     if max_length and most and max_length > most:
         raise UsageError(f"--max-length {max_length}: {model.name} has {most} positions")
     if OBJECTIVES[objective].shift:
-        told.append(f"{model.name} reads from left to right: what a word is can only depend on what is before it")
+        notes.append(f"{model.name} reads from left to right, so the state of a word cannot depend on later words")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return Encoder(network.to(device), tokenizer, max_length or min(most or LONGEST, LONGEST), tuple(told))
+    default = min(most or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    network.to(device)  # type: ignore[arg-type]  # transformers wraps it
+    return Encoder(network, tokenizer, max_length or default, tuple(notes))
 
 
 def batches_of(order: np.ndarray, size: int) -> Iterator[list[int]]:

@@ -1,53 +1,51 @@
-"""Words and their tags: sentences in CoNLL's format, the entities that tags mark, and what is counted of them.
+"""Entity spans in the tags of a sentence (BIO, BIOES, BILOU or IO).
 
-An entity is what the program of the CoNLL-2000 and CoNLL-2003 shared tasks, `conlleval`, takes for one, so that
-precision, recall and F1 are those that it prints: found is an entity whose first word, last word and type are right.
+Spans are those of `conlleval`, the scorer of the CoNLL-2000 and CoNLL-2003 shared tasks, so precision, recall and F1
+equal what it prints: a predicted entity is correct if its first word, last word and type are.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 OUTSIDE = "O"
-PLACES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
-"""First letter of a tag -> where in its entity a word stands: begin, inside, end, single; BILOU says L and U."""
+PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
+"""Prefix of a tag -> its BIOES form: begin, inside, end or single; BILOU writes L and U for E and S."""
 
 
-# --- entities --------------------------------------------------------------------------------------------------------
 class Entity(NamedTuple):
-    """Its first word, the one behind its last, and its type."""
+    """Words `start` up to `end` (exclusive) of a sentence."""
 
     start: int
     end: int
     type: str
 
 
-def parsed(tag: str) -> tuple[str, str]:
-    """(place, type): `B-LOC` -> ("B", "LOC"); `LOC`, of a scheme without places, -> ("I", "LOC"); `O` -> ("O", "")."""
-    letter, dash, kind = tag.partition("-")
-    if letter in PLACES and (dash or not kind):
-        return PLACES[letter], kind
+def parse_tag(tag: str) -> tuple[str, str]:
+    """(prefix, type): `B-LOC` -> ("B", "LOC"), `O` -> ("O", ""), and `LOC`, which has no prefix, -> ("I", "LOC")."""
+    letter, dash, type_ = tag.partition("-")
+    if letter in PREFIXES and (dash or not type_):
+        return PREFIXES[letter], type_
     return (OUTSIDE, "") if tag == OUTSIDE else ("I", tag)
 
 
 def entities(tags: Iterable[str]) -> set[Entity]:
-    """The entities that tags mark, in BIO, BIOES, BILOU or IO, as conlleval reads them.
+    """The entities of a tagged sentence, as conlleval reads them.
 
-    What is not well formed marks something too: an I- after O, after the end of an entity or after another type begins
-    an entity, as does an E-; an entity also ends before whatever begins a new one, and before O.
+    An entity starts at B or S, and at I or E after O, E, S or another type. It ends before the next entity or O.
     """
     found: set[Entity] = set()
-    start, before, kind = 0, OUTSIDE, ""
-    for position, (place, own) in enumerate([*map(parsed, tags), (OUTSIDE, "")]):
-        begins = place in "BS" or before in "OES" or own != kind
-        if before != OUTSIDE and (begins or place == OUTSIDE):
-            found.add(Entity(start, position, kind))
-        if place != OUTSIDE and begins:
+    start, before, current = 0, OUTSIDE, ""
+    for position, (prefix, type_) in enumerate([*map(parse_tag, tags), (OUTSIDE, "")]):
+        begins = prefix in "BS" or before in "OES" or type_ != current
+        if before != OUTSIDE and (begins or prefix == OUTSIDE):
+            found.add(Entity(start, position, current))
+        if prefix != OUTSIDE and begins:
             start = position
-        before, kind = place, own
+        before, current = prefix, type_
     return found
 
 
-def agreement(predicted: list[str], true: list[str]) -> tuple[int, int, int]:
-    """(entities in both, predicted ones, true ones) of a sentence."""
+def count_matches(predicted: list[str], true: list[str]) -> tuple[int, int, int]:
+    """(correct entities, predicted entities, true entities) of a sentence."""
     ours, theirs = entities(predicted), entities(true)
     return len(ours & theirs), len(ours), len(theirs)
