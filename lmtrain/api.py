@@ -178,7 +178,7 @@ def open_evaluation(given: Document, objective: str | None, console: Console) ->
     from lmtrain.data import corpus, reading
 
     set_environment(given.get("run", {}).get("offline"))
-    recipe, named = saved_model.to_score(given, objective)
+    recipe, named = saved_model.evaluation_recipe(given, objective)
     model_checks.check_model(recipe.objective, recipe.model)
     baseline = _check_gates(recipe)
     with console.working("reading the data"):
@@ -219,7 +219,7 @@ def prompt(given: Document, objective: str | None, console: Console) -> list[dic
     from lmtrain.data import prompts
 
     set_environment(given.get("run", {}).get("offline"))
-    request, objective, kind = saved_model.to_ask(given, objective)
+    request, objective, kind = saved_model.generate_request(given, objective)
     model_checks.check_model(objective, request.model)
     found, empty = prompts.read(request.data)
     if empty:
@@ -239,7 +239,7 @@ def probe(given: Document, console: Console, show: Show | None = None) -> Result
     for model in request.encoders():
         model_checks.check_encoder(model)
     with console.working("reading the data"):
-        splits = labels.sides(request.data, request.probe.seed, request.gates.assertions)
+        splits = labels.read_splits(request.data, request.probe.seed, request.gates.assertions)
     with loading_libraries(console):
         from lmtrain.commands.probe import probe as probing
     results = Results(probing.probe(request, splits, console))

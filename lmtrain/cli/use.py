@@ -80,11 +80,11 @@ def probe(ctx: typer.Context, json: Json = False, quiet: Quiet = False, **flags:
     console = Console(quiet=quiet, as_json=json)
 
     def present(results: api.Results) -> None:
-        from lmtrain.commands.probe.figures import table
+        from lmtrain.commands.probe.metrics_table import metrics_table
         from lmtrain.runs.summary import signatures
 
         document = results.document
-        header, rows = table(document, [short_name(name) for name in given["model"]["name"]])
+        header, rows = metrics_table(document, [short_name(name) for name in given["model"]["name"]])
         console.result(document, rows, f"probe: {document['data']['kind']} rows", signatures(document), header)
 
     given = typed(ctx, flags)

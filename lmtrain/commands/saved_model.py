@@ -1,6 +1,6 @@
-"""A model that is there already: what it was made for, and by which settings it is scored or asked.
+"""The settings of a saved model: its objective, the recipe to evaluate it with and the request to prompt it with.
 
-A run folder brings its own: `lmtrain eval --model RUN` repeats the evaluation that ended the run.
+A run folder contains its settings: `lmtrain eval --model RUN` repeats the final evaluation of the run.
 """
 
 import json
@@ -19,43 +19,43 @@ from lmtrain.runs.file_names import RECIPE, RESULTS
 COMMAND_LINE = "the command line"
 
 
-def to_score(given: Document, objective: str | None) -> tuple[Recipe, list[str] | None]:
-    """(the recipe to score a model by, the data that were named; None: what the run held out).
+def evaluation_recipe(given: Document, objective: str | None) -> tuple[Recipe, list[str] | None]:
+    """(the recipe to evaluate a model with, the data sources given; None means the rows that the run held out).
 
-    `given` are the flags that were typed, in sections. Raises UsageError, InputError.
+    `given` are the flags typed, by section. Raises UsageError, InputError.
     """
     try:
-        assertions.parse_assertions(
-            given.get("gates", {}).get("assertions", [])
-        )  # before the hub may have to be asked
+        # First, because finding the objective may need a request to the hub.
+        assertions.parse_assertions(given.get("gates", {}).get("assertions", []))
     except ValueError as error:
         raise UsageError(f"--assert: {error}") from None
-    name, own, objective = _known(given, objective)
+    name, own, objective = _model_settings(given, objective)
     recipe_class = RECIPES[objective]
     for section, field in ((section, field) for section, fields in given.items() for field in fields):
         if not any((leaf.section, leaf.name) == (section, field) for leaf in leaves(recipe_class)):
-            raise UsageError(f"--{_flag(section, field)}: not an option of {objective}, which {name} is for")
+            raise UsageError(f"--{_flag(section, field)}: not an option of {objective}, the objective of {name}")
     environment = from_environment(recipe_class)
     for name in TRAINING_ALONE & set(environment.get("data", {})):
         del environment["data"][name]
     typed = merge(environment, given)
     data = typed.get("data", {}).get("eval") or typed.get("data", {}).get("train")
     if not data and not own:
-        raise UsageError("--data is missing: what should the model be scored on?")
+        raise UsageError("--data is missing: which rows should the model be evaluated on?")
     if not data and typed.get("train", {}).get("seed", own["train"].get("seed")) != own["train"].get("seed"):
         raise UsageError(
-            "--seed: another seed holds out other rows, on which the run was trained; name some with --data"
+            "--seed: another seed would hold out rows on which the run was trained; give evaluation rows with --data"
         )
     both = {"data": {"train": data, "eval": data}} if data else {}
     return build(recipe_class, merge(own, typed, both), COMMAND_LINE), data
 
 
-def to_ask(given: Document, objective: str | None) -> tuple[GenerateRequest, str, str | None]:
-    """(the request, the objective of its model, the kind of rows that it was trained on if known).
+def generate_request(given: Document, objective: str | None) -> tuple[GenerateRequest, str, str | None]:
+    """(the request, the objective of the model, the kind of rows it was trained on, if known).
 
+    `given` are the flags typed, by section; what they leave open comes from the recipe of the run.
     Raises UsageError, InputError.
     """
-    name, own, objective = _known(given, objective)
+    name, own, objective = _model_settings(given, objective)
     direction = {n: own.get("data", {}).get(n) for n in ("source_prefix", "source_lang", "target_lang")}
     evaluation = own.get("eval", {})
     longest = own.get("data", {}).get("max_target_length")
@@ -69,16 +69,16 @@ def to_ask(given: Document, objective: str | None) -> tuple[GenerateRequest, str
     }
     environment = from_environment(GenerateRequest)
     if given.get("data", {}).get("prompt"):
-        environment.get("data", {}).pop("data", None)  # meant for training
-    return build(GenerateRequest, merge(known, environment, given), COMMAND_LINE), objective, _kind(name)
+        environment.get("data", {}).pop("data", None)  # LMTRAIN_DATA is meant for training
+    return build(GenerateRequest, merge(known, environment, given), COMMAND_LINE), objective, _kind_of_rows(name)
 
 
-def _known(given: Document, objective: str | None) -> tuple[str, Document, str]:
-    """(the model's name, what its run's recipe says, the objective)."""
+def _model_settings(given: Document, objective: str | None) -> tuple[str, Document, str]:
+    """(the model's name, the settings of its run's recipe for this objective, the objective)."""
     environment = from_environment(GenerateRequest).get("model", {})
     name = given.setdefault("model", {}).setdefault("name", environment.get("name"))
     if not name:
-        raise UsageError("--model is missing: a hub id, a folder or a run folder")
+        raise UsageError("--model is missing: give a hub id, a folder or a run folder")
     if objective is not None and objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
     own = _recipe_of_run(name)
@@ -87,7 +87,7 @@ def _known(given: Document, objective: str | None) -> tuple[str, Document, str]:
 
 
 def objective_of_model(model: Model) -> str:
-    """What a model, or the base of an adapter, was made for. Raises InputError."""
+    """The objective of a model, or of the base of an adapter. Raises InputError."""
     if objective := architectures.objective_of_folder(model.name):
         return objective
     name = architectures.adapter_base(model.name) or model.name
@@ -100,10 +100,10 @@ def objective_of_model(model: Model) -> str:
 
 
 def _recipe_of_run(name: str) -> Document:
-    """What the recipe of a run folder says of data, evaluation and seed; empty where `name` is no run.
+    """The sections `data`, `eval` and `train` of a run folder's recipe; empty if `name` is no run folder.
 
-    Not of the model, which is the one in the folder, and nothing that would run code: neither what comes with a model
-    nor a metric that is not ours.
+    `model` is left out, because the model is the one in the folder. So is everything that would run code: code of the
+    model's authors, and metrics that are not lmtrain's own.
     """
     path = Path(name) / RECIPE
     if not path.is_file() or not (Path(name) / RESULTS).is_file():
@@ -122,7 +122,8 @@ def _recipe_of_run(name: str) -> Document:
     }
 
 
-def _kind(name: str) -> str | None:
+def _kind_of_rows(name: str) -> str | None:
+    """The kind of rows that a run was trained on; None if `name` is no run folder."""
     try:
         return json.loads((Path(name) / RESULTS).read_text(encoding="utf-8"))["data"]["kind"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,16 +1,18 @@
-"""Tagged words: how files of them are read, which entities tags mark, and what is counted of them; all by hand."""
+"""Tagged words: reading CoNLL files, entity spans, label metrics and the baseline, against values worked out by hand."""
 
 from pathlib import Path
 
 import pytest
 from conftest import lmtrain
 
-from lmtrain.commands.probe import entities, figures, labels
+from lmtrain.commands.probe.entities import entities
+from lmtrain.commands.probe.label_metrics import label_metrics
+from lmtrain.commands.probe.labels import baseline
 from lmtrain.config.data import LabelledData
 from lmtrain.data.reading import load
 from lmtrain.errors import InputError
 
-# Tags -> entities as (start, end, type): what conlleval prints for each, worked out by hand from its two tables.
+# Tags -> entities as (start, end, type): the spans of conlleval, worked out by hand from its two tables.
 MARKED = {
     "O O": [],
     "B-PER I-PER O B-LOC": [(0, 2, "PER"), (3, 4, "LOC")],
@@ -32,14 +34,14 @@ MARKED = {
 
 
 @pytest.mark.parametrize("tags", MARKED)
-def test_entities_are_those_of_conlleval(tags: str):
-    assert sorted(entities.entities(tags.split())) == MARKED[tags]
+def test_entities_match_conlleval(tags: str):
+    assert sorted(entities(tags.split())) == MARKED[tags]
 
 
-def test_an_entity_counts_only_if_both_ends_and_the_type_are_right():
+def test_an_entity_is_correct_only_if_both_ends_and_the_type_match():
     true = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"], ["O", "O", "O"]]
-    guess = [["B-PER", "I-PER", "O", "B-ORG"], ["B-ORG", "I-ORG", "I-ORG"], ["O", "O", "I-PER"]]
-    found = figures.figures(true, guess, True, "")
+    predicted = [["B-PER", "I-PER", "O", "B-ORG"], ["B-ORG", "I-ORG", "I-ORG"], ["O", "O", "I-PER"]]
+    found = label_metrics(true, predicted, True, "")
     # In both: the first PER. Predicted: PER, ORG, ORG, PER. True: PER, LOC, ORG. Words: 3 of 4, 1 of 3, 2 of 3.
     assert {name: metric.value for name, metric in found.items()} == pytest.approx(
         {"accuracy": 6 / 10, "entity_precision": 1 / 4, "entity_recall": 1 / 3, "entity_f1": 2 / 7}
@@ -47,8 +49,8 @@ def test_an_entity_counts_only_if_both_ends_and_the_type_are_right():
     assert found["entity_f1"].of_row(0) == pytest.approx(1 / 2)
 
 
-def test_no_entity_anywhere_is_zero_and_no_error():
-    found = figures.figures([["O", "O"]], [["O", "O"]], True, "")
+def test_f1_is_zero_without_any_entity():
+    found = label_metrics([["O", "O"]], [["O", "O"]], True, "")
     assert {name: metric.value for name, metric in found.items()} == {
         "accuracy": 1.0,
         "entity_precision": 0.0,
@@ -57,13 +59,13 @@ def test_no_entity_anywhere_is_zero_and_no_error():
     }
 
 
-def test_macro_f1_is_the_mean_over_the_labels_that_are_true_or_predicted():
-    true, guess = [["a"], ["a"], ["a"], ["b"], ["c"]], [["a"], ["a"], ["b"], ["b"], ["d"]]
-    found = figures.figures(true, guess, False, "")
+def test_macro_f1_averages_over_labels_that_are_true_or_predicted():
+    true, predicted = [["a"], ["a"], ["a"], ["b"], ["c"]], [["a"], ["a"], ["b"], ["b"], ["d"]]
+    found = label_metrics(true, predicted, False, "")
     # a: 2 right, 3 true, 2 predicted; b: 1, 1, 2; c: 0, 1, 0; d: 0, 0, 1.
     assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3 + 0 + 0) / 4)
     assert found["accuracy"].value == pytest.approx(3 / 5)
-    assert found["macro_f1"].of_row(0) == 1.0, "labels that are not there do not count"
+    assert found["macro_f1"].of_row(0) == 1.0, "absent labels do not count"
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -93,24 +95,24 @@ def test_conll_files_are_read_sentence_by_sentence(content: str):
     assert rows.location(0) == f"x.conll, line {first + 1}"
 
 
-def test_a_number_behind_a_file_counts_sentences():
+def test_row_limit_of_a_conll_file_counts_sentences():
     Path("x.conll").write_text("EU B-ORG\nrejects O\nit O\n\nPeter B-PER\n\nPaul B-PER\n")
     assert read("x.conll#2").values == SENTENCES
 
 
-def test_with_tabs_a_word_may_hold_other_white_space():
+def test_words_may_contain_spaces_if_columns_are_separated_by_tabs():
     Path("x.conll").write_text("New York\tB-LOC\n1\xa0000\tO\n")
     assert read("x.conll").values == [(["New York", "1\xa0000"], ["B-LOC", "O"])]
 
 
 @pytest.mark.parametrize("line", ["rejects", "rejects\t", "\tO"])
-def test_a_word_without_a_tag_is_named_by_its_line(line: str):
+def test_a_word_without_a_tag_is_reported_with_its_line(line: str):
     Path("x.conll").write_text(f"EU B-ORG\n\nPeter B-PER\n{line}\n")
     with pytest.raises(InputError, match=r"^x\.conll, line 4: '\w+' is a word without a tag"):
         read("x.conll")
 
 
-def test_columns_hold_lists_or_strings():
+def test_columns_may_hold_lists_or_strings():
     Path("lists.jsonl").write_text(
         '{"tokens": ["EU", "rejects", "it"], "tags": ["B-ORG", "O", "O"]}\n{"tokens": ["Peter"], "tags": ["B-PER"]}\n'
     )
@@ -119,7 +121,7 @@ def test_columns_hold_lists_or_strings():
     assert read("strings.csv", tokens_column="words", tags_column="entities").values == SENTENCES
 
 
-def test_words_and_tags_have_to_be_as_many():
+def test_different_numbers_of_words_and_tags_are_refused():
     Path("x.csv").write_text("words,entities\nEU rejects it,B-ORG O O\nPeter went,B-PER\n")
     columns = ["--tokens-column", "words", "--tags-column", "entities"]
     outcome = lmtrain("probe", "--model", "bert", "--data", "x.csv", *columns)
@@ -127,10 +129,10 @@ def test_words_and_tags_have_to_be_as_many():
     assert "x.csv, line 3, columns 'words' and 'entities': 2 words, but 1 tags" in outcome.err
 
 
-def test_the_baseline_looks_words_up():
+def test_baseline_predicts_the_most_frequent_tag_of_each_word():
     Path("x.conll").write_text("a X\nb Y\na X\nc O\nc O\nd O\n\na Y\n")
     train = read("x.conll")
     Path("y.conll").write_text("a O\nb O\nz O\n")
-    told, guesses = labels.baseline(train, read("y.conll"))
-    assert told == "each word's commonest tag in training"
-    assert guesses == [["X", "Y", "O"]]
+    method, predictions = baseline(train, read("y.conll"))
+    assert method == "each word's commonest tag in training"
+    assert predictions == [["X", "Y", "O"]]

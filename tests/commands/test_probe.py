@@ -1,4 +1,4 @@
-"""`lmtrain probe`: what it finds where the answer is known, and that nothing else but the data decides it."""
+"""`lmtrain probe`: known answers are found, and nothing but the data influences the metrics."""
 
 import json
 import random
@@ -23,13 +23,13 @@ from lmtrain.modeling.loss import evaluating
 from lmtrain.runtime.console import Console
 
 
-def probed(*arguments) -> dict:
+def probe(*arguments) -> dict:
     outcome = lmtrain("probe", *arguments, "--json", "--quiet")
     assert outcome.code == 0, outcome.err
     return outcome.json
 
 
-def written(name: str, rows: list[dict]) -> str:
+def write_rows(name: str, rows: list[dict]) -> str:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return name
 
@@ -37,52 +37,52 @@ def written(name: str, rows: list[dict]) -> str:
 def royal() -> str:
     """Sentences that are labelled by whether a king is in them; of very different lengths."""
     lines = [" and ".join(sentences(240)[i : i + 1 + i % 4]) for i in range(240)]
-    return written("royal.jsonl", [{"text": t, "label": "king" if "king" in t else "none"} for t in lines])
+    return write_rows("royal.jsonl", [{"text": t, "label": "king" if "king" in t else "none"} for t in lines])
 
 
 def kings() -> str:
     """Sentences in which kings are persons, children too, and rivers are places."""
     tags = {"king": "B-PER", "child": "B-PER", "river": "B-LOC"}
     lines = [line.split() for line in sentences(120)]
-    return written("kings.jsonl", [{"tokens": w, "tags": [tags.get(word, "O") for word in w]} for w in lines])
+    return write_rows("kings.jsonl", [{"tokens": w, "tags": [tags.get(word, "O") for word in w]} for w in lines])
 
 
-# --- what is known beforehand ----------------------------------------------------------------------------------------
+# --- data with a known answer ----------------------------------------------------------------------------------------
 
 
-def test_what_the_states_hold_is_found(bert: Path):
-    found = probed("--model", bert, "--data", royal())
+def test_labels_that_the_states_encode_are_predicted(bert: Path):
+    found = probe("--model", bert, "--data", royal())
     assert found["metrics"] == {"accuracy": 1.0, "macro_f1": 1.0}
     assert found["baseline"]["method"] in ("always 'king'", "always 'none'")
     assert found["baseline"]["metrics"]["accuracy"] < 0.7
-    tags = probed("--model", bert, "--data", kings())
+    tags = probe("--model", bert, "--data", kings())
     assert tags["metrics"] == {"accuracy": 1.0, "entity_precision": 1.0, "entity_recall": 1.0, "entity_f1": 1.0}
 
 
-def test_labels_without_a_reason_are_guessed_by_chance(bert: Path):
+def test_random_labels_are_predicted_at_chance_level(bert: Path):
     draw = random.Random(1)
     rows = [{"text": line, "label": draw.choice("ab")} for line in sentences(400)]
-    found = probed("--model", bert, "--data", written("x.jsonl", rows), "--val-split", 0.5)
+    found = probe("--model", bert, "--data", write_rows("x.jsonl", rows), "--val-split", 0.5)
     low, high = found["intervals"]["accuracy"]
     assert 0.4 < found["metrics"]["accuracy"] < 0.6
     assert low < found["metrics"]["accuracy"] < high
 
 
 @pytest.mark.parametrize("data", [royal, kings])
-def test_no_batch_size_changes_a_figure_and_repetition_no_digit(bert: Path, data):
-    # Of a few rows not everything can be learnt, so that the figures have room to differ.
+def test_metrics_do_not_depend_on_the_batch_size_and_are_deterministic(bert: Path, data):
+    # Few training rows, so that the metrics are below 1 and could differ.
     flags = ["--model", bert, "--data", data(), "--val-split", 0.9, "--l2", 30]
-    first = probed(*flags)
+    first = probe(*flags)
     assert first["metrics"]["accuracy"] < 1
     for size in (1, 3, 500, 32):
-        assert probed(*flags, "-b", size)["metrics"] == first["metrics"]
-    assert probed(*flags)["intervals"] == first["intervals"]
+        assert probe(*flags, "-b", size)["metrics"] == first["metrics"]
+    assert probe(*flags)["intervals"] == first["intervals"]
 
 
 # --- the features ----------------------------------------------------------------------------------------------------
 
 
-def encoder_of(name: Path | str) -> encoder.Encoder:
+def load_encoder(name: Path | str) -> encoder.Encoder:
     return encoder.load(Model(name=str(name)), None, Console(quiet=True))
 
 
@@ -99,69 +99,83 @@ FAMILIES = {
 def any_model(request: pytest.FixtureRequest, material: Path) -> Path:
     if request.param not in FAMILIES:
         return request.getfixturevalue(request.param)
-    trained("mlm", "--model", request.param, "--from-scratch", "--model-config", FAMILIES[request.param],
-            "--tokenizer", "wordpiece:200", "--data", material / "text.jsonl#10", "--max-steps", 0, "-o", "RUN")  # fmt: skip
+    trained(
+        "mlm",
+        "--model",
+        request.param,
+        "--from-scratch",
+        "--model-config",
+        FAMILIES[request.param],
+        "--tokenizer",
+        "wordpiece:200",
+        "--data",
+        material / "text.jsonl#10",
+        "--max-steps",
+        0,
+        "-o",
+        "RUN",
+    )
     return Path("RUN")
 
 
-def test_a_text_has_the_same_features_alone_and_in_any_batch(any_model: Path):
-    encoder = encoder_of(any_model)
+def test_features_are_the_same_alone_and_in_any_batch(any_model: Path):
+    encoder = load_encoder(any_model)
     texts = ["the cat", *(" and ".join(sentences(9)[: 1 + i % 7]) for i in range(9))]
-    encoded = encoder.encode(texts, tagged=False)
+    encoded = encoder.encode_texts(texts)
     together = encoder.features(encoded, 10, Console(quiet=True))
     if (
         "convbert" not in encoder.network.config.model_type
-    ):  # which reads padding, so that rows of one length go together
+    ):  # convbert depends on padding, so only rows of one length share a batch
         with evaluating(encoder.network), torch.no_grad():
             padded = encoder.vectors([encoded.ids[0], max(encoded.ids, key=len)], None)[0]
         assert np.allclose(padded, together[0], atol=2e-6)
     for size in (1, 4):
         assert np.allclose(encoder.features(encoded, size, Console(quiet=True)), together, atol=2e-6)
     words = [text.split() for text in texts]
-    tagged = encoder.encode(words, tagged=True)
+    tagged = encoder.encode_words(words)
     by_word = encoder.features(tagged, 10, Console(quiet=True))
-    assert len(by_word) == sum(map(len, words)) and all((places >= 0).all() for places in tagged.places)
+    assert len(by_word) == sum(map(len, words)) and all((tokens >= 0).all() for tokens in tagged.first_tokens)
     assert np.allclose(encoder.features(tagged, 1, Console(quiet=True)), by_word, atol=2e-6)
 
 
 @torch.no_grad()
-def test_a_text_is_the_mean_of_its_tokens_and_a_word_the_state_of_its_first(bert: Path):
+def test_text_vector_is_the_mean_state_and_word_vector_the_state_of_its_first_token(bert: Path):
     network, tokenizer = AutoModel.from_pretrained(bert).eval(), AutoTokenizer.from_pretrained(bert)
     words = ["the", "childless", "kingdom", "sees", "the", "rivers"]
     encoding = tokenizer(" ".join(words), return_tensors="pt")
     states = network(**encoding).last_hidden_state[0].double().numpy()
     first = [encoding.word_ids().index(number) for number in range(len(words))]
-    assert len(states) > len(words) + 2, "some words are of several tokens"
-    encoder = encoder_of(bert)
-    of_text = encoder.features(encoder.encode([" ".join(words)], tagged=False), 1, Console(quiet=True))
-    of_words = encoder.features(encoder.encode([words], tagged=True), 1, Console(quiet=True))
+    assert len(states) > len(words) + 2, "some words have several tokens"
+    encoder = load_encoder(bert)
+    of_text = encoder.features(encoder.encode_texts([" ".join(words)]), 1, Console(quiet=True))
+    of_words = encoder.features(encoder.encode_words([words]), 1, Console(quiet=True))
     assert np.allclose(of_text, states.mean(0), atol=1e-6)
     assert np.allclose(of_words, states[first], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("words", "spans", "places"),
+    ("words", "spans", "first_tokens"),
     [
         (["ab", "c"], [(0, 0), (0, 1), (1, 2), (3, 4), (0, 0)], [1, 3]),
-        (["ab", "c"], [(0, 2), (2, 3), (3, 4)], [0, 2]),  # the blank is a token
-        (["ab", "c"], [(0, 2), (2, 4)], [0, 1]),  # byte-level: the blank is part of the token
+        (["ab", "c"], [(0, 2), (2, 3), (3, 4)], [0, 2]),  # the space is a token
+        (["ab", "c"], [(0, 2), (2, 4)], [0, 1]),  # byte-level: the space belongs to the token
         (["ab", "", "c"], [(0, 2), (4, 5)], [0, -1, 1]),
-        (["ab", "\u200b", "c"], [(0, 2), (5, 6)], [0, -1, 1]),  # a word that the tokenizer leaves out
+        (["ab", "\u200b", "c"], [(0, 2), (5, 6)], [0, -1, 1]),  # a word without a token
         (["ab", "c", "d"], [(0, 2), (3, 4)], [0, 1, -1]),  # cut off
         (["a", "b"], [(0, 3)], [0, 0]),  # one token for both
         (["don't", "go"], [(0, 3), (3, 4), (4, 5), (6, 8)], [0, 3]),
     ],
 )
-def test_the_first_token_of_a_word_is_found_by_its_characters(words: list, spans: list, places: list):
-    assert encoder._first_tokens(words, spans).tolist() == places
+def test_first_token_of_each_word_from_character_spans(words: list, spans: list, first_tokens: list):
+    assert encoder._first_tokens(words, spans).tolist() == first_tokens
 
 
-def test_the_regression_is_the_minimum_that_newton_finds():
+def test_regression_reaches_the_minimum_of_newtons_method():
     random = np.random.default_rng(0)
     x, y, l2 = random.normal(size=(60, 4)), random.integers(0, 3, 60), 0.7
     weight, bias = classifier.regression(torch.from_numpy(x), torch.from_numpy(y), 3, l2, Console(quiet=True))
     design = np.hstack([x, np.ones((60, 1))])
-    held = np.repeat([1.0, 1, 1, 1, 0], 3)  # the bias is not held down
+    held = np.repeat([1.0, 1, 1, 1, 0], 3)  # the bias is not penalized
     found = np.zeros(15)
     for _ in range(30):
         scores = np.exp(design @ found.reshape(5, 3))
@@ -179,28 +193,28 @@ def test_the_regression_is_the_minimum_that_newton_finds():
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_learns_and_trains_every_weight_that_is_read(bert: Path):
+def test_fine_tuning_learns_and_updates_every_weight_that_is_used(bert: Path):
     lines = [f"the {a} sees the {b}" for a in NOUNS[:4] for b in NOUNS[:4] if a != b] * 8
-    data = written("subjects.jsonl", [{"text": line, "label": line.split()[1]} for line in lines])
-    tuned = probed("--model", bert, "--data", data, "--fine-tune", "--epochs", 10, "--lr", 3e-3, "-b", 4)
+    data = write_rows("subjects.jsonl", [{"text": line, "label": line.split()[1]} for line in lines])
+    tuned = probe("--model", bert, "--data", data, "--fine-tune", "--epochs", 10, "--lr", 3e-3, "-b", 4)
     assert tuned["metrics"]["accuracy"] == 1.0
-    encoder = encoder_of(bert)
+    encoder = load_encoder(bert)
     before = {name: weight.clone() for name, weight in encoder.network.state_dict().items()}
-    encoded = encoder.encode(lines[:12], tagged=False)
+    encoded = encoder.encode_texts(lines[:12])
     classifier.fine_tune(encoder, encoded, np.arange(12) % 3, encoded, 3, Probing(epochs=2), Console(quiet=True))
     after = encoder.network.state_dict()
     unchanged = [name for name, weight in before.items() if torch.equal(weight, after[name])]
     assert [name for name in unchanged if not name.startswith("pooler.")] == []
 
 
-def test_fine_tuning_is_the_same_every_time_and_another_with_another_seed(bert: Path):
+def test_fine_tuning_is_deterministic_and_depends_on_the_seed(bert: Path):
     flags = ["--model", bert, "--data", royal(), "--eval-data", royal(), "--fine-tune", "--epochs", 1, "--lr", 1e-3]
-    first, again, other = (probed(*flags, "--seed", seed)["metrics"] for seed in (1, 1, 2))
+    first, again, other = (probe(*flags, "--seed", seed)["metrics"] for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_tags_can_be_fine_tuned_too(bert: Path):
-    tuned = probed("--model", bert, "--data", kings(), "--fine-tune", "--epochs", 6, "--lr", 3e-3, "-b", 4)
+def test_fine_tuning_on_tags(bert: Path):
+    tuned = probe("--model", bert, "--data", kings(), "--fine-tune", "--epochs", 6, "--lr", 3e-3, "-b", 4)
     assert tuned["metrics"]["entity_f1"] == 1.0
     assert "fine-tuned|first token of a word" in tuned["signatures"]["entity_f1"]
 
@@ -208,12 +222,12 @@ def test_tags_can_be_fine_tuned_too(bert: Path):
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_several_models_are_compared_with_the_first(bert: Path, gpt2: Path):
+def test_models_are_compared_with_the_first(bert: Path, gpt2: Path):
     flags = ["--data", royal(), "--val-split", 0.9, "--l2", 30]
-    found = probed("--model", bert, "--model", gpt2, "--model", bert, *flags)
+    found = probe("--model", bert, "--model", gpt2, "--model", bert, *flags)
     first, second, third = found["models"]
     assert "against" not in first
-    assert second["metrics"] == probed("--model", gpt2, *flags)["metrics"]
+    assert second["metrics"] == probe("--model", gpt2, *flags)["metrics"]
     compared = second["against"]["accuracy"]
     assert compared["value"] == second["metrics"]["accuracy"] and compared["other"] == first["metrics"]["accuracy"]
     assert compared["difference"] == pytest.approx(compared["value"] - compared["other"])
@@ -223,28 +237,30 @@ def test_several_models_are_compared_with_the_first(bert: Path, gpt2: Path):
     assert found["metrics"] == third["metrics"] and found["against"] == third["against"]
 
 
-def test_the_table_stands_side_by_side(bert: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch):
+def test_table_shows_models_side_by_side(bert: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "120")
     outcome = lmtrain("probe", "--model", bert, "--model", gpt2, "--data", royal())
     assert outcome.code == 0
-    header, accuracy, against = (next(line for line in outcome.out.splitlines() if name in line)
-                                 for name in ("baseline", "accuracy ", "accuracy against"))  # fmt: skip
+    header, accuracy, against = (
+        next(line for line in outcome.out.splitlines() if name in line)
+        for name in ("baseline", "accuracy ", "accuracy against")
+    )
     assert "bert" in header and "gpt2" in header
     assert "1.0000 [1.0000, 1.0000]" in accuracy
     assert "p = " in against
     assert "gpt2 reads from left to right" in outcome.err.replace("\n", " ")
 
 
-def test_a_body_needs_no_head_and_a_head_is_no_matter(bert: Path):
+def test_a_model_without_a_head_gives_the_same_metrics(bert: Path):
     flags = ["--data", royal(), "--val-split", 0.9, "--l2", 30]
     AutoModel.from_pretrained(bert).save_pretrained("body")
     AutoTokenizer.from_pretrained(bert).save_pretrained("body")
     outcome = lmtrain("probe", "--model", "body", *flags, "--json")
-    assert outcome.json["metrics"] == probed("--model", bert, *flags)["metrics"]
+    assert outcome.json["metrics"] == probe("--model", bert, *flags)["metrics"]
     assert "head" not in outcome.err and "missing" not in outcome.err
 
 
-def test_a_layer_that_is_missing_is_damage(bert: Path):
+def test_a_missing_layer_is_an_error(bert: Path):
     shutil.copytree(bert, "damaged")
     weights = load_file("damaged/model.safetensors")
     lost = next(name for name in weights if "layer.1" in name)
@@ -254,10 +270,10 @@ def test_a_layer_that_is_missing_is_damage(bert: Path):
     assert "damaged: weights are missing: encoder.layer.1" in outcome.err.replace("\n", " ")
 
 
-def test_an_adapter_is_read_into_its_base(bert: Path):
+def test_adapter_features_equal_those_of_the_merged_model(bert: Path):
     from peft import LoraConfig, get_peft_model
 
-    with warnings.catch_warnings(action="ignore"):  # peft asks transformers by a name of before
+    with warnings.catch_warnings(action="ignore"):  # peft uses a deprecated name of transformers
         network = get_peft_model(
             AutoModelForMaskedLM.from_pretrained(bert), LoraConfig(target_modules=["query", "value"], r=4)
         )
@@ -268,40 +284,40 @@ def test_an_adapter_is_read_into_its_base(bert: Path):
     network.save_pretrained("adapter")
     network.merge_and_unload().save_pretrained("merged")
     AutoTokenizer.from_pretrained(bert).save_pretrained("merged")
-    encoders = [encoder_of(name) for name in ("adapter", "merged", bert)]
-    adapter, merged, base = (e.features(e.encode(["the cat"], tagged=False), 1, Console(quiet=True)) for e in encoders)
+    encoders = [load_encoder(name) for name in ("adapter", "merged", bert)]
+    adapter, merged, base = (e.features(e.encode_texts(["the cat"]), 1, Console(quiet=True)) for e in encoders)
     assert np.allclose(adapter, merged, atol=1e-5) and not np.allclose(adapter, base, atol=1e-2)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_held_out_are_those_that_training_holds_out():
+def test_held_out_rows_are_those_of_training():
     rows = [{"text": line, "label": i % 2} for i, line in enumerate(sentences(50))]
-    name = written("x.jsonl", rows)
+    name = write_rows("x.jsonl", rows)
     _, trained_on = corpus.read(MlmData(train=[name], val_split=0.3), seed=7)
     _, probed_on = corpus.read(LabelledData(train=[name], val_split=0.3), seed=7)
     assert [text for text, _ in probed_on.values] == trained_on.values
 
 
-def test_labels_that_training_lacks_are_counted_and_wrong(bert: Path):
-    train = written("train.jsonl", [{"text": "the cat", "label": 1}, {"text": "a dog", "label": 2}] * 8)
-    held = written("held.jsonl", [{"text": "the cat", "label": 1}, {"text": "a king", "label": 7}])
+def test_labels_unknown_to_training_are_counted_as_wrong(bert: Path):
+    train = write_rows("train.jsonl", [{"text": "the cat", "label": 1}, {"text": "a dog", "label": 2}] * 8)
+    held = write_rows("held.jsonl", [{"text": "the cat", "label": 1}, {"text": "a king", "label": 7}])
     outcome = lmtrain("probe", "--model", bert, "--data", train, "--eval-data", held, "--json")
     assert outcome.json["metrics"]["accuracy"] == 0.5
     assert outcome.json["data"]["eval"]["unknown_labels"] == 1
-    assert "1 of the evaluation's labels ('7') are none of training's" in outcome.err.replace("\n", " ")
+    assert "1 evaluation labels ('7') do not occur in the training data" in outcome.err.replace("\n", " ")
 
 
 def test_empty_and_bad_rows_are_left_out_and_counted(bert: Path):
     rows = [{"text": line, "label": i % 2} for i, line in enumerate(sentences(30))]
-    data = written("x.jsonl", [*rows, {"text": " ", "label": 1}, {"text": "x", "label": None}])
-    found = probed("--model", bert, "--data", data, "--on-bad", "drop")["data"]
+    data = write_rows("x.jsonl", [*rows, {"text": " ", "label": 1}, {"text": "x", "label": None}])
+    found = probe("--model", bert, "--data", data, "--on-bad", "drop")["data"]
     assert [found["train"][f"rows_{fate}"] for fate in ("read", "empty", "bad", "used")] == [26, 1, 1, 24]
     assert found["eval"]["rows_used"] == 6
 
 
-def test_words_that_are_cut_off_are_said_and_guessed(bert: Path):
+def test_words_that_are_cut_off_are_reported_and_get_the_most_frequent_tag(bert: Path):
     data = kings()
     outcome = lmtrain("probe", "--model", bert, "--data", data, "-L", 4, "--json")
     assert outcome.code == 0
@@ -310,7 +326,7 @@ def test_words_that_are_cut_off_are_said_and_guessed(bert: Path):
     assert outcome.json["models"][0]["rows_truncated"]["eval"] > 0
 
 
-def test_classes_of_a_dataset_have_their_names():
+def test_class_labels_of_a_dataset_are_read_by_name():
     import datasets
 
     tags = datasets.ClassLabel(names=["O", "B-PER"])
@@ -324,40 +340,56 @@ def test_classes_of_a_dataset_have_their_names():
     assert (first["kind"], second["kind"]) == ("B-PER", None)
 
 
-def test_tags_without_an_outside_are_judged_one_by_one(bert: Path):
+def test_tags_without_o_are_scored_one_by_one(bert: Path):
     lines = [line.split() for line in sentences(60)]
-    data = written("x.jsonl", [{"w": w, "t": ["N" if x in NOUNS else "X" for x in w]} for w in lines])
-    found = probed("--model", bert, "--data", data, "--tokens-column", "w", "--tags-column", "t")
+    data = write_rows("x.jsonl", [{"w": w, "t": ["N" if x in NOUNS else "X" for x in w]} for w in lines])
+    found = probe("--model", bert, "--data", data, "--tokens-column", "w", "--tags-column", "t")
     assert found["metrics"] == {"accuracy": 1.0, "macro_f1": 1.0}
 
 
 COLUMNS = ["--text-column", "text", "--label-column", "label"]
 MISTAKES = {
-    "no such column": (["--text-column", "text", "--label-column", "lable"], 3, "no column 'lable'; it has text, label; did you mean 'label'?"),
+    "no such column": (
+        ["--text-column", "text", "--label-column", "lable"],
+        3,
+        "no column 'lable'; it has text, label; did you mean 'label'?",
+    ),
     "half a pair": (["--label-column", "label"], 2, "--text-column and --label-column belong together"),
     "two kinds": ([*COLUMNS, "--tags-column", "label"], 2, "select different kinds of rows"),
     "one label": (["--data", "one.jsonl"], 3, "one.jsonl: all rows have one label, 'a'"),
     "an empty label": (["--data", "empty.jsonl"], 3, "empty.jsonl, line 2, column 'label': is empty"),
-    "a label that is none": (["--data", "float.jsonl"], 3, "float.jsonl, line 1, column 'label': is float 0.5, not text"),
+    "a label that is no text": (
+        ["--data", "float.jsonl"],
+        3,
+        "float.jsonl, line 1, column 'label': is float 0.5, not text",
+    ),
     "no text": (["--data", "blank.jsonl"], 3, "blank.jsonl: no usable text (2 empty rows)"),
     "no such file": (["--data", "tex.jsonl"], 3, "tex.jsonl: no such file"),
     "text without tags": (["--data", "text.txt"], 3, "text.txt, line 1: 'word' is a word without a tag"),
-    "a gate on no figure": (["--assert", "acuracy>1"], 2, "no figure 'acuracy'"),
-    "a gate on another kind's figure": (["--assert", "entity_f1>0"], 2, "no figure 'entity_f1'; with these settings there are accuracy, macro_f1"),
+    "a gate on an unknown metric": (["--assert", "acuracy>1"], 2, "no figure 'acuracy'"),
+    "a gate on a metric of other data": (
+        ["--assert", "entity_f1>0"],
+        2,
+        "no figure 'entity_f1'; with these settings there are accuracy, macro_f1",
+    ),
     "no model": (["--model", "nowhere/at/all"], 3, "nowhere/at/all: no such folder"),
     "too long": (["-L", "129"], 2, "--max-length 129"),
-    "no word is read": (["--data", "tags.conll", "-L", "2"], 3, "--max-length 2: no word of the training data is left"),
+    "no word is left": (
+        ["--data", "tags.conll", "-L", "2"],
+        3,
+        "--max-length 2: no word of the training data is left",
+    ),
     "nothing held out": (["--val-split", "0"], 2, "--val-split"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence(mistake: str, bert: Path):
-    written("good.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}] * 4)
-    written("one.jsonl", [{"text": "x", "label": "a"}] * 4)
-    written("empty.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": ""}])
-    written("float.jsonl", [{"text": "x", "label": 0.5}])
-    written("blank.jsonl", [{"text": "", "label": "a"}, {"text": " ", "label": "b"}])
+def test_mistakes_are_reported_in_one_sentence(mistake: str, bert: Path):
+    write_rows("good.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}] * 4)
+    write_rows("one.jsonl", [{"text": "x", "label": "a"}] * 4)
+    write_rows("empty.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": ""}])
+    write_rows("float.jsonl", [{"text": "x", "label": 0.5}])
+    write_rows("blank.jsonl", [{"text": "", "label": "a"}, {"text": " ", "label": "b"}])
     Path("text.txt").write_text("word\n")
     Path("tags.conll").write_text("the O\nking B-PER\n\n" * 4)
     flags, code, message = MISTAKES[mistake]
@@ -371,10 +403,23 @@ def test_a_mistake_is_one_sentence(mistake: str, bert: Path):
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 
-def test_gates_hold_or_the_exit_code_is_4(bert: Path):
+def test_failed_gate_is_exit_code_4(bert: Path):
     data = royal()
-    outcome = lmtrain("probe", "--model", bert, "--data", data, "--json", "-q", "--assert", "accuracy>1.5",
-                      "--assert", "baseline.metrics.accuracy<1", "--junit", "report.xml")  # fmt: skip
+    outcome = lmtrain(
+        "probe",
+        "--model",
+        bert,
+        "--data",
+        data,
+        "--json",
+        "-q",
+        "--assert",
+        "accuracy>1.5",
+        "--assert",
+        "baseline.metrics.accuracy<1",
+        "--junit",
+        "report.xml",
+    )
     assert outcome.code == 4
     assert "gate failed: accuracy>1.5 (got 1" in outcome.err
     assert [gate["holds"] for gate in outcome.json["gates"]] == [False, True]
@@ -385,10 +430,22 @@ def test_gates_hold_or_the_exit_code_is_4(bert: Path):
     assert worse.code == 4
 
 
-def test_what_is_printed_as_json(bert: Path):
-    found = probed("--model", bert, "--data", royal())
-    assert set(found) == {"objective", "model", "status", "metrics", "intervals", "signatures", "baseline", "models",
-                          "eval", "data", "gates", "environment"}  # fmt: skip
+def test_keys_of_the_json_output(bert: Path):
+    found = probe("--model", bert, "--data", royal())
+    assert set(found) == {
+        "objective",
+        "model",
+        "status",
+        "metrics",
+        "intervals",
+        "signatures",
+        "baseline",
+        "models",
+        "eval",
+        "data",
+        "gates",
+        "environment",
+    }
     assert (found["objective"], found["model"], found["status"]) == ("probe", str(bert), "completed")
     assert set(found["models"][0]) == {"model", "metrics", "intervals", "signatures", "rows_truncated", "seconds"}
     assert found["data"]["kind"] == "labelled" and found["data"]["labels"] == 2

@@ -33,7 +33,7 @@ def test_a_recipe_keeps_its_architecture_columns_and_settings():
     outcome = lmtrain("run", path, "--smoke", "-o", "run")
     assert outcome.code == 0, outcome.err
     told = outcome.err.replace("\n", " ")
-    assert "a small mt5 with random weights in the place of google/mt5-small" in told and "smoke: it runs" in told
+    assert "a small mt5 with random weights replaces google/mt5-small" in told and "smoke: it runs" in told
     assert json.loads(Path("run/config.json").read_text())["model_type"] == "mt5"
     kept = YAML(typ="safe").load(Path("run/recipe.yaml"))
     assert kept["data"]["source_column"] == "q: {a.b} c: {c}" and kept["train"]["label_smoothing"] == 0.1
@@ -78,4 +78,4 @@ def test_the_architecture_follows_from_the_name(name: str, objective: str, archi
 
 def test_a_name_that_says_nothing_is_refused():
     outcome = lmtrain("run", recipe(objective="clm", model="org/thing", data="org/nowhere"), "--smoke")
-    assert outcome.code == 3 and "does not say of which architecture it is" in outcome.err.replace("\n", " ")
+    assert outcome.code == 3 and "does not tell its architecture" in outcome.err.replace("\n", " ")
