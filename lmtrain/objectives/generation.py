@@ -21,9 +21,9 @@ Ids = Sequence[int] | np.ndarray
 """The token ids of one source."""
 
 ROWS_AT_ONCE = 16
-"""Rows in a batch for generation. The batches depend on the data alone: in another batch, floating-point sums differ in
-the last digit, which can flip a close choice of a token and so change the whole output. With fixed batches, outputs and
-their metrics are the same for every --eval-batch-size and number of processes."""
+"""Rows in a batch for generation. The batches depend on the data alone: in another batch, floating-point sums differ
+in the last digit, which can flip a close choice of a token and so change the whole output. With fixed batches, outputs
+and their metrics are the same for every --eval-batch-size and number of processes."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def generate_rows(
 ) -> Iterator[tuple[int, Output]]:
     """(row, best output) of the batches that this process generates.
 
-    `rows` is cut into batches in its order; `process` is (rank, world size); `track` reports progress over the batches.
+    `rows` is cut into batches in order; `process` is (rank, world size); `track` reports progress over the batches.
     """
     column = examples.columns["input_ids"]
     batches = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]

@@ -1,4 +1,4 @@
-"""Rows in words: what a model makes of them, to look at."""
+"""Rows as text: samples of what the model writes, and scored rows."""
 
 from typing import Any
 
@@ -8,20 +8,25 @@ from transformers import PreTrainedTokenizerBase
 from lmtrain.objectives.generation import decode
 
 PROMPT_TOKENS = 24
+"""Tokens of the prompt that a causal sample continues."""
 
 Sample = dict[str, str]
-
+"""`input`, `output` and `reference`."""
 
 RowTexts = dict[str, Any]
-"""source, prediction and references of a row that was scored and not generated from."""
+"""`source`, `prediction` and `references` of a row that was scored, not generated."""
 
 
 def describe_row(
-    tokenizer: PreTrainedTokenizerBase, shown: np.ndarray, guessed: np.ndarray, truth: np.ndarray, asked: np.ndarray
+    tokenizer: PreTrainedTokenizerBase,
+    shown: np.ndarray,
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    scored: np.ndarray,
 ) -> RowTexts:
-    """The row, the best guess at each of its tokens from the true text before it, and the tokens that were scored."""
+    """The row, its predictions under teacher forcing, and the scored tokens; all arrays [length], `scored` bool."""
     return {
         "source": decode(tokenizer, shown),
-        "prediction": decode(tokenizer, guessed[asked]),
-        "references": [decode(tokenizer, truth[asked])],
+        "prediction": decode(tokenizer, predicted[scored]),
+        "references": [decode(tokenizer, truth[scored])],
     }

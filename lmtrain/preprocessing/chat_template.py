@@ -51,7 +51,7 @@ PATIENCE = 2
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, template: str, where: str, messages: Messages, **options: Any
 ) -> str:
-    """The chat as text. Raises InputError naming `where`, TakesTooLong if the template takes longer than `PATIENCE`."""
+    """The chat as text. Raises InputError naming `where`; TakesTooLong if rendering exceeds `PATIENCE`."""
     try:
         with signals.within(PATIENCE):
             text = tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
@@ -224,7 +224,10 @@ def _header_end(render: Render, before: Messages, skeleton: str, least: int, pos
 
 
 def _shared(ending: str, following: str, added: Iterable[str]) -> int | None:
-    """Length of the common prefix of `ending` and `following`. Incomplete, it is cut after an added token; None without one."""
+    """Length of the prefix of `ending` that `following` begins with.
+
+    A partial ending is cut after its last added token; None if it has no added token.
+    """
     pairs = zip(ending, following, strict=False)
     shared = ending[: next((i for i, (a, b) in enumerate(pairs) if a != b), len(following))]
     if len(shared) == len(ending) or not shared.strip():

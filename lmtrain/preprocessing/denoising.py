@@ -1,8 +1,11 @@
-"""Denoising: a text becomes a source with parts missing and the target that restores them, as for T5, BART and Pegasus.
+"""Denoising as for T5, BART and Pegasus: a text becomes a source with parts missing and the target that restores them.
 
-    span corruption (Raffel et al., JMLR 2020)   the <extra_id_0> on the <extra_id_1>  ->  <extra_id_0> cat sat <extra_id_1> mat <extra_id_2>
-    infilling (Lewis et al., ACL 2020)           shuffled sentences, spans replaced by <mask>  ->  the text
-    gap sentences (Zhang et al., ICML 2020)      whole sentences replaced by <mask_1>  ->  these sentences
+    span corruption (Raffel et al., JMLR 2020)
+        the <extra_id_0> on the <extra_id_1>  ->  <extra_id_0> cat sat <extra_id_1> mat <extra_id_2>
+    infilling (Lewis et al., ACL 2020)
+        shuffled sentences, spans replaced by <mask>  ->  the text
+    gap sentences (Zhang et al., ICML 2020)
+        whole sentences replaced by <mask_1>  ->  these sentences
 
 The noise works on ids. The number of missing tokens and spans, and so the lengths of source and target, depend on the
 length of the text alone. Which tokens are missing is random, a function of (seed, epoch, text) like the masks of mlm.
@@ -242,8 +245,8 @@ class GapSentences:
 def gap_sentences(ids: np.ndarray, starts: np.ndarray, share: float, most: int) -> list[tuple[int, int]]:
     """(start, end) of the `share` of sentences with the best ROUGE-1 F1 against the rest of the text, in text order.
 
-    Sentences are scored independently (Pegasus's Ind-Orig). A sentence and the rest always add up to the whole text, so
-    F1 is proportional to the number of tokens they have in common, which is compared instead. The sentences have at
+    Sentences are scored independently (Pegasus's Ind-Orig). A sentence and the rest add up to the whole text, so F1
+    is proportional to the number of tokens they have in common, which is compared instead. The sentences have at
     most `most` tokens together; if none is that short, the first `most` tokens of the best one are taken.
     """
     begins = np.append(0, np.flatnonzero(starts[1:]) + 1)
@@ -271,7 +274,7 @@ def gap_sentences(ids: np.ndarray, starts: np.ndarray, share: float, most: int) 
 def longest_text(
     sizes: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], source: int, target: int, density: float
 ) -> int:
-    """The most tokens of a text whose source and target stay within these numbers of tokens; 0 if even one is too many."""
+    """The most tokens of a text whose source and target stay within these lengths; 0 if even one is too many."""
     tokens = np.arange(1, min(int((source + 2) / (1 - density)), source + target) + 2)
     fits = [size <= most for size, most in zip(sizes(tokens), (source, target), strict=True)]
     return int(np.logical_and(*fits).sum())

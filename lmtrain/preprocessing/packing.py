@@ -72,7 +72,7 @@ def count_slots(lengths: np.ndarray, rows: list[np.ndarray]) -> int:
 
 
 def share_rows(lengths: np.ndarray, width: int) -> tuple[list[np.ndarray] | None, int]:
-    """(`balance_rows`, or None if sharing rows saves hardly any slots; the token slots of the batch, padding included).
+    """(`balance_rows`, or None if sharing rows saves hardly any slots; token slots of the batch, padding included).
 
     `lengths` [texts, 1] or [pairs, 2]. None means one text or pair per row.
     """
@@ -85,4 +85,4 @@ def share_rows(lengths: np.ndarray, width: int) -> tuple[list[np.ndarray] | None
 
 
 WORTH = 0.95
-"""Rows are shared only if this fraction of the padded slots is enough: the block-diagonal attention also costs time."""
+"""Rows are shared only if this fraction of the padded slots is enough: block-diagonal attention also costs time."""

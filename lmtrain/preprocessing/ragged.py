@@ -53,7 +53,7 @@ class Ragged:
         return -(-self.lengths // length)
 
     def windows(self, length: int, stride: int) -> tuple["Ragged", "Ragged"]:
-        """(sliding windows of at most `length` over each row, every `stride` values; a mask of the values new in a window).
+        """(sliding windows of `length` over each row, every `stride` values; bool: whether each of their values is new).
 
         The last window of a row reaches its end. A value is new in the first window that contains it.
         """

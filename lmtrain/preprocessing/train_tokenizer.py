@@ -32,7 +32,7 @@ SEQUENCE_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>
 def train_tokenizer(
     specification: str, texts: Iterable[str], special_tokens: SpecialTokens
 ) -> PreTrainedTokenizerFast:
-    """Train the tokenizer `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte`, with a vocabulary of at most N entries.
+    """Train a tokenizer `bpe:N`, `wordpiece:N`, `unigram:N`, `char` or `byte` with a vocabulary of at most N entries.
 
     bpe and byte work on bytes and are lossless. wordpiece and unigram normalize to NFC, which keeps Hangul in
     syllables. char knows the characters of `texts`. The result is deterministic. Raises InputError if N is too small.
@@ -103,9 +103,9 @@ WORD = r" ?[\p{L}\p{M}\p{N}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
 def _wordpiece(texts: Iterable[str], size: int, specials: list[str], unknown: str) -> Tokenizer:
     """WordPiece learnt by merging pairs, as tokenizers' WordPieceTrainer does, but deterministic.
 
-    WordPieceTrainer numbers word-internal pieces (##x) in the order of a hash table, so ties break differently in every
-    run. Here a BPE trainer, whose order is fixed, sees each word-internal character as a character of the private use
-    area; ## is added afterwards.
+    WordPieceTrainer numbers word-internal pieces (##x) in the order of a hash table, so ties break differently in
+    every run. Here a BPE trainer, whose order is fixed, sees each word-internal character as a character of the
+    private use area; ## is added afterwards.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence(

@@ -2,9 +2,9 @@
 
 A unit (a word, or a span of consecutive words) is masked completely or not at all. The units of a text are placed in
 random order on a circle whose circumference is the text's number of maskable tokens. A window covering the requested
-share of the circle starts at a random position, and a unit is masked if its middle lies in the window. So every unit is
-masked with the same probability whatever its length, and the masked share of a text is off by at most the parts of the
-two units at the ends of the window.
+share of the circle starts at a random position, and a unit is masked if its middle lies in the window. So every unit
+is masked with the same probability whatever its length, and the masked share of a text is off by at most the parts of
+the two units at the ends of the window.
 
 For spans, each text is cut into units whose lengths in words follow SpanBERT's distribution (Joshi et al., TACL 2020).
 Units alternate between two circles, and the window starts on one of them, chosen in proportion to their size. So two
@@ -50,7 +50,7 @@ def choose(
     key: tuple[int, ...],
     spans: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """([tokens] bool, which are predicted; [tokens] float, for those the position of their unit in the window, 0 to 1).
+    """([tokens] bool, which are predicted; [tokens] float from 0 to 1, the position of their unit in the window).
 
     `starts` [tokens] bool: whether a token begins a word. `maskable` [tokens] bool: an unmaskable token inside a word
     (an unknown piece) is not predicted. `lengths` and `numbers` [texts]: of the concatenated texts. The random draws

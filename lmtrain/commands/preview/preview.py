@@ -17,7 +17,7 @@ from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.document_mask import Packing, assume_packing
 from lmtrain.modeling.padding_free import is_applicable, row_width, text_lengths
 from lmtrain.objectives.objective import OBJECTIVES
-from lmtrain.objectives.token_roles import Lines, Seen, Token, View, fractions
+from lmtrain.objectives.token_roles import Lines, RowLines, Token, View, fractions
 from lmtrain.preprocessing.batch import Batch, Row
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.packing import share_rows
@@ -36,7 +36,7 @@ class Shown:
     recipe: Recipe
     view: View
     texts: render.Texts
-    batches: list[list[Seen]]
+    batches: list[list[RowLines]]
     """Of each row of each batch the lengths of the texts in it, and its lines."""
     slots: list[int]
     """Of each batch, for tokens, padding included."""
@@ -213,7 +213,7 @@ def show(seen: Shown, explain: bool, full: bool, console: Console) -> None:
     out.print(Text("\n" + _summary(seen)))
 
 
-def _drawn(seen: Shown, batch: list[Seen], width: int, most: int | None) -> list[Text]:
+def _drawn(seen: Shown, batch: list[RowLines], width: int, most: int | None) -> list[Text]:
     """The lines of a batch, each row with its number in front."""
     titles = seen.view.titles
     margin = len(str(len(batch))) + 3 + max((len(title) + 2 for title in titles.values()), default=0)
@@ -228,7 +228,7 @@ def _drawn(seen: Shown, batch: list[Seen], width: int, most: int | None) -> list
     return drawn
 
 
-def _heading(seen: Shown, number: int, batch: list[Seen]) -> str:
+def _heading(seen: Shown, number: int, batch: list[RowLines]) -> str:
     padding, trained = fractions([batch], seen.view, seen.slots[number - 1])
     sizes = [{len(lines[name]) for _, lines in batch} for name in seen.view.measures]
     size = " + ".join(f"{'up to ' if len(size) > 1 else ''}{max(size):,}" for size in sizes)
