@@ -158,6 +158,7 @@ def test_json_is_the_only_thing_on_stdout_and_quiet_says_nothing(material: Path)
     assert lmtrain(*arguments, "--quiet", "-o", "b").err == ""
 
 
+@pytest.mark.slow
 def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material: Path):
     command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "text.jsonl"),
                "--max-steps", "3", "--json", "--quiet", "--lr", "1e-3", "-b", "4"]  # fmt: skip
@@ -171,6 +172,7 @@ def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material
     assert two["train"]["tokens_trained"] == one["train"]["tokens_trained"]
 
 
+@pytest.mark.slow
 def test_a_mistake_under_several_processes_is_said_once_with_its_exit_code(material: Path, gpt2: Path):
     command = [sys.executable, "-m", "lmtrain", "clm", "--model", str(gpt2), "--data", str(material / "text.jsonl"),
                "-L", "4096", "--num-processes", "2"]  # fmt: skip
@@ -189,6 +191,7 @@ def wait_until_it_trains() -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "lmtrain", "clm", *scratch("gpt2"),
                "--data", str(material / "prose.txt"), "--epochs", "10000", "-o", "run", "--eval-every", "1000"]  # fmt: skip
@@ -258,6 +261,7 @@ def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
     } == set()
 
 
+@pytest.mark.slow
 def test_an_interrupted_launch_of_several_processes_says_how_to_go_on(material: Path):
     command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "prose.txt"),
                "--epochs", "10000", "-o", "run", "--eval-every", "100000", "--num-processes", "2"]  # fmt: skip

@@ -20,6 +20,7 @@ def report() -> dict:
     return lmtrain("doctor", "--json", "--quiet").json
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", doctor.FAMILIES)
 def test_the_first_step_is_equal_in_every_layout_and_in_float64(family: str, report: dict):
     figures = report["loss"][family]["figures"]
@@ -30,6 +31,7 @@ def test_the_first_step_is_equal_in_every_layout_and_in_float64(family: str, rep
         assert own_norm == pytest.approx(norm, rel=1e-5), layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["clm", "mlm", "seq2seq"])
 def test_resume_is_bit_for_bit(objective: str, report: dict):
     assert report["resume"][objective]

@@ -86,6 +86,7 @@ def test_sampling_follows_the_seed(gpt2: Path):
     assert len(answers(*flags)[0]["outputs"]) == 3
 
 
+@pytest.mark.slow
 def test_a_prompt_is_asked_as_in_training(material: Path):
     from conftest import scratch, trained
 
@@ -128,6 +129,7 @@ def test_empty_prompts_are_counted(t5: Path):
     assert len(outcome.out.splitlines()) == 2 and "2 empty prompts are left out" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--num-beams", "2"], ["--temperature", "1", "--n-best", "2"]])
 def test_a_terminal_gets_the_text_once(flags: list[str], gpt2: Path):
     """On a terminal a single greedy completion is streamed; beams and several outputs cannot be."""

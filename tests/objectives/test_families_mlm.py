@@ -1,13 +1,17 @@
-"""Every family of mlm: trained, scored, asked, saved, read again, adapted, merged."""
+"""Every family of mlm is trained, evaluated, prompted, saved, loaded, adapted and merged."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES, carry_through, told
+from families import check_family, table_row
+from tiny_models import FAMILIES
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # what peft asks of transformers
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # from peft
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES["mlm"])
-def test_a_family_can_all(family: str, material: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any):
-    record_property("family", told(carry_through("mlm", family, material, monkeypatch)))
+def test_family_passes_through_every_command(
+    family: str, material: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+):
+    record_property("family", table_row(check_family("mlm", family, material, monkeypatch)))

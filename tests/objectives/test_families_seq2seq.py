@@ -1,14 +1,18 @@
-"""Every family of seq2seq: trained, scored, asked, saved, read again, adapted, merged."""
+"""Every family of seq2seq is trained, evaluated, prompted, saved, loaded, adapted and merged."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES, carry_through, told
+from families import check_family, table_row
+from tiny_models import FAMILIES
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # what peft asks of transformers
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # of a pair of which one half stores its layers transposed
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # from peft
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # one half of bert2gpt2 stores its layers transposed
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES["seq2seq"])
-def test_a_family_can_all(family: str, material: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any):
-    record_property("family", told(carry_through("seq2seq", family, material, monkeypatch)))
+def test_family_passes_through_every_command(
+    family: str, material: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+):
+    record_property("family", table_row(check_family("seq2seq", family, material, monkeypatch)))

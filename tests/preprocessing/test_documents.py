@@ -318,6 +318,7 @@ def test_trained_tokenizers_survive_saving_and_keep_korean(objective: str, kind:
     }[objective]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_the_same_in_every_process():
     """The trainers of the tokenizers library break ties in the order of a hash table."""
     code = (

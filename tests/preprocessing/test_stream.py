@@ -120,6 +120,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", RUNS)
 def test_a_resumed_run_ends_with_the_weights_and_the_ledger_of_an_uninterrupted_one(objective: str, material: Path):
     data = material / ("pairs.jsonl" if objective == "seq2seq" else "text.jsonl")

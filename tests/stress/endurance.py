@@ -35,21 +35,15 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "stress")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "stress")]
 
 import trials
+from tiny_models import MODELS, TINY, scratch
 
 from lmtrain.runs import checkpoint, compatibility
 
 Command = list[Any]
 
-MODELS = {
-    "clm": ["gpt2", "n_embd=32,n_layer=2,n_head=2,n_positions=128", "bpe:300"],
-    "mlm": ["bert", "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,"
-                    "max_position_embeddings=128", "wordpiece:200"],
-    "seq2seq": ["t5", "d_model=32,d_kv=16,d_ff=64,num_layers=2,num_heads=2", "unigram:60"],
-}  # fmt: skip
-"""Tiny ones, with the dropout that they have by default."""
 NOUNS = ("cat", "dog", "bird", "fish", "child", "king", "river", "tree")
 VERBS = ("sees", "likes", "finds", "hears", "follows", "meets")
 LAST = 12
@@ -95,8 +89,9 @@ class End:
     def check(self, run: Path) -> None:
         """Raises Failed where the run did not come to this."""
         other = End.of(run)
-        for name, own, its in zip(["weights", "losses", "figures"], vars(self).values(), vars(other).values(),
-                                  strict=True):  # fmt: skip
+        for name, own, its in zip(
+            ["weights", "losses", "figures"], vars(self).values(), vars(other).values(), strict=True
+        ):
             expect(own == its, f"other {name} than undisturbed")
 
 
@@ -123,14 +118,37 @@ class Lab:
 
     def command(self, objective: str, *more: Any, data: Path | None = None) -> Command:
         """Twelve steps in two epochs; what comes later overrides."""
-        model, sizes, tokenizer = MODELS[objective]
         alone = [] if objective == "seq2seq" or "--packing" in more else ["--no-packing"]
         return [
-            objective, "--model", model, "--from-scratch", "--model-config", sizes, "--tokenizer", tokenizer, *alone,
-            "--data", data or self.data(objective), "-o", "run", "--val-split", 0.2, "--samples", 0, "--lr", 1e-3,
-            "-b", 4, "--grad-accum", 2, "--epochs", 2, "--save-every", 3, "--eval-every", 4, "--log-every", 1,
-            "--keep", 2, *more,
-        ]  # fmt: skip
+            objective,
+            *scratch(MODELS[objective]),
+            *alone,
+            "--data",
+            data or self.data(objective),
+            "-o",
+            "run",
+            "--val-split",
+            0.2,
+            "--samples",
+            0,
+            "--lr",
+            1e-3,
+            "-b",
+            4,
+            "--grad-accum",
+            2,
+            "--epochs",
+            2,
+            "--save-every",
+            3,
+            "--eval-every",
+            4,
+            "--log-every",
+            1,
+            "--keep",
+            2,
+            *more,
+        ]
 
     def undisturbed(self, command: Command) -> tuple[End, Path]:
         """What the command comes to, and the folder of the run."""
@@ -203,8 +221,10 @@ def kills(lab: Lab) -> Iterator[Case]:
     for objective in MODELS:
         command = lab.command(objective)
         for point in _saves(_points(lab, command, trials.CHECKPOINTS), 2, 3):
-            yield Case(f"{objective}, {point.number} {point.operation} {point.name}",
-                       partial(_killed_at, lab, command, point.number, trials.CHECKPOINTS))  # fmt: skip
+            yield Case(
+                f"{objective}, {point.number} {point.operation} {point.name}",
+                partial(_killed_at, lab, command, point.number, trials.CHECKPOINTS),
+            )
 
 
 def ends(lab: Lab) -> Iterator[Case]:
@@ -214,8 +234,9 @@ def ends(lab: Lab) -> Iterator[Case]:
     for point in points:
         if point.step == 0 or point.number > last_save:
             name = re.sub(r"\.\d+$", ".PID", point.name)
-            yield Case(f"clm, {point.number} {point.operation} {name}",
-                       partial(_killed_at, lab, command, point.number, "."))  # fmt: skip
+            yield Case(
+                f"clm, {point.number} {point.operation} {name}", partial(_killed_at, lab, command, point.number, ".")
+            )
 
 
 def _killed_at(lab: Lab, command: Command, number: int, within: str, place: Path) -> None:
@@ -292,8 +313,12 @@ def _stopped_at(lab: Lab, command: Command, where: str, accumulated: int, place:
     end, _ = lab.undisturbed(command)
     last = max(line[0] for line in end.losses)
     epoch = last // 2
-    step = {"middle of epoch 1": epoch // 2 + 1, "edge of the epochs": epoch + 1,
-            "middle of epoch 2": epoch + epoch // 2 + 1, "last step": last}[where]  # fmt: skip
+    step = {
+        "middle of epoch 1": epoch // 2 + 1,
+        "edge of the epochs": epoch + 1,
+        "middle of epoch 2": epoch + epoch // 2 + 1,
+        "last step": last,
+    }[where]
     expect(
         last % 2 == 0 and epoch // 2 > 0 and epoch + epoch // 2 + 1 < last,
         f"{last} steps cannot be stopped at four places",
@@ -309,8 +334,13 @@ def _stopped_at(lab: Lab, command: Command, where: str, accumulated: int, place:
 
 def signals(lab: Lab) -> Iterator[Case]:
     """At each moment at its first, and ever later times."""
-    times = {"preparation": (1, 1, 1, 1), "step": (1, 6, 13, 24), "evaluation": (1, 2, 4, 6),
-             "generation": (1, 5, 20, 30), "save": (1, 2, 3, 4)}  # fmt: skip
+    times = {
+        "preparation": (1, 1, 1, 1),
+        "step": (1, 6, 13, 24),
+        "evaluation": (1, 2, 4, 6),
+        "generation": (1, 5, 20, 30),
+        "save": (1, 2, 3, 4),
+    }
     for number, (moment, counts) in product((signal.SIGTERM, signal.SIGINT), times.items()):
         for place, nth in enumerate(counts):
             objective = "seq2seq" if moment == "generation" else [*MODELS][place % 3]
@@ -452,8 +482,12 @@ def flips(lab: Lab) -> Iterator[Case]:
         if (saved / name).read_bytes() != (other / name).read_bytes():
             attempt = partial(_damaged, saved, name, partial(swap, other / name), named=name != checkpoint.MANIFEST)
             yield Case(f"{name} of another step", attempt)
-    for name, what in (("model.safetensors", "a bit"), ("resume.json", "missing"), (checkpoint.MANIFEST, "empty"),
-                       ("resume.safetensors", "half")):  # fmt: skip
+    for name, what in (
+        ("model.safetensors", "a bit"),
+        ("resume.json", "missing"),
+        (checkpoint.MANIFEST, "empty"),
+        ("resume.safetensors", "half"),
+    ):
         yield Case(f"{name} {what}, by the command line", partial(_damaged_and_resumed, lab, name, what))
 
 
@@ -472,8 +506,10 @@ def halve(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
-    "missing": Path.unlink, "empty": partial(os.truncate, length=0), "half": halve,
-}  # fmt: skip
+    "missing": Path.unlink,
+    "empty": partial(os.truncate, length=0),
+    "half": halve,
+}
 
 
 def _damaged(saved: Path, name: str, change: Callable[[Path], None], place: Path, named: bool = True) -> None:
@@ -502,8 +538,11 @@ def _damaged_and_resumed(lab: Lab, name: str, what: str, place: Path) -> None:
 
 def full(lab: Lab) -> Iterator[Case]:
     command = lab.command("clm")
-    writing = [point for point in _saves(_points(lab, command, trials.CHECKPOINTS), 3)
-               if point.operation in trials.FILLING and not point.name.startswith(".removing")]  # fmt: skip
+    writing = [
+        point
+        for point in _saves(_points(lab, command, trials.CHECKPOINTS), 3)
+        if point.operation in trials.FILLING and not point.name.startswith(".removing")
+    ]
     for point in spread(writing, 10):
         yield Case(f"{point.operation} {point.name}", partial(_full, lab, command, point.number))
     yield Case("a disk of 16 MB", partial(_small_disk, lab, command))
@@ -593,7 +632,7 @@ def _taken_over(lab: Lab, place: Path) -> None:
 
 # --- drift -----------------------------------------------------------------------------------------------------------
 
-SIZES = MODELS["clm"][1]
+SIZES = TINY["gpt2"]
 CHANGED: dict[str, Command] = {
     "model.config": ["--model-config", SIZES.replace("n_layer=2", "n_layer=3")],
     "model.tokenizer": ["--tokenizer", "bpe:290"],
@@ -645,11 +684,14 @@ def _other_data(lab: Lab, what: str, place: Path) -> None:
     lab.stopped_before(8, command, place)
     before = data.read_text("utf-8")
     lines = before.splitlines()
-    data.write_text({
-        "one byte": before.replace("cat", "cut", 1),
-        "one row more": before + '{"text": "one row more"}\n',
-        "another order": "\n".join([lines[1], lines[0], *lines[2:]]) + "\n",
-    }[what], "utf-8")  # fmt: skip
+    data.write_text(
+        {
+            "one byte": before.replace("cat", "cut", 1),
+            "one row more": before + '{"text": "one row more"}\n',
+            "another order": "\n".join([lines[1], lines[0], *lines[2:]]) + "\n",
+        }[what],
+        "utf-8",
+    )
     _refused("data.train", trials.run([*command, "--resume", "auto"], place), place)
     data.write_text(before, "utf-8")
     lab.go_on(command, place)
@@ -736,24 +778,48 @@ def _step_of(place: Path) -> int:
 
 PROGRAMS: dict[str, tuple[Program, str, str]] = {
     "kills": (kills, "killed at every file operation of the 2nd and 3rd save, resumed: identical", ""),
-    "ends": (ends, "killed at every file operation before the first step and after the last save, resumed: identical", ""),
-    "sigkills": (sigkills, "SIGKILL from outside at random, half of them in saves, and five deep; resumed: identical", ""),
-    "matrix": (matrix, "stopped at 4 places × workers × accumulation × packing or token batches; resumed: identical", ""),
-    "signals": (signals, "SIGTERM and SIGINT at every moment: 143, 130, in time; resumed: identical",
-                "slowest end {:.2f} s after the signal"),
+    "ends": (
+        ends,
+        "killed at every file operation before the first step and after the last save, resumed: identical",
+        "",
+    ),
+    "sigkills": (
+        sigkills,
+        "SIGKILL from outside at random, half of them in saves, and five deep; resumed: identical",
+        "",
+    ),
+    "matrix": (
+        matrix,
+        "stopped at 4 places × workers × accumulation × packing or token batches; resumed: identical",
+        "",
+    ),
+    "signals": (
+        signals,
+        "SIGTERM and SIGINT at every moment: 143, 130, in time; resumed: identical",
+        "slowest end {:.2f} s after the signal",
+    ),
     "nonfinite": (nonfinite, "what is not finite: exit 6 at that step, rows named, no checkpoint of it", ""),
     "masked": (masked, "a step without a supervised token: loss 0, finite weights", ""),
-    "memory": (memory, "out of memory: the losses of a batch that fits, or exit 5 with three suggestions",
-               "largest relative difference {:.1e}"),
+    "memory": (
+        memory,
+        "out of memory: the losses of a batch that fits, or exit 5 with three suggestions",
+        "largest relative difference {:.1e}",
+    ),
     "flips": (flips, "flipped bits; files missing, empty, half, of another step: named, refused or passed over", ""),
     "full": (full, "the disk is full in a save: exit 7, what was saved is whole; resumed: identical", ""),
-    "lock": (lock, "8 processes on one run folder: one trains, 7 say who; a dead run's lock is taken over",
-             "slowest refusal {:.1f} s"),
+    "lock": (
+        lock,
+        "8 processes on one run folder: one trains, 7 say who; a dead run's lock is taken over",
+        "slowest refusal {:.1f} s",
+    ),
     "drift": (drifts, "a changed setting or file is refused by name before the first step, or may change", ""),
     "determinism": (determinism, "5 processes with other hash seeds, folders, languages, caches: identical", ""),
-    "soak": (soak, "2,000 steps, a checkpoint every 50: memory, open files and temporary folders",
-             "most growth of memory {:.1f} %"),
-}  # fmt: skip
+    "soak": (
+        soak,
+        "2,000 steps, a checkpoint every 50: memory, open files and temporary folders",
+        "most growth of memory {:.1f} %",
+    ),
+}
 ALONE = ("lock", "soak", "signals")
 """Programs that measure time or memory, or are several processes anyway: one trial after the other."""
 FEW = 4
@@ -778,13 +844,20 @@ def try_program(name: str, lab: Lab, jobs: int, only: str = "") -> dict[str, Any
     with ThreadPoolExecutor(1 if name in ALONE else jobs) as pool:
         results = list(pool.map(partial(try_case, name, lab), chosen))
     measured = [value for _, value, _ in results if value is not None]
-    bad = [{"name": case.name, "kind": kind, "reason": reason}
-           for case, (kind, _, reason) in zip(chosen, results, strict=True) if kind != "passed"]  # fmt: skip
+    bad = [
+        {"name": case.name, "kind": kind, "reason": reason}
+        for case, (kind, _, reason) in zip(chosen, results, strict=True)
+        if kind != "passed"
+    ]
     return {
-        "trials": len(chosen), "passed": len(chosen) - len(bad), "bad": bad, "of": len(cases),
-        "seconds": round(time.monotonic() - began), "note": measure.format(max(measured)) if measure and measured else "",
+        "trials": len(chosen),
+        "passed": len(chosen) - len(bad),
+        "bad": bad,
+        "of": len(cases),
+        "seconds": round(time.monotonic() - began),
+        "note": measure.format(max(measured)) if measure and measured else "",
         "machine": machine(),
-    }  # fmt: skip
+    }
 
 
 def _raise(error: Exception, place: Path) -> None:
@@ -831,8 +904,12 @@ def report(results: dict[str, Any]) -> str:
         if (result := results.get(name))
     ]
     missing = [name for name in PROGRAMS if name not in results]
-    bad = [f"- {name}: {cell(one['name'])}: {one['kind']}: {cell(one['reason'])}"
-           for name in PROGRAMS if name in results for one in results[name]["bad"]]  # fmt: skip
+    bad = [
+        f"- {name}: {cell(one['name'])}: {one['kind']}: {cell(one['reason'])}"
+        for name in PROGRAMS
+        if name in results
+        for one in results[name]["bad"]
+    ]
     machines = sorted({result["machine"] for result in results.values()})
     return f"""# Endurance, as measured
 

@@ -28,13 +28,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SIZES = {
-    "gpt2": "n_embd=8,n_layer=1,n_head=1,n_positions=64",
-    "t5": "d_model=8,d_kv=8,d_ff=16,num_layers=1,num_heads=1",
-}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_models import SMALLEST, as_option
+
 BRIEF = ["--max-steps", "1", "--batch-size", "4", "--eval-batch-size", "64", "--samples", "0", "--val-split", "0"]
 CLM, SEQ2SEQ = (
-    [objective, "--from-scratch", "--model", model, "--tokenizer", "byte", "--model-config", SIZES[model], *BRIEF]
+    [
+        objective,
+        "--from-scratch",
+        "--model",
+        model,
+        "--tokenizer",
+        "byte",
+        "--model-config",
+        as_option(SMALLEST[model]),
+        *BRIEF,
+    ]
     for objective, model in (("clm", "gpt2"), ("seq2seq", "t5"))
 )
 CLM += ["-L", "32"]
@@ -113,8 +123,15 @@ def refused(
 ) -> Row:
     named = () if more.pop("unnamed", False) else (Path(name).name,)
     command = [*base, "--data", "{file}", *flags]
-    return Row(name, what, must or "refused: " + ", ".join(says or ("its name",)),
-               more.pop("command", command), more.pop("codes", (3,)), (*named, *says), **more)  # fmt: skip
+    return Row(
+        name,
+        what,
+        must or "refused: " + ", ".join(says or ("its name",)),
+        more.pop("command", command),
+        more.pop("codes", (3,)),
+        (*named, *says),
+        **more,
+    )
 
 
 def recipe(name: str, what: str, *says: str, **more: Any) -> Row:
@@ -247,14 +264,19 @@ def pickled_weights(place: Path) -> None:
 
 
 REMOTE_CODE = all_of(
-    a_file("checkpoints/remote_code/config.json", model_config(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"})),
+    a_file(
+        "checkpoints/remote_code/config.json",
+        model_config(auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}),
+    ),
     a_file("checkpoints/remote_code/evil.py", EVIL),
-)  # fmt: skip
+)
 TOKENIZER_CODE = all_of(
-    a_file("checkpoints/tokenizer_code/tokenizer_config.json",
-           '{"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["evil.C", null]}}'),
+    a_file(
+        "checkpoints/tokenizer_code/tokenizer_config.json",
+        '{"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["evil.C", null]}}',
+    ),
     a_file("checkpoints/tokenizer_code/evil.py", EVIL),
-)  # fmt: skip
+)
 
 TWO_CHECKPOINTS = [*CLM, "--data", "{good}", "--save-every", "2", "--keep", "2", "-o", "{run}"]
 
@@ -278,13 +300,28 @@ def a_pickled_optimizer(place: Path) -> None:
     path.write_bytes(pickle.dumps(Payload(place / "canary")))
 
 
-FILLING = [*CLM, "--model-config", "n_embd=64,n_layer=10,n_head=1,n_positions=64", "--data", "{good}", "--save-every",
-           "1", "--keep", "9", "--max-steps", "6", "-o", "{place}/disk/run"]  # fmt: skip
+FILLING = [
+    *CLM,
+    "--model-config",
+    "n_embd=64,n_layer=10,n_head=1,n_positions=64",
+    "--data",
+    "{good}",
+    "--save-every",
+    "1",
+    "--keep",
+    "9",
+    "--max-steps",
+    "6",
+    "-o",
+    "{place}/disk/run",
+]
 
 
 def a_small_disk(place: Path) -> None:
     (place / "disk").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place / "disk")], check=False, capture_output=True)  # fmt: skip
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place / "disk")], check=False, capture_output=True
+    )
     if mounted.returncode:
         raise CannotBeMade("no file system can be mounted here")
     rows_into(place / "good.jsonl")
@@ -362,94 +399,285 @@ STORED = [
     refused("text/png_named.txt", "PNG header named .txt", "not", "text"),
     refused("text/invalid_utf8_one_byte.txt", "one invalid byte on line 201", "line 201"),
     refused("text/latin1.txt", "ISO-8859-1 text", "--encoding", "latin-1"),
-    loads("text/latin1.txt", "… with --encoding latin-1", "loads", "--encoding", "latin-1", *BY_LINE,
-          counts={"rows_used": 300}, texts=lines("latin-1")),
+    loads(
+        "text/latin1.txt",
+        "… with --encoding latin-1",
+        "loads",
+        "--encoding",
+        "latin-1",
+        *BY_LINE,
+        counts={"rows_used": 300},
+        texts=lines("latin-1"),
+    ),
     refused("text/euckr.txt", "EUC-KR text", "--encoding", "euc-kr"),
-    loads("text/euckr.txt", "… with --encoding euc-kr", "loads", "--encoding", "euc-kr", *BY_LINE,
-          counts={"rows_used": 300}, texts=lines("euc-kr")),
-    loads("text/utf8_bom.txt", "UTF-8 with BOM", "no U+FEFF in the first token", *BY_LINE, counts={"rows_used": 300},
-          texts=lines()),
-    loads("text/utf16_bom.txt", "UTF-16 LE with BOM", "loads without NULs", *BY_LINE, counts={"rows_used": 300},
-          texts=lines("utf-16"), same_as="text/utf8_bom.txt"),
-    loads("text/crlf_twin_lf.txt", "LF twin of crlf.txt", "reference", *BY_LINE, counts={"rows_used": 600},
-          texts=lines()),
-    loads("text/crlf.txt", "CRLF line ends", "the twin's tokens", *BY_LINE, texts=lines(),
-          same_as="text/crlf_twin_lf.txt"),
-    loads("text/cr_only.txt", "CR line ends", "the rows of LF", *BY_LINE, counts={"rows_used": 300}, texts=lines(),
-          same_as="text/utf8_bom.txt"),
-    loads("text/no_final_newline.txt", "last line has no newline", "100 rows", *BY_LINE, counts={"rows_used": 100},
-          texts=lines()),
+    loads(
+        "text/euckr.txt",
+        "… with --encoding euc-kr",
+        "loads",
+        "--encoding",
+        "euc-kr",
+        *BY_LINE,
+        counts={"rows_used": 300},
+        texts=lines("euc-kr"),
+    ),
+    loads(
+        "text/utf8_bom.txt",
+        "UTF-8 with BOM",
+        "no U+FEFF in the first token",
+        *BY_LINE,
+        counts={"rows_used": 300},
+        texts=lines(),
+    ),
+    loads(
+        "text/utf16_bom.txt",
+        "UTF-16 LE with BOM",
+        "loads without NULs",
+        *BY_LINE,
+        counts={"rows_used": 300},
+        texts=lines("utf-16"),
+        same_as="text/utf8_bom.txt",
+    ),
+    loads(
+        "text/crlf_twin_lf.txt", "LF twin of crlf.txt", "reference", *BY_LINE, counts={"rows_used": 600}, texts=lines()
+    ),
+    loads(
+        "text/crlf.txt",
+        "CRLF line ends",
+        "the twin's tokens",
+        *BY_LINE,
+        texts=lines(),
+        same_as="text/crlf_twin_lf.txt",
+    ),
+    loads(
+        "text/cr_only.txt",
+        "CR line ends",
+        "the rows of LF",
+        *BY_LINE,
+        counts={"rows_used": 300},
+        texts=lines(),
+        same_as="text/utf8_bom.txt",
+    ),
+    loads(
+        "text/no_final_newline.txt",
+        "last line has no newline",
+        "100 rows",
+        *BY_LINE,
+        counts={"rows_used": 100},
+        texts=lines(),
+    ),
     loads("text/u2028.txt", "Unicode line separators", "200 rows", *BY_LINE, counts={"rows_used": 200}, texts=lines()),
-    loads("text/nul.txt", "NUL characters inside", "loads whole, or refused", *BY_LINE, counts={"rows_used": 200},
-          texts=lines(), codes=(0, 3), says=("nul.txt", "NUL")),
-    loads("text/emoji_rtl_zw.txt", "emoji, bidi override, NFC and NFD", "byte for byte; no bidi control in the log",
-          *BY_LINE, "--samples", "3", "--val-split", "0.05", texts=None, counts={"rows_bad": 0}),
-    loads("text/emoji_rtl_zw.txt", "… every byte", "byte for byte", *BY_LINE, texts=lines(),
-          counts={"rows_used": 200}),
+    loads(
+        "text/nul.txt",
+        "NUL characters inside",
+        "loads whole, or refused",
+        *BY_LINE,
+        counts={"rows_used": 200},
+        texts=lines(),
+        codes=(0, 3),
+        says=("nul.txt", "NUL"),
+    ),
+    loads(
+        "text/emoji_rtl_zw.txt",
+        "emoji, bidi override, NFC and NFD",
+        "byte for byte; no bidi control in the log",
+        *BY_LINE,
+        "--samples",
+        "3",
+        "--val-split",
+        "0.05",
+        texts=None,
+        counts={"rows_bad": 0},
+    ),
+    loads(
+        "text/emoji_rtl_zw.txt", "… every byte", "byte for byte", *BY_LINE, texts=lines(), counts={"rows_used": 200}
+    ),
     refused("text/lone_surrogate.jsonl", "JSON escape of a lone surrogate", "line 1"),
-    loads("text/ansi_escape.txt", "terminal escape sequences", "no echo of them", *BY_LINE, "--samples", "3",
-          "--val-split", "0.05"),
-    loads("text/one_char_lines.txt", "10,000 rows of one character", "packed: far fewer steps than rows",
-          "--max-steps", "1000", "--epochs", "1", "--packing", counts={"rows_used": 10_000},
-          after=steps_taken(100, 1000)),
-    loads("text/single_word_repeat.txt", "one line of 200 kB", "loads; the loss falls towards 0", "--max-steps", "150",
-          "--lr", "0.02", "--assert", "train.last_loss<0.7", counts={"rows_used": 1}),
-    refused("text/shorter_than_block.txt", "one row shorter than a block", "too little to hold a part out",
-            flags=["-L", "64", "--val-split", "0.05"]),
-    loads("text/shorter_than_block.txt", "… nothing held out", "refused, or really trained", "-L", "64",
-          codes=(0, 3), counts={"rows_used": 1, "tokens_used": 23}, after=steps_taken(1, 1)),
+    loads(
+        "text/ansi_escape.txt",
+        "terminal escape sequences",
+        "no echo of them",
+        *BY_LINE,
+        "--samples",
+        "3",
+        "--val-split",
+        "0.05",
+    ),
+    loads(
+        "text/one_char_lines.txt",
+        "10,000 rows of one character",
+        "packed: far fewer steps than rows",
+        "--max-steps",
+        "1000",
+        "--epochs",
+        "1",
+        "--packing",
+        counts={"rows_used": 10_000},
+        after=steps_taken(100, 1000),
+    ),
+    loads(
+        "text/single_word_repeat.txt",
+        "one line of 200 kB",
+        "loads; the loss falls towards 0",
+        "--max-steps",
+        "150",
+        "--lr",
+        "0.02",
+        "--assert",
+        "train.last_loss<0.7",
+        counts={"rows_used": 1},
+    ),
+    refused(
+        "text/shorter_than_block.txt",
+        "one row shorter than a block",
+        "too little to hold a part out",
+        flags=["-L", "64", "--val-split", "0.05"],
+    ),
+    loads(
+        "text/shorter_than_block.txt",
+        "… nothing held out",
+        "refused, or really trained",
+        "-L",
+        "64",
+        codes=(0, 3),
+        counts={"rows_used": 1, "tokens_used": 23},
+        after=steps_taken(1, 1),
+    ),
     refused(JSONL + "broken_middle.jsonl", "line 201 cut", "line 201"),
     refused(JSONL + "missing_column.jsonl", "no column text", "body"),
     refused(JSONL + "missing_in_some.jsonl", "58 of 400 rows lack text", "line 1", "column 'text'"),
-    loads(JSONL + "missing_in_some.jsonl", "… --on-bad drop", "58 counted", "--on-bad", "drop",
-          counts={"rows_bad": 58, "rows_used": 342}, texts=json_texts),
+    loads(
+        JSONL + "missing_in_some.jsonl",
+        "… --on-bad drop",
+        "58 counted",
+        "--on-bad",
+        "drop",
+        counts={"rows_bad": 58, "rows_used": 342},
+        texts=json_texts,
+    ),
     refused(JSONL + "nulls.jsonl", "80 of 400 rows null", "line 1", "column 'text'", "null"),
-    loads(JSONL + "nulls.jsonl", "… --on-bad drop", "80 counted, no 'None'", "--on-bad", "drop",
-          counts={"rows_bad": 80, "rows_used": 320}, texts=json_texts),
+    loads(
+        JSONL + "nulls.jsonl",
+        "… --on-bad drop",
+        "80 counted, no 'None'",
+        "--on-bad",
+        "drop",
+        counts={"rows_bad": 80, "rows_used": 320},
+        texts=json_texts,
+    ),
     refused(JSONL + "nested.jsonl", "text in doc.body.text", "doc", "--text-column"),
-    loads(JSONL + "nested.jsonl", "… --text-column doc.body.text", "400 rows", "--text-column", "doc.body.text",
-          counts={"rows_used": 400}),
+    loads(
+        JSONL + "nested.jsonl",
+        "… --text-column doc.body.text",
+        "400 rows",
+        "--text-column",
+        "doc.body.text",
+        counts={"rows_used": 400},
+    ),
     refused(JSONL + "wrong_type_int.jsonl", "text is an integer", "line 1", "column 'text'", "int"),
     refused(JSONL + "mixed_types.jsonl", "row 301 is a list", "line 301", "list"),
-    loads(JSONL + "duplicate_keys.jsonl", "the same key twice", "refused, or documented", codes=(3,),
-          says=("duplicate_keys.jsonl, line 1", "text")),
-    loads(JSONL + "json_array.jsonl", "one array in a .jsonl", "400 rows", counts={"rows_used": 400},
-          texts=json_texts),
-    loads(JSONL + "json_array.json", "array over many lines", "400 rows", counts={"rows_used": 400},
-          same_as=JSONL + "json_array.jsonl"),
+    loads(
+        JSONL + "duplicate_keys.jsonl",
+        "the same key twice",
+        "refused, or documented",
+        codes=(3,),
+        says=("duplicate_keys.jsonl, line 1", "text"),
+    ),
+    loads(
+        JSONL + "json_array.jsonl", "one array in a .jsonl", "400 rows", counts={"rows_used": 400}, texts=json_texts
+    ),
+    loads(
+        JSONL + "json_array.json",
+        "array over many lines",
+        "400 rows",
+        counts={"rows_used": 400},
+        same_as=JSONL + "json_array.jsonl",
+    ),
     loads(JSONL + "concatenated.json", "objects one after another", "50 rows", counts={"rows_used": 50}),
-    loads(JSONL + "blank_lines.jsonl", "blank lines between rows", "400 rows", counts={"rows_used": 400},
-          texts=json_texts, same_as=JSONL + "json_array.jsonl"),
-    loads(JSONL + "bigint.jsonl", "an integer of 60 digits", "loads, or refused", codes=(0, 3), says=("line 1",),
-          counts={"rows_used": 1}, texts=json_texts),
+    loads(
+        JSONL + "blank_lines.jsonl",
+        "blank lines between rows",
+        "400 rows",
+        counts={"rows_used": 400},
+        texts=json_texts,
+        same_as=JSONL + "json_array.jsonl",
+    ),
+    loads(
+        JSONL + "bigint.jsonl",
+        "an integer of 60 digits",
+        "loads, or refused",
+        codes=(0, 3),
+        says=("line 1",),
+        counts={"rows_used": 1},
+        texts=json_texts,
+    ),
     refused(JSONL + "zero_rows_header_only.csv", "header only", "no usable text"),
     refused(JSONL + "empty_strings.jsonl", "all rows empty", "no usable text", "400 empty"),
-    loads(JSONL + "half_empty.jsonl", "200 of 400 empty", "200 used, 200 counted",
-          counts={"rows_used": 200, "rows_empty": 200}, texts=json_texts),
-    loads(JSONL + "tiny_10k.jsonl", "10,000 rows of one character", "loads fast", counts={"rows_used": 10_000},
-          texts=json_texts, seconds=20),
+    loads(
+        JSONL + "half_empty.jsonl",
+        "200 of 400 empty",
+        "200 used, 200 counted",
+        counts={"rows_used": 200, "rows_empty": 200},
+        texts=json_texts,
+    ),
+    loads(
+        JSONL + "tiny_10k.jsonl",
+        "10,000 rows of one character",
+        "loads fast",
+        counts={"rows_used": 10_000},
+        texts=json_texts,
+        seconds=20,
+    ),
     refused(CSV + "duplicate_columns.csv", "two columns named text", "duplicate column 'text'"),
-    loads(CSV + "embedded_newlines.csv", "quoted newlines, quotes, commas", "200 rows", counts={"rows_used": 200},
-          texts=csv_texts),
+    loads(
+        CSV + "embedded_newlines.csv",
+        "quoted newlines, quotes, commas",
+        "200 rows",
+        counts={"rows_used": 200},
+        texts=csv_texts,
+    ),
     refused(CSV + "ragged.csv", "rows with wrong numbers of cells", "line 102"),
     refused(CSV + "semicolon.csv", "separated by semicolons", "text;label"),
-    loads(CSV + "excel_utf16.csv", "Excel's Unicode text", "loads, or refused", codes=(0, 3),
-          says=("excel_utf16.csv", "tab")),
+    loads(
+        CSV + "excel_utf16.csv",
+        "Excel's Unicode text",
+        "loads, or refused",
+        codes=(0, 3),
+        says=("excel_utf16.csv", "tab"),
+    ),
     refused(CSV + "no_header.csv", "no header", "To be or not to be"),
     refused(CSV + "header_spaces.csv", "spaces in the header", "' text '"),
-    Row("seq2seq/length_mismatch/train", "300 source lines, 299 target lines", "refused: 300 vs 299",
-        [*SEQ2SEQ, "--data", "{file}", "--source-lang", "en", "--target-lang", "de"], (3,),
-        ("train.en", "train.de", "300 vs 299")),
-    loads("seq2seq/empty_target.jsonl", "30 of 300 targets empty", "30 counted", base=SEQ2SEQ,
-          counts={"rows_empty": 30, "rows_used": 270}),
-    loads("seq2seq/same_columns.jsonl", "source equals target", "a warning", base=SEQ2SEQ, notes=("source and target",)),
-    loads("seq2seq/very_long_source.jsonl", "one source of 1 MB", "cut and counted", base=SEQ2SEQ,
-          counts={"rows_truncated": 1}),
+    Row(
+        "seq2seq/length_mismatch/train",
+        "300 source lines, 299 target lines",
+        "refused: 300 vs 299",
+        [*SEQ2SEQ, "--data", "{file}", "--source-lang", "en", "--target-lang", "de"],
+        (3,),
+        ("train.en", "train.de", "300 vs 299"),
+    ),
+    loads(
+        "seq2seq/empty_target.jsonl",
+        "30 of 300 targets empty",
+        "30 counted",
+        base=SEQ2SEQ,
+        counts={"rows_empty": 30, "rows_used": 270},
+    ),
+    loads(
+        "seq2seq/same_columns.jsonl", "source equals target", "a warning", base=SEQ2SEQ, notes=("source and target",)
+    ),
+    loads(
+        "seq2seq/very_long_source.jsonl",
+        "one source of 1 MB",
+        "cut and counted",
+        base=SEQ2SEQ,
+        counts={"rows_truncated": 1},
+    ),
     refused("chat/unknown_role.jsonl", "unknown role", "line 1", "wizard"),
     refused("chat/no_assistant.jsonl", "no assistant turn", "line 1", "no assistant turn"),
     refused("chat/content_none.jsonl", "content null", "line 1", "null"),
-    *(loads(f"{GZ}good.jsonl.{end}", end, "400 rows", counts={"rows_used": 400}, same_as=JSONL + "json_array.jsonl")
-      for end in ("gz", "bz2", "xz", "zst")),
+    *(
+        loads(f"{GZ}good.jsonl.{end}", end, "400 rows", counts={"rows_used": 400}, same_as=JSONL + "json_array.jsonl")
+        for end in ("gz", "bz2", "xz", "zst")
+    ),
     refused(GZ + "truncated.jsonl.gz", "gzip cut in the middle", "damaged"),
     refused(GZ + "not_gzip.jsonl.gz", "plain text named .gz", "not what its name says"),
     loads(GZ + "bomb_100MB.txt.gz", "100 kB that expand to 100 MB", "less than 1 GB", megabytes=1000, codes=(0, 3)),
@@ -457,11 +685,20 @@ STORED = [
     loads("parquet/good.parquet", "1000 rows, 10 row groups", "1000 rows", counts={"rows_used": 1000}),
     refused("parquet/truncated.parquet", "no footer", "damaged"),
     refused("parquet/magic_only.parquet", "8 bytes", "damaged"),
-    loads("parquet/binary_column.parquet", "text is binary", "refused, or decoded", codes=(0, 3),
-          says=("binary_column.parquet", "row 1", "bytes")),
+    loads(
+        "parquet/binary_column.parquet",
+        "text is binary",
+        "refused, or decoded",
+        codes=(0, 3),
+        says=("binary_column.parquet", "row 1", "bytes"),
+    ),
     refused("parquet/zero_rows.parquet", "0 rows", "no usable text"),
-    loads("names/path with spaces/데이터 файл 📄.jsonl", "spaces, Hangul, Cyrillic, emoji in the path", "400 rows",
-          counts={"rows_used": 400}),
+    loads(
+        "names/path with spaces/데이터 файл 📄.jsonl",
+        "spaces, Hangul, Cyrillic, emoji in the path",
+        "400 rows",
+        counts={"rows_used": 400},
+    ),
     loads("names/brackets[0-9]*.jsonl", "glob characters in a real name", "400 rows", counts={"rows_used": 400}),
     recipe("config/norway.yaml", "traps of YAML 1.1", "lang", "version", silent=("lr:",)),
     recipe("config/dup_keys.yaml", "duplicate key", "lr", "line 3"),
@@ -476,92 +713,290 @@ STORED = [
     checkpoint("checkpoints/nan_weights", "NaN in the final norm", "norm", "NaN", codes=(3, 6)),
     checkpoint("checkpoints/vocab_mismatch", "vocabulary of 600, weights of 512", "another shape", "embed_tokens"),
     checkpoint("checkpoints/untied_head_missing", "untied, but no lm_head", "lm_head.weight"),
-    refused("checkpoints/trainer_state_broken", "trainer_state.json cut, named", "not a whole checkpoint",
-            command=[*CLM, "--data", "{good}", "--resume", "{file}"]),
-]  # fmt: skip
+    refused(
+        "checkpoints/trainer_state_broken",
+        "trainer_state.json cut, named",
+        "not a whole checkpoint",
+        command=[*CLM, "--data", "{good}", "--resume", "{file}"],
+    ),
+]
 
 MADE = [
-    Row("resume/run", "… --resume auto with a cut trainer_state.json", "goes on from the checkpoint before",
-        [*TWO_CHECKPOINTS, "--max-steps", "6", "--resume", "auto"], make=a_cut_state,
-        notes=("passing over checkpoint-4", "checkpoint-2"), after=steps_taken(6, 6)),
-    refused("links/loop_a", "link that leads to itself", make=all_of(a_link("links/loop_a", "loop_b"), a_link("links/loop_b", "loop_a"))),
-    loads("links/dirloop", "folder that links to itself", "no endless walk", counts={"rows_used": 50},
-          make=all_of(a_good_file("links/dirloop/a.jsonl"), a_link("links/dirloop/again", "."))),
+    Row(
+        "resume/run",
+        "… --resume auto with a cut trainer_state.json",
+        "goes on from the checkpoint before",
+        [*TWO_CHECKPOINTS, "--max-steps", "6", "--resume", "auto"],
+        make=a_cut_state,
+        notes=("passing over checkpoint-4", "checkpoint-2"),
+        after=steps_taken(6, 6),
+    ),
+    refused(
+        "links/loop_a",
+        "link that leads to itself",
+        make=all_of(a_link("links/loop_a", "loop_b"), a_link("links/loop_b", "loop_a")),
+    ),
+    loads(
+        "links/dirloop",
+        "folder that links to itself",
+        "no endless walk",
+        counts={"rows_used": 50},
+        make=all_of(a_good_file("links/dirloop/a.jsonl"), a_link("links/dirloop/again", ".")),
+    ),
     refused("links/dangling.jsonl", "link to nothing", make=a_link("links/dangling.jsonl", "gone.jsonl")),
-    loads("links/outside.txt", "link to /etc/passwd, named itself", "read, but copied nowhere",
-          make=a_link("links/outside.txt", "/etc/passwd"), after=data_is_not_copied),
-    loads("links/folder", "… in a folder that is named", "not read", codes=(0, 3), says=("outside.txt",),
-          counts={"rows_read": 50},
-          make=all_of(a_good_file("links/folder/a.jsonl"), a_link("links/folder/outside.txt", "/etc/passwd"))),
-    recipe("config/yaml_exec.yaml", "YAML tag that runs a command", "line",
-           make=a_file("config/yaml_exec.yaml", 'task: clm\nx: !!python/object/apply:os.system ["touch CANARY"]\n')),
-    Row("config/norway_known.yaml", "traps of YAML 1.1 under known keys", "1e-4 a number, no a word, 010 ten",
-        ["run", "{file}", "--dry-run"], prints=("learning_rate: 0.0001", "source_prefix: no\n", "seed: 10\n"),
-        make=a_file("config/norway_known.yaml",
-                    "task: seq2seq\nmodel: t5\ndata: x\nlr: 1e-4\nsource_prefix: no\nseed: 010\n")),
-    recipe("config/secret_key.yaml", "secrets under unknown keys", "hub_api_key", after=secrets_are_kept,
-           make=a_file("config/secret_key.yaml", f"task: clm\nhub_api_key: {SECRETS[0]}\nopenai: {SECRETS[1]}\n")),
-    Row("config/secret_in_config.yaml", "secret under a known key", "nowhere in log, recipe.yaml, card",
-        ["run", "{file}", *CLM[1:], "--data", "{good}", "-o", "{run}"], (0, 2), ("hub_token",), after=secrets_are_kept,
-        make=a_file("config/secret_in_config.yaml", f"task: clm\ntrain:\n  hub_token: {SECRETS[0]}\n")),
+    loads(
+        "links/outside.txt",
+        "link to /etc/passwd, named itself",
+        "read, but copied nowhere",
+        make=a_link("links/outside.txt", "/etc/passwd"),
+        after=data_is_not_copied,
+    ),
+    loads(
+        "links/folder",
+        "… in a folder that is named",
+        "not read",
+        codes=(0, 3),
+        says=("outside.txt",),
+        counts={"rows_read": 50},
+        make=all_of(a_good_file("links/folder/a.jsonl"), a_link("links/folder/outside.txt", "/etc/passwd")),
+    ),
+    recipe(
+        "config/yaml_exec.yaml",
+        "YAML tag that runs a command",
+        "line",
+        make=a_file("config/yaml_exec.yaml", 'task: clm\nx: !!python/object/apply:os.system ["touch CANARY"]\n'),
+    ),
+    Row(
+        "config/norway_known.yaml",
+        "traps of YAML 1.1 under known keys",
+        "1e-4 a number, no a word, 010 ten",
+        ["run", "{file}", "--dry-run"],
+        prints=("learning_rate: 0.0001", "source_prefix: no\n", "seed: 10\n"),
+        make=a_file(
+            "config/norway_known.yaml", "task: seq2seq\nmodel: t5\ndata: x\nlr: 1e-4\nsource_prefix: no\nseed: 010\n"
+        ),
+    ),
+    recipe(
+        "config/secret_key.yaml",
+        "secrets under unknown keys",
+        "hub_api_key",
+        after=secrets_are_kept,
+        make=a_file("config/secret_key.yaml", f"task: clm\nhub_api_key: {SECRETS[0]}\nopenai: {SECRETS[1]}\n"),
+    ),
+    Row(
+        "config/secret_in_config.yaml",
+        "secret under a known key",
+        "nowhere in log, recipe.yaml, card",
+        ["run", "{file}", *CLM[1:], "--data", "{good}", "-o", "{run}"],
+        (0, 2),
+        ("hub_token",),
+        after=secrets_are_kept,
+        make=a_file("config/secret_in_config.yaml", f"task: clm\ntrain:\n  hub_token: {SECRETS[0]}\n"),
+    ),
     checkpoint("checkpoints/remote_code", "auto_map to evil.py", "--trust-remote-code", make=REMOTE_CODE),
     checkpoint("checkpoints/pickle_canary", "weights whose unpickling runs code", "pickle", make=pickled_weights),
-    refused("checkpoints/tokenizer_code", "tokenizer with code of its own", make=TOKENIZER_CODE,
-            command=["clm", "--from-scratch", "--model", "gpt2", "--tokenizer", "{file}", "--data", "{good}"]),
-    Row("resume/pickled", "optimizer.pt whose unpickling runs code", "refused, or passed over",
-        [*TWO_CHECKPOINTS, "--max-steps", "6", "--resume", "auto"], (0, 3), ("checkpoint-4",),
-        make=a_pickled_optimizer, leaves_run=True),
+    refused(
+        "checkpoints/tokenizer_code",
+        "tokenizer with code of its own",
+        make=TOKENIZER_CODE,
+        command=["clm", "--from-scratch", "--model", "gpt2", "--tokenizer", "{file}", "--data", "{good}"],
+    ),
+    Row(
+        "resume/pickled",
+        "optimizer.pt whose unpickling runs code",
+        "refused, or passed over",
+        [*TWO_CHECKPOINTS, "--max-steps", "6", "--resume", "auto"],
+        (0, 3),
+        ("checkpoint-4",),
+        make=a_pickled_optimizer,
+        leaves_run=True,
+    ),
     refused("noread.jsonl", "no permission to read", "ermission denied", make=unreadable, unprivileged=True),
-    Row("readonly_out", "output folder not writable", "refused before training",
-        [*CLM, "--data", "{good}", "-o", "{file}"], (3, 7), ("readonly_out", "permission"), make=unwritable,
-        unprivileged=True, seconds=10),
-    Row("full tmpfs of 16 MB", "disk full during a save", "exit 7, and the checkpoint before can be resumed", FILLING,
-        (7,), ("space",), make=a_small_disk, after=goes_on_once_there_is_room, leaves_run=True),
+    Row(
+        "readonly_out",
+        "output folder not writable",
+        "refused before training",
+        [*CLM, "--data", "{good}", "-o", "{file}"],
+        (3, 7),
+        ("readonly_out", "permission"),
+        make=unwritable,
+        unprivileged=True,
+        seconds=10,
+    ),
+    Row(
+        "full tmpfs of 16 MB",
+        "disk full during a save",
+        "exit 7, and the checkpoint before can be resumed",
+        FILLING,
+        (7,),
+        ("space",),
+        make=a_small_disk,
+        after=goes_on_once_there_is_room,
+        leaves_run=True,
+    ),
     refused("fifo.jsonl", "named pipe", "not a regular file", make=a_pipe, seconds=5),
-    *(Row(device, "device file", "refused, no endless read", [*CLM, "--data", device], (3,),
-          (device, "not a regular file"), seconds=5) for device in ("/dev/zero", "/dev/null")),
-    refused("folder.jsonl", "folder given as a file", "no data in this folder",
-            make=lambda place: (place / "folder.jsonl").mkdir()),
+    *(
+        Row(
+            device,
+            "device file",
+            "refused, no endless read",
+            [*CLM, "--data", device],
+            (3,),
+            (device, "not a regular file"),
+            seconds=5,
+        )
+        for device in ("/dev/zero", "/dev/null")
+    ),
+    refused(
+        "folder.jsonl",
+        "folder given as a file",
+        "no data in this folder",
+        make=lambda place: (place / "folder.jsonl").mkdir(),
+    ),
     refused("good.jsonl/inner", "file given as a folder", make=a_good_file("good.jsonl")),
-    Row("out.txt", "file given as output folder", "refused", [*CLM, "--data", "{good}", "-o", "{file}"], (2, 3),
-        ("out.txt", "a file"), make=a_file("out.txt", "x"), leaves_run=True),
+    Row(
+        "out.txt",
+        "file given as output folder",
+        "refused",
+        [*CLM, "--data", "{good}", "-o", "{file}"],
+        (2, 3),
+        ("out.txt", "a file"),
+        make=a_file("out.txt", "x"),
+        leaves_run=True,
+    ),
     checkpoint("config.json", "file given as a model", "a file", make=a_file("config.json", model_config())),
-    loads("new\nline.jsonl", "newline in the name", "loads", counts={"rows_used": 50},
-          make=a_good_file("new\nline.jsonl"), codes=(0, 3), says=("line.jsonl",)),
-    loads(NO_UTF8, "name that is not UTF-8", "loads, or refused", counts={"rows_used": 50},
-          make=a_good_file(NO_UTF8), codes=(0, 3), says=("bad",)),
+    loads(
+        "new\nline.jsonl",
+        "newline in the name",
+        "loads",
+        counts={"rows_used": 50},
+        make=a_good_file("new\nline.jsonl"),
+        codes=(0, 3),
+        says=("line.jsonl",),
+    ),
+    loads(
+        NO_UTF8,
+        "name that is not UTF-8",
+        "loads, or refused",
+        counts={"rows_used": 50},
+        make=a_good_file(NO_UTF8),
+        codes=(0, 3),
+        says=("bad",),
+    ),
     loads(LONGEST, "name of 255 bytes", "loads", counts={"rows_used": 50}, make=a_good_file(LONGEST)),
     refused("n" * 300 + ".jsonl", "name of 306 bytes", "name", unnamed=True, codes=(3,), make=lambda place: None),
-    Row("n" * 301, "… as a model", "refused", ["clm", "--model", "{file}", "--data", "{good}"], (3,), ("nnn",),
-        make=lambda place: None),
-    Row("n" * 302, "… as output folder", "refused", [*CLM, "--data", "{good}", "-o", "{file}"], (2, 3, 7), ("nnn",),
-        make=lambda place: None),
+    Row(
+        "n" * 301,
+        "… as a model",
+        "refused",
+        ["clm", "--model", "{file}", "--data", "{good}"],
+        (3,),
+        ("nnn",),
+        make=lambda place: None,
+    ),
+    Row(
+        "n" * 302,
+        "… as output folder",
+        "refused",
+        [*CLM, "--data", "{good}", "-o", "{file}"],
+        (2, 3, 7),
+        ("nnn",),
+        make=lambda place: None,
+    ),
     Row("n" * 303, "… as a recipe", "refused", ["run", "{file}"], (2, 3), ("nnn",), make=lambda place: None),
-    refused("red\x1b[31m.jsonl", "escape sequence in the name of a broken file", "line 1", unnamed=True,
-            make=a_file("red\x1b[31m.jsonl", '{"text": 1}\n')),
-    refused("columns.jsonl", "escape sequences in columns and values", "which column", unnamed=True,
-            make=a_file("columns.jsonl", '{"\\u001b[31mred": 1, "\\u202eb": 2}\n')),
-    loads("growing.jsonl", "appended to all the time", "the rows at the start, or refused",
-          codes=(0, 3), says=("growing.jsonl",), make=lambda place: rows_into(place / "growing.jsonl", 20_000),
-          during=appending, after=not_endless),
-    loads("deleted.jsonl", "deleted while training", "goes on, or refused", "--max-steps", "300", "--log-every", "1",
-          codes=(0, 3), make=a_good_file("deleted.jsonl"), during=deleting, after=steps_taken(300, 300)),
-    loads("shrinking.jsonl", "cut off while training", "goes on, or refused", "--max-steps", "300", "--log-every", "1",
-          codes=(0, 3), make=a_good_file("shrinking.jsonl"), during=cutting, after=steps_taken(300, 300)),
-    loads("10k_shards", "10,000 files of one row, 256 open files at most", "10,000 rows", make=many_shards,
-          counts={"rows_used": 10_000}, open_files=256),
+    refused(
+        "red\x1b[31m.jsonl",
+        "escape sequence in the name of a broken file",
+        "line 1",
+        unnamed=True,
+        make=a_file("red\x1b[31m.jsonl", '{"text": 1}\n'),
+    ),
+    refused(
+        "columns.jsonl",
+        "escape sequences in columns and values",
+        "which column",
+        unnamed=True,
+        make=a_file("columns.jsonl", '{"\\u001b[31mred": 1, "\\u202eb": 2}\n'),
+    ),
+    loads(
+        "growing.jsonl",
+        "appended to all the time",
+        "the rows at the start, or refused",
+        codes=(0, 3),
+        says=("growing.jsonl",),
+        make=lambda place: rows_into(place / "growing.jsonl", 20_000),
+        during=appending,
+        after=not_endless,
+    ),
+    loads(
+        "deleted.jsonl",
+        "deleted while training",
+        "goes on, or refused",
+        "--max-steps",
+        "300",
+        "--log-every",
+        "1",
+        codes=(0, 3),
+        make=a_good_file("deleted.jsonl"),
+        during=deleting,
+        after=steps_taken(300, 300),
+    ),
+    loads(
+        "shrinking.jsonl",
+        "cut off while training",
+        "goes on, or refused",
+        "--max-steps",
+        "300",
+        "--log-every",
+        "1",
+        codes=(0, 3),
+        make=a_good_file("shrinking.jsonl"),
+        during=cutting,
+        after=steps_taken(300, 300),
+    ),
+    loads(
+        "10k_shards",
+        "10,000 files of one row, 256 open files at most",
+        "10,000 rows",
+        make=many_shards,
+        counts={"rows_used": 10_000},
+        open_files=256,
+    ),
     refused("10M_empty_lines.txt", "10 million newlines", "no usable text", make=many_empty_lines, seconds=30),
     refused("10M_empty_lines.txt", "… as rows", "no usable text", flags=BY_LINE, make=many_empty_lines, seconds=30),
-    loads("one_50MB_line.txt", "one line of 50 MB", "less than 2 GB", counts={"rows_used": 1},
-          make=one_long_line("one_50MB_line.txt")),
-    loads("one_50MB_line.jsonl", "one JSON row of 50 MB", "less than 2 GB", counts={"rows_used": 1},
-          make=one_long_line("one_50MB_line.jsonl", b'{"text": "', b'"}\n')),
-    refused("10M_empty_lines.txt", "… --streaming", "no usable text", flags=["--streaming"], make=many_empty_lines,
-            seconds=30),
-    loads("one_50MB_line.txt", "… --streaming", "less than 2 GB", "--streaming", make=one_long_line("one_50MB_line.txt")),
-    loads("one_50MB_line.jsonl", "… --streaming", "less than 2 GB", "--streaming",
-          make=one_long_line("one_50MB_line.jsonl", b'{"text": "', b'"}\n')),
-]  # fmt: skip
+    loads(
+        "one_50MB_line.txt",
+        "one line of 50 MB",
+        "less than 2 GB",
+        counts={"rows_used": 1},
+        make=one_long_line("one_50MB_line.txt"),
+    ),
+    loads(
+        "one_50MB_line.jsonl",
+        "one JSON row of 50 MB",
+        "less than 2 GB",
+        counts={"rows_used": 1},
+        make=one_long_line("one_50MB_line.jsonl", b'{"text": "', b'"}\n'),
+    ),
+    refused(
+        "10M_empty_lines.txt",
+        "… --streaming",
+        "no usable text",
+        flags=["--streaming"],
+        make=many_empty_lines,
+        seconds=30,
+    ),
+    loads(
+        "one_50MB_line.txt", "… --streaming", "less than 2 GB", "--streaming", make=one_long_line("one_50MB_line.txt")
+    ),
+    loads(
+        "one_50MB_line.jsonl",
+        "… --streaming",
+        "less than 2 GB",
+        "--streaming",
+        make=one_long_line("one_50MB_line.jsonl", b'{"text": "', b'"}\n'),
+    ),
+]
 
 ROWS = [*STORED, *MADE]
 
@@ -571,7 +1006,12 @@ ROWS = [*STORED, *MADE]
 
 def start(command: Sequence[str], place: Path, file: Path | None = None, row: Row | None = None) -> Outcome:
     """Run `lmtrain` to its end; the peak is that of the process and of what it has started."""
-    filled = {"{file}": str(file), "{place}": str(place), "{run}": str(place / "run"), "{good}": str(place / "good.jsonl")}  # fmt: skip
+    filled = {
+        "{file}": str(file),
+        "{place}": str(place),
+        "{run}": str(place / "run"),
+        "{good}": str(place / "good.jsonl"),
+    }
     words = []
     for word in command:
         for name, value in filled.items():
@@ -582,14 +1022,24 @@ def start(command: Sequence[str], place: Path, file: Path | None = None, row: Ro
     before = WITHOUT_PRIVILEGE if row and row.unprivileged and os.geteuid() == 0 else []
     limit = row.open_files if row else None
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LMTRAIN_")} | {
-        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRETS[0], "PYTHONPATH": str(Path.cwd()), "XDG_CACHE_HOME": str(place / "cache")}  # fmt: skip
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_TOKEN": SECRETS[0],
+        "PYTHONPATH": str(Path.cwd()),
+        "XDG_CACHE_HOME": str(place / "cache"),
+    }
     with (place / "out").open("wb") as out, (place / "err").open("wb") as err:
         began = time.monotonic()
         process = subprocess.Popen(
             [*before, sys.executable, "-m", "lmtrain", *words, *([] if "--dry-run" in words else ["--json"])],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd=place,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=environment,
+            cwd=place,
             preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))),
-        )  # fmt: skip
+        )
         ended: list[Any] = []
 
         def running() -> bool:
@@ -672,7 +1122,9 @@ def shown(row: Row, outcome: Outcome, hidden: Sequence[Path]) -> str:
     text = outcome.message
     if outcome.code == 0:
         ledger = outcome.results.get("data", {}).get("train", {})
-        text = ", ".join(f"{name} {count:,}" for name, count in ledger.items() if count and not isinstance(count, float | str))  # fmt: skip
+        text = ", ".join(
+            f"{name} {count:,}" for name, count in ledger.items() if count and not isinstance(count, float | str)
+        )
     for path in hidden:
         text = text.replace(f"{path}/", "").replace(str(path), "")
     return cell(text.removeprefix("lmtrain: "), 300)
@@ -704,7 +1156,12 @@ def main() -> int:
             outcome, problems = try_row(row, folder, place, fingerprints)
             verdict = "ok" if not problems else f"NOT: {cell('; '.join(problems), 200)}"
             bad += bool(problems)
-            columns = [str(outcome.code), f"{outcome.seconds:.1f}", str(outcome.megabytes), shown(row, outcome, (place, folder))]  # fmt: skip
+            columns = [
+                str(outcome.code),
+                f"{outcome.seconds:.1f}",
+                str(outcome.megabytes),
+                shown(row, outcome, (place, folder)),
+            ]
         except CannotBeMade as reason:
             verdict, columns = f"not run: {reason}", ["", "", "", ""]
         finally:

@@ -51,6 +51,7 @@ def gradient(trainer: Any, made: Any) -> Any:
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 7, LAST])
 @pytest.mark.parametrize("fault", [weights, overflow, gradient])
 def test_it_stops_at_that_step_before_the_update(
@@ -72,6 +73,7 @@ def test_it_stops_at_that_step_before_the_update(
     assert len(line["rows"]) == (6 if step == 7 else 8)  # an epoch ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 7, LAST])
 def test_a_learning_rate_that_is_absurd_stops_the_run_before_anything_of_it_is_saved(
     step: int, material: Path, monkeypatch: pytest.MonkeyPatch

@@ -66,6 +66,7 @@ def losses(run: str) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "rows"), [("clm", 8), ("clm", 1), ("mlm", 4), ("seq2seq", 2)])
 def test_losses_match_a_run_that_began_with_the_rows_that_fit(
     objective: str, rows: int, material: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import lmtrain, scratch, sentences, trained
+from conftest import TINY, lmtrain, scratch, sentences, trained
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -20,8 +20,17 @@ LOADERS = {"gpt2": AutoModelForCausalLM, "bert": AutoModelForMaskedLM, "t5": Aut
 @pytest.mark.parametrize("model", LOADERS)
 def test_a_run_folder_holds_what_it_promises_and_loads_anywhere(model: str, request: pytest.FixtureRequest):
     folder: Path = request.getfixturevalue(model)
-    for name in ("recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl", "README.md", "config.json",
-                 "model.safetensors", "tokenizer.json", "checkpoints/checkpoint-4"):  # fmt: skip
+    for name in (
+        "recipe.yaml",
+        "results.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "checkpoints/checkpoint-4",
+    ):
         assert (folder / name).exists(), name
     assert not list(folder.glob("*.bin"))
     results = json.loads((folder / "results.json").read_text())
@@ -38,6 +47,7 @@ def test_a_run_folder_holds_what_it_promises_and_loads_anywhere(model: str, requ
     assert events[-1]["eval_loss"] == results["metrics"]["eval_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "data"),
     [
@@ -48,7 +58,7 @@ def test_a_run_folder_holds_what_it_promises_and_loads_anywhere(model: str, requ
         (["mlm", *scratch("bert"), "--max-length", "16"], "text.jsonl"),
         (["seq2seq", *scratch("t5")], "pairs.jsonl"),
     ],
-)  # fmt: skip
+)
 def test_every_objective_and_kind_of_rows_learns(arguments: list[str], data: str, material: Path):
     results = trained(
         *arguments, "--data", material / data, "--epochs", 12, "--lr", 1e-2, "--eval-every", 1000, "-o", "run"
@@ -70,6 +80,7 @@ def end_of(folder: Path, prompt: str) -> list[int]:
     return network.generate(ids, max_new_tokens=40, do_sample=False)[0].tolist()
 
 
+@pytest.mark.slow
 def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
     gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -78,8 +89,27 @@ def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained("tokenizer")
     Path("short.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in sentences(48)))
-    run = ["clm", *scratch("gpt2")[:5], "--tokenizer", "tokenizer", "--data", "short.jsonl", "--no-packing", "--val-split", 0,
-           "--epochs", 40, "--lr", 1e-2, "--samples", 0, "-b", 16, "--save-every", 1000]  # fmt: skip
+    run = [
+        "clm",
+        *scratch("gpt2")[:5],
+        "--tokenizer",
+        "tokenizer",
+        "--data",
+        "short.jsonl",
+        "--no-packing",
+        "--val-split",
+        0,
+        "--epochs",
+        40,
+        "--lr",
+        1e-2,
+        "--samples",
+        0,
+        "-b",
+        16,
+        "--save-every",
+        1000,
+    ]
     trained(*run, "-o", "exact")
     written = end_of(Path("exact"), "the cat sees")
     assert written[-1] == tokenizer.eos_token_id
@@ -96,20 +126,41 @@ def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
         both.fixed = collate.fixed
         return both
 
-    from lmtrain.objectives import objective
+    from lmtrain.training import assembly
 
-    real = objective.Objective.fit
-    monkeypatch.setattr(
-        objective.Objective, "fit", lambda *a, **k: (lambda c, loss: (with_stock_labels(c), loss))(*real(*a, **k))
-    )
+    real = assembly.fit_scoring
+
+    def fit_scoring(*arguments):
+        collate, loss = real(*arguments)
+        return with_stock_labels(collate), loss
+
+    monkeypatch.setattr(assembly, "fit_scoring", fit_scoring)
     trained(*run, "-o", "stock")
     assert tokenizer.eos_token_id not in end_of(Path("stock"), "the cat sees")
 
 
 def test_the_best_model_is_kept_and_training_stops_early(gpt2: Path, material: Path):
     """A learning rate that ruins the model: the best evaluation is not the last."""
-    results = trained("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 32, "--lr", 0.3, "--lr-scheduler",
-                      "constant", "--max-steps", 60, "--eval-every", 2, "--early-stop", 3, "-o", "run")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        32,
+        "--lr",
+        0.3,
+        "--lr-scheduler",
+        "constant",
+        "--max-steps",
+        60,
+        "--eval-every",
+        2,
+        "--early-stop",
+        3,
+        "-o",
+        "run",
+    )
     events = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     losses = {event["step"]: event["eval_loss"] for event in events if "eval_loss" in event and event["step"]}
     best = min(losses, key=losses.get)
@@ -124,8 +175,28 @@ def test_the_best_model_is_kept_and_training_stops_early(gpt2: Path, material: P
 @pytest.mark.parametrize("model", ["gpt2", "bert", "t5"])
 def test_a_resumed_run_ends_in_the_same_weights(model: str, material: Path):
     objective, data = {"gpt2": ("clm", "text"), "bert": ("mlm", "text"), "t5": ("seq2seq", "pairs")}[model]
-    run = [objective, *scratch(model), "--data", material / f"{data}.jsonl", "--epochs", 4, "-b", 4, "--grad-accum", 2,
-           "--save-every", 3, "--eval-every", 4, "--keep", 50, "--lr", 1e-3, "--val-split", 0.2]  # fmt: skip
+    run = [
+        objective,
+        *scratch(model),
+        "--data",
+        material / f"{data}.jsonl",
+        "--epochs",
+        4,
+        "-b",
+        4,
+        "--grad-accum",
+        2,
+        "--save-every",
+        3,
+        "--eval-every",
+        4,
+        "--keep",
+        50,
+        "--lr",
+        1e-3,
+        "--val-split",
+        0.2,
+    ]
     if model != "t5":
         run += ["--max-length", 16]
     trained(*run, "-o", "whole")
@@ -186,8 +257,24 @@ def test_bad_data_loses_nothing_of_the_run_that_was_there(material: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(material: Path):
-    outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--lr", 1e20, "--max-grad-norm", 0,
-                      "--log-every", 1, "--max-steps", 30, "-o", "run")  # fmt: skip
+    outcome = lmtrain(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        16,
+        "--lr",
+        1e20,
+        "--max-grad-norm",
+        0,
+        "--log-every",
+        1,
+        "--max-steps",
+        30,
+        "-o",
+        "run",
+    )
     assert outcome.code == 6
     assert "is not a finite number; the update is not applied" in outcome.err.replace("\n", " ")
 
@@ -200,8 +287,22 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(material: Path,
 
 
 def test_max_time_ends_a_run_with_everything_in_place(material: Path):
-    results = trained("clm", *scratch("gpt2"), "--data", material / "prose.txt", "--epochs", 10000, "--max-time", "2s",
-                      "--save-every", 100000, "--eval-every", 100000, "-o", "run")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "prose.txt",
+        "--epochs",
+        10000,
+        "--max-time",
+        "2s",
+        "--save-every",
+        100000,
+        "--eval-every",
+        100000,
+        "-o",
+        "run",
+    )
     assert results["status"] == "completed"
     assert results["train"]["steps"] < 10000
     assert "eval_loss" in results["metrics"]
@@ -209,8 +310,24 @@ def test_max_time_ends_a_run_with_everything_in_place(material: Path):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_every_token_is_trained_once_an_epoch(epochs: int, material: Path):
-    results = trained("clm", *scratch("gpt2"), "--data", material / "prose.txt", "-L", 50, "--epochs", epochs, "--val-split", 0,
-                      "-b", 3, "--grad-accum", 2, "-o", "run")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "prose.txt",
+        "-L",
+        50,
+        "--epochs",
+        epochs,
+        "--val-split",
+        0,
+        "-b",
+        3,
+        "--grad-accum",
+        2,
+        "-o",
+        "run",
+    )
     ledger = results["data"]["train"]
     blocks = -(-ledger["tokens_used"] // 50)
     assert results["train"]["tokens_seen"] == epochs * ledger["tokens_used"]
@@ -223,15 +340,46 @@ def test_every_token_is_trained_once_an_epoch(epochs: int, material: Path):
 
 
 def test_a_compiled_model_loads_like_any_other(material: Path):
-    trained("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--max-steps", 2, "--compile", "--set",
-            "train.torch_compile_backend=eager", "-o", "compiled")  # fmt: skip
+    trained(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "--max-steps",
+        2,
+        "--compile",
+        "--set",
+        "train.torch_compile_backend=eager",
+        "-o",
+        "compiled",
+    )
     again = lmtrain("clm", "--model", "compiled", "--data", material / "text.jsonl", "--max-steps", 0, "-o", "again")
     assert again.code == 0, again.err
 
 
 def test_no_checkpoint_is_saved_once_the_loss_is_not_finite(material: Path):
-    outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--lr", 1e18, "--optim", "sgd",
-                      "--max-grad-norm", 0, "--save-every", 2, "--val-split", 0, "--log-every", 100, "-o", "run")  # fmt: skip
+    outcome = lmtrain(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        16,
+        "--lr",
+        1e18,
+        "--optim",
+        "sgd",
+        "--max-grad-norm",
+        0,
+        "--save-every",
+        2,
+        "--val-split",
+        0,
+        "--log-every",
+        100,
+        "-o",
+        "run",
+    )
     assert outcome.code == 6
     from safetensors.torch import load_file
 
@@ -249,8 +397,28 @@ def test_resuming_a_finished_run_changes_nothing(material: Path):
 
 
 def test_a_resumed_run_counts_stops_and_reports_like_the_whole_one(material: Path):
-    run = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-L", 16, "--lr", 0.3, "--lr-scheduler", "constant",
-           "--max-steps", 60, "--save-every", 1, "--eval-every", 2, "--early-stop", 3, "--keep", 99]  # fmt: skip
+    run = [
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "text.jsonl",
+        "-L",
+        16,
+        "--lr",
+        0.3,
+        "--lr-scheduler",
+        "constant",
+        "--max-steps",
+        60,
+        "--save-every",
+        1,
+        "--eval-every",
+        2,
+        "--early-stop",
+        3,
+        "--keep",
+        99,
+    ]
     whole = trained(*run, "-o", "whole")
     step = whole["train"]["steps"] - 2
     resumed = trained(*run, "-o", "whole", "--resume", f"whole/checkpoints/checkpoint-{step}")
@@ -275,24 +443,45 @@ def test_a_folder_that_is_no_run_is_not_resumed_into(material: Path):
 
 
 def test_running_text_and_rows_can_be_mixed(material: Path):
-    results = trained("clm", *scratch("gpt2"), "--data", material / "prose.txt", "--data", material / "text.jsonl",
-                      "--max-steps", 1, "-o", "run")  # fmt: skip
+    results = trained(
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        material / "prose.txt",
+        "--data",
+        material / "text.jsonl",
+        "--max-steps",
+        1,
+        "-o",
+        "run",
+    )
     assert results["data"]["train"]["rows_used"] + results["data"]["eval"]["rows_used"] == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "sizes"),
-    [
-        ("m2m_100", "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32"),
-        ("mbart", "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32"),
-        ("blenderbot", "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,encoder_ffn_dim=32,decoder_ffn_dim=32"),
-    ],
-)  # fmt: skip
-def test_encoder_decoders_without_a_shift_of_their_own_or_with_an_odd_one_train(
-    model: str, sizes: str, material: Path
-):
-    results = trained("seq2seq", "--from-scratch", "--model", model, "--model-config", sizes, "--tokenizer", "unigram:60",
-                      "--data", material / "pairs.jsonl", "--epochs", 4, "--lr", 1e-2, "-o", "run")  # fmt: skip
+    "model",
+    ["m2m_100", "mbart", "blenderbot"],
+)
+def test_encoder_decoders_without_a_shift_of_their_own_or_with_an_odd_one_train(model: str, material: Path):
+    results = trained(
+        "seq2seq",
+        "--from-scratch",
+        "--model",
+        model,
+        "--model-config",
+        TINY[model],
+        "--tokenizer",
+        "unigram:60",
+        "--data",
+        material / "pairs.jsonl",
+        "--epochs",
+        4,
+        "--lr",
+        1e-2,
+        "-o",
+        "run",
+    )
     assert results["metrics"]["eval_loss"] < results["initial_metrics"]["eval_loss"]
     from lmtrain.modeling.loss import decoder_inputs
 
@@ -304,9 +493,20 @@ def test_encoder_decoders_without_a_shift_of_their_own_or_with_an_odd_one_train(
 
 @pytest.mark.parametrize(("model", "positions"), [("roberta", 39), ("mpnet", 38), ("bert", 40)])
 def test_positions_are_those_that_can_be_reached(model: str, positions: int, material: Path):
-    run = ["mlm", "--from-scratch", "--model", model, "--tokenizer", "wordpiece:200", "--data", str(material / "text.jsonl"),
-           "--max-steps", 1, "--model-config", "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,"
-           "max_position_embeddings=40"]  # fmt: skip
+    run = [
+        "mlm",
+        "--from-scratch",
+        "--model",
+        model,
+        "--tokenizer",
+        "wordpiece:200",
+        "--data",
+        str(material / "text.jsonl"),
+        "--max-steps",
+        1,
+        "--model-config",
+        "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,max_position_embeddings=40",
+    ]
     outcome = lmtrain(*run, "-L", positions, "-o", "run")
     assert outcome.code == 0, outcome.err
     assert f"{positions} positions" in lmtrain(*run, "-L", positions + 1, "-o", "more").err
