@@ -104,9 +104,10 @@ def train(
     with started(recipe, console, lock=True) as start:
         document = start.finished
         if document is None:
+            corpus = start.corpus()
             with loading_libraries(console):
                 from lmtrain.training import run
-            document = run.train(recipe, start.corpus(), start.folder, start.continued, console)
+            document = run.train(recipe, corpus, start.folder, start.continued, console)
         results = Results(document, start.folder if saved else None)
         if console.main_process:
             _settle(results, recipe.gates, baseline, show)

@@ -4,6 +4,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -102,6 +103,7 @@ def _add(
     def without_flags() -> None:
         """Stands for the command until it is called."""
 
+    @cache
     def build() -> TyperCommand:
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(name, **settings)(with_flags(command, options(), trains=panel != "Use"))

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from lmtrain.config.train import Run
-from lmtrain.data.sources import is_stdin
 from lmtrain.errors import UsageError
 from lmtrain.runtime import signals
 from lmtrain.runtime.processes import is_launched
@@ -21,6 +20,8 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
 
     Raises UsageError for data from standard input, which processes cannot share.
     """
+    from lmtrain.data.sources import is_stdin
+
     if any(map(is_stdin, data)):
         raise UsageError("standard input cannot be shared by several processes; save it to a file")
     if run.accelerate_config:

@@ -20,6 +20,7 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 from lmtrain.runtime.processes import is_first_process
 from lmtrain.runtime.redaction import in_document
+from lmtrain.training.start import open_corpus
 
 
 def training(recipe_class: type[Recipe]) -> Callable[..., None]:
@@ -99,7 +100,7 @@ def previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
         console = Console(quiet=quiet, as_json=json, main_process=is_first_process())
         set_environment(recipe.run.offline, recipe.run.num_proc)
         model_checks.check_model(recipe.objective, recipe.model, weights=False)
-        corpus = api.open_corpus(recipe, console)
+        corpus = open_corpus(recipe, console)
         with loading_libraries(console):
             from lmtrain.commands.preview.preview import preview
         preview(recipe, corpus, batches, explain, full, console)
@@ -129,7 +130,7 @@ def benching(recipe_class: type[Recipe]) -> Callable[..., None]:
         if launch.wanted(recipe.run):
             raise UsageError("bench measures one process; leave out --num-processes and --accelerate-config")
         model_checks.check_model(recipe.objective, recipe.model)
-        corpus = api.open_corpus(recipe, console)
+        corpus = open_corpus(recipe, console)
         with loading_libraries(console):
             from lmtrain.commands import bench
         bench.show(bench.bench(recipe, corpus, seconds, console), console)
