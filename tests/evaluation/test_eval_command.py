@@ -114,7 +114,7 @@ def test_user_errors_do_not_import_torch():
 
 def test_seed_that_would_score_training_rows_is_refused(gpt2: Path):
     outcome = lmtrain("eval", "--model", gpt2, "--seed", 7)
-    assert outcome.code == 2 and "name some with --data" in outcome.err
+    assert outcome.code == 2 and "give evaluation rows with --data" in outcome.err
     assert lmtrain("eval", "--model", gpt2, "--seed", 42).code == 0
 
 
