@@ -53,7 +53,7 @@ def with_flags(command: Callable[..., None], options: Iterable[Leaf], trains: bo
 def _parameters(leaf: Leaf, trains: bool) -> list[Parameter]:
     spelling = "--" + leaf.flag.replace("_", "-")
     hidden = leaf.extra.get("hidden") in (True, "training" if trains else "use")
-    text = _help(leaf, (not trains and leaf.extra.get("use")) or leaf.field.description or "")
+    text = _help(leaf, leaf.help(trains))
     panel = PANELS["run" if leaf.section == "train" and not trains else leaf.section]
 
     def parameter(

@@ -66,13 +66,12 @@ def _named(objective: str, leaf: Leaf, value: Document, values: Document) -> Doc
 
 def _value(leaf: Leaf, schema_of_section: Document) -> Document:
     found = dict(schema_of_section["properties"][leaf.name])
-    for ours in ("title", "aliases", "flag", "hidden", "short", "shortcuts", "use", "default"):
+    for ours in ("title", "default", *leaf.extra):
         found.pop(ours, None)
-    description = found.pop("description", "")
     # What is read from text as well (1%, 30m, name=value) may stand there as text.
     if _reads_text(leaf.field.annotation) or any(hasattr(mark, "func") for mark in leaf.field.metadata):
         found = {"anyOf": [found, {"type": "string"}]}
-    return {"description": description, **found}
+    return {"description": leaf.description, **found}
 
 
 def _reads_text(annotation: Any) -> bool:
@@ -109,7 +108,7 @@ For completion and checks in an editor: `"yaml.schemas": {"recipes/schema.json":
 
 def _line(by_objective: dict[str, Leaf]) -> str:
     leaf = next(iter(by_objective.values()))
-    helps = {objective: own.field.description or "" for objective, own in by_objective.items()}
+    helps = {objective: own.description for objective, own in by_objective.items()}
     told = " ".join(
         (
             f"*{', '.join(o for o in helps if helps[o] == text)}:* "

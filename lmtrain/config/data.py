@@ -1,6 +1,6 @@
-"""The section `data`: what is read, and how rows become examples."""
+"""The section `data`: which data to read, and how rows become training examples."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -9,48 +9,48 @@ from lmtrain.config.values import Length, Strings, numbers
 
 
 class Split(Section):
-    """What is trained and evaluated on."""
+    """Training and evaluation data."""
 
     KINDS: ClassVar[tuple[str, ...]]
-    """The kinds of rows that this objective can read, see columns.py."""
+    """The kinds of rows that this objective can read, see lmtrain/data/columns.py."""
 
     train: Strings = option(
         ..., flag="data", short="d", aliases=("train_file", "dataset", "dataset_name", "data"), min_length=1
     )
-    """File, folder, glob, - (stdin) or hub id org/name[:config][@split]; #N at the end takes N rows. Repeatable."""
+    """File, folder, glob, - (stdin) or hub id org/name[:config][@split]; append #N to use only the first N rows. Repeatable."""
     eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"), hidden="use")
-    """What to evaluate on, in the same forms. Default: a part of --data, see --val-split."""
+    """Evaluation data, in the same forms as --data. Default: a part of --data, see --val-split."""
     val_split: float = option(0.05, aliases=("validation_split",), ge=0, lt=1)
-    """Without --eval-data: the share of the rows held out, shuffled by --seed. 0 evaluates nothing."""
+    """Without --eval-data: fraction of the rows held out for evaluation, shuffled by --seed. 0 disables evaluation."""
     encoding: str | None = option(None, hidden=True)
-    """Encoding of text files. Default: UTF-8, or UTF-16 where the file starts with its mark."""
+    """Encoding of text files. Default: UTF-8, or UTF-16 if the file starts with a byte order mark."""
     on_bad: Literal["error", "drop"] = option("error")
-    """A row without usable text: stop and name it, or leave it out and count it."""
+    """Rows without usable text: stop at the first one, or drop and count them."""
     on_leak: Literal["warn", "drop", "error"] = option("warn", hidden=True)
-    """Evaluation rows that also are training rows: say so, leave them out of training, or stop."""
+    """Evaluation rows that also occur in the training data: warn, drop them from training, or stop."""
 
     @property
     def unit(self) -> str:
-        """What one document of a text file is: line, sentence, paragraph or document."""
+        """What one document of a text file is: a line, sentence, paragraph or the whole file (document)."""
         return "line"
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Those of the KINDS that these settings read."""
+        """The KINDS that these settings read."""
         return self.KINDS
 
 
 class Data(Split):
     weights: Annotated[list[float], BeforeValidator(numbers)] = option([], flag="data_weights", hidden=True)
-    """With several --data: the share of each in an epoch, e.g. 3,1. Default: every row once."""
+    """With several --data: proportions of each in an epoch, e.g. 3,1. Default: every row once."""
     streaming: bool = option(False, hidden="use")
-    """Read the data while training, for more than memory holds; needs --max-steps."""
+    """Read the data during training, if it does not fit in memory; needs --max-steps."""
     shuffle_buffer: int = option(10_000, ge=1, hidden=True)
-    """With --streaming: rows that are read and shuffled together."""
+    """With --streaming: number of rows that are shuffled together."""
 
     @model_validator(mode="before")
     @classmethod
-    def _a_stream_holds_nothing_out(cls, given: Any) -> Any:
+    def _stream_has_no_split(cls, given: object) -> object:
         if isinstance(given, dict) and given.get("streaming") in (True, "true"):
             return {"val_split": 0.0, **given}
         return given
@@ -62,52 +62,54 @@ class Data(Split):
                 f"--data-weights: {len(self.weights)} numbers for {len(self.train)} --data; give one for each"
             )
         if self.weights and min(self.weights) <= 0:
-            raise ValueError("--data-weights: every weight must be above 0; leave out the --data that you do not want")
+            raise ValueError("--data-weights: every weight must be above 0; to exclude data, remove its --data")
         if self.streaming and self.val_split:
             raise ValueError(
-                "--val-split: a stream cannot be split; give --eval-data, or --val-split 0 and nothing is evaluated"
+                "--val-split: a stream cannot be split; give --eval-data, or --val-split 0 for no evaluation"
             )
         if self.streaming and self.weights:
             raise ValueError(
                 "--data-weights: a stream is read in order; mix the files beforehand, or drop --streaming"
             )
         if self.streaming and self.on_leak != "warn":
-            raise ValueError("--on-leak: a stream is not compared with the evaluation data; drop one of the two")
+            raise ValueError(
+                "--on-leak: a stream is not compared with the evaluation data; drop --on-leak or --streaming"
+            )
         return self
 
     @property
-    def blocks(self) -> bool:
-        """Whether documents are joined and cut anew, so that a row may hold the end of one and the start of another."""
+    def packs_blocks(self) -> bool:
+        """Whether documents are concatenated and cut into blocks, so that attention crosses documents."""
         return False
 
     @property
-    def shares(self) -> bool:
-        """Whether whole documents share a row, kept apart."""
+    def packs_documents(self) -> bool:
+        """Whether whole documents share a row without attending to each other."""
         return False
 
 
 class TextData(Data):
-    KINDS = ("text",)
+    KINDS: ClassVar[tuple[str, ...]] = ("text",)
 
     text_column: str | None = option(None, aliases=("dataset_text_field",))
-    """Column of the text; dots reach inside: doc.body. Default: found by name, and said."""
+    """Text column; use dots for nested fields, e.g. doc.body. Default: detected from the column names and reported."""
     sample_by: Literal["line", "paragraph", "document"] | None = option(None)
-    """What one document of a .txt file is. Default: the whole file with packing, else each line."""
+    """What one document of a .txt file is. Default: the whole file with packing, otherwise each line."""
     max_length: Length | None = option(None, short="L", aliases=("block_size", "max_seq_length"))
-    """Tokens in one row at most. Default: the model's positions, 1024 at most."""
-    packing: bool = option(True)
-    """Documents share full rows, nothing lost; --no-packing: a row is a document."""
+    """Maximum tokens per row. Default: the model's maximum length, at most 1024."""
+    packing: bool = option(True, off="One document per row. By default documents are packed into full rows.")
+    """Pack documents into full rows."""
     packing_strategy: Literal["best-fit", "blocks"] = option("best-fit")
-    """best-fit: whole and kept apart, the loss is that of --no-packing. blocks: joined, cut anew, not kept apart."""
+    """best-fit: whole documents that never attend to each other; the loss equals that of --no-packing. blocks: concatenated and cut into blocks, with attention across documents."""
     on_long: Literal["truncate", "split", "drop", "error"] | None = option(None)
-    """A text longer than a row. Default: split; for prompts and chats truncate."""
+    """Texts longer than a row. Default: split; prompts and chats are truncated."""
 
     @property
-    def blocks(self) -> bool:
+    def packs_blocks(self) -> bool:
         return self.packing and self.packing_strategy == "blocks"
 
     @property
-    def shares(self) -> bool:
+    def packs_documents(self) -> bool:
         return self.packing and self.packing_strategy == "best-fit"
 
     @property
@@ -119,38 +121,38 @@ class ClmData(TextData):
     KINDS = ("messages", "prompt", "text")
 
     prompt_column: str | None = option(None)
-    """With --completion-column: the loss is on the completion alone."""
+    """Prompt column, for use with --completion-column; the loss covers only the completion."""
     completion_column: str | None = option(None)
-    """What the model learns to answer, its end included."""
+    """Column of the text to generate after the prompt, followed by an end token."""
     messages_column: str | None = option(None)
-    """Column of chats [{role, content}, …]; the loss is on the assistant's turns alone."""
+    """Column of chats [{role, content}, …]; the loss covers only the assistant's turns."""
     train_on_prompt: bool = option(False, hidden="use")
-    """The loss is on prompts and on all turns of a chat too."""
+    """The loss also covers prompts, and every turn of a chat."""
     stride: int | None = option(None, ge=1, hidden="training")
-    """Evaluate each text by itself, through a window of --max-length that moves on by N tokens."""
+    """Evaluate each text separately, with a window of --max-length tokens that moves by N tokens."""
 
 
 class MlmData(TextData):
     mask_probability: float = option(0.15, aliases=("mlm_probability",), gt=0, lt=1)
-    """Share of the tokens to predict."""
+    """Fraction of the tokens to predict."""
     mask_split: str = option("80/10/10", pattern=r"^\d+/\d+/\d+$")
-    """Of these: % masked / % replaced by a random token / % kept."""
+    """Percentages of the selected tokens to mask / to replace by a random token / to keep."""
     masking: Literal["token", "word", "span"] = option("token")
-    """What is masked: single tokens, whole words, or spans of words."""
+    """What to mask: single tokens, whole words, or spans of words."""
     mask_schedule: str | None = option(None, pattern=r"^0?\.\d+:0?\.\d+$", hidden=True)
-    """First:last, e.g. 0.3:0.15: the share falls linearly over the steps. Evaluation keeps to --mask-probability."""
+    """FIRST:LAST, e.g. 0.3:0.15: change the mask probability linearly during training. Evaluation uses --mask-probability."""
 
     @model_validator(mode="after")
     def _mask_split_adds_up(self) -> Self:
         if sum(map(int, self.mask_split.split("/"))) != 100:
             raise ValueError("--mask-split: the three parts must add up to 100")
         if self.schedule and min(self.schedule) <= 0:
-            raise ValueError("--mask-schedule: both shares must be above 0")
+            raise ValueError("--mask-schedule: both fractions must be above 0")
         return self
 
     @property
     def schedule(self) -> tuple[float, float] | None:
-        """The share of the tokens to predict at the first step and after the last one, where it changes."""
+        """(mask probability at the first step, after the last step); None without --mask-schedule."""
         if self.mask_schedule is None:
             return None
         first, last = map(float, self.mask_schedule.split(":"))
@@ -159,38 +161,38 @@ class MlmData(TextData):
 
 class Direction(Section):
     source_prefix: str = option("")
-    """Put before every input, e.g. 'summarize: ' for T5."""
+    """Text prepended to every input, e.g. 'summarize: ' for T5."""
     source_lang: str | None = option(None)
-    """With a path STEM as --data: read STEM.<lang> as input, line by line. Also for multilingual tokenizers."""
+    """Input language. With a path STEM as --data, the inputs are the lines of STEM.<lang>. Also for multilingual tokenizers."""
     target_lang: str | None = option(None)
-    """The same for the output; also what language mBART, M2M100 or NLLB write."""
+    """Output language, in the same way; also the language that mBART, M2M100 or NLLB generate."""
 
 
 NOISE = {"span-corruption": (0.15, 3.0), "infilling": (0.3, 3.0), "gap-sentences": (0.3, 0.0)}
-"""--denoise -> (the share that is missing, the tokens of a span on average), as in the papers."""
+"""--denoise -> (noise density, mean span length in tokens), as in the papers."""
 
 
 class PairData(Direction, Data):
     KINDS = ("pairs", "text")
 
     source_column: str | None = option(None)
-    """Column of the input; dots reach inside: translation.en. Or several: 'question: {question} context: {context}'."""
+    """Input column; use dots for nested fields, e.g. translation.en. Or a template: 'question: {question} context: {context}'."""
     target_column: str | None = option(None, aliases=("summary_column",))
-    """Column of the output to learn; a list holds several references, of which the first is learnt."""
+    """Target column. A list holds several references, of which training uses the first."""
     max_source_length: Length | None = option(None)
-    """Tokens of an input at most. Default: what 99 % of the data need."""
+    """Maximum tokens per input. Default: fits 99% of the data."""
     max_target_length: Length | None = option(None)
-    """Tokens of an output at most. Default: what 99 % of the data need."""
+    """Maximum tokens per target. Default: fits 99% of the data."""
     on_long: Literal["truncate", "split", "drop", "error"] | None = option(None)
-    """A pair longer than that. Default: truncate; with --denoise a text is split."""
+    """Pairs longer than the maximum lengths. Default: truncate; with --denoise, texts are split."""
     denoise: Literal["none", "span-corruption", "infilling", "gap-sentences"] = option("none")
-    """Pre-train on plain text: restore what is taken out of it, as T5, BART and Pegasus do."""
+    """Pre-train on plain text by restoring what was removed from it, as T5, BART and Pegasus do."""
     noise_density: float | None = option(None, gt=0, lt=1, hidden=True)
-    """With --denoise: the share taken out. Default: 0.15, of infilling and of gap sentences 0.3."""
+    """With --denoise: fraction of the text to remove. Default: 0.15; 0.3 for infilling and gap-sentences."""
     mean_span_length: float | None = option(None, ge=1, hidden=True)
-    """With --denoise: tokens of a span on average. Default: 3."""
+    """With --denoise: mean number of tokens in a removed span. Default: 3."""
     text_column: str | None = option(None, aliases=("dataset_text_field",), hidden=True)
-    """With --denoise: column of the text; dots reach inside: doc.body. Default: found by name, and said."""
+    """With --denoise: text column; use dots for nested fields, e.g. doc.body. Default: detected from the column names and reported."""
     sample_by: Literal["line", "paragraph", "document"] | None = option(None, hidden=True)
     """With --denoise: what one document of a .txt file is. Default: the whole file."""
 
@@ -201,12 +203,15 @@ class PairData(Direction, Data):
         unfit = of_noise if self.denoise == "none" else of_pairs
         given = [f"--{name.replace('_', '-')}" for name in unfit if getattr(self, name)]
         if given:
-            told = "is for --denoise" if self.denoise == "none" else "is for pairs, --denoise makes its own of a text"
-            raise ValueError(f"{given[0]}: {told}; drop one of the two")
+            if self.denoise == "none":
+                raise ValueError(f"{given[0]}: only with --denoise")
+            raise ValueError(
+                f"{given[0]}: for data with pairs, but --denoise makes pairs from text; drop one of the two"
+            )
         if self.denoise == "none" and self.on_long == "split":
-            raise ValueError("--on-long split: is for plain text; a pair is cut with truncate, drop or error")
+            raise ValueError("--on-long split: only for plain text; for pairs use truncate, drop or error")
         if self.denoise == "gap-sentences" and self.mean_span_length:
-            raise ValueError("--mean-span-length: whole sentences are taken out; drop one of the two")
+            raise ValueError("--mean-span-length: gap-sentences removes whole sentences; drop one of the two")
         return self
 
     @property
@@ -219,20 +224,24 @@ class PairData(Direction, Data):
 
     @property
     def noise(self) -> tuple[float, float]:
-        """(share that is missing, tokens of a span on average)."""
+        """(noise density, mean span length in tokens)."""
         density, mean = NOISE[self.denoise]
         return self.noise_density or density, self.mean_span_length or mean
 
 
 class Prompts(Direction):
+    source_lang: str | None = option(None)
+    """Input language, for multilingual tokenizers."""
+    target_lang: str | None = option(None)
+    """Output language, e.g. for mBART, M2M100 or NLLB."""
     prompt: Strings = option([], short="p")
-    """A text to go on with, to fill or to transform. Repeatable."""
+    """Text to continue, to fill in or to transform. Repeatable."""
     data: Strings = option([], short="d")
-    """A file of prompts, in any form that training reads; of text every line. Default: standard input."""
+    """File of prompts, in any format that training reads; a text file holds one per line. Default: standard input."""
     column: str | None = option(None)
-    """Column of the prompts. Default: found by name."""
+    """Prompt column. Default: detected from the column names."""
     encoding: str | None = option(None, hidden=True)
-    """Encoding of text files. Default: UTF-8, or UTF-16 where the file starts with its mark."""
+    """Encoding of text files. Default: UTF-8, or UTF-16 if the file starts with a byte order mark."""
 
 
 class LabelledData(Split):
@@ -240,15 +249,15 @@ class LabelledData(Split):
 
     eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"))
     val_split: float = option(0.2, aliases=("validation_split",), gt=0, lt=1)
-    """Without --eval-data: the share of the rows held out, shuffled by --seed as for training."""
+    """Without --eval-data: fraction of the rows held out for evaluation, shuffled by --seed as in training."""
     text_column: str | None = option(None, aliases=("dataset_text_field",))
-    """Column of the texts to classify. Default: found by name, and said."""
+    """Column of the texts to classify. Default: detected from the column names and reported."""
     label_column: str | None = option(None)
-    """Column of their labels: text, numbers or true and false."""
+    """Column of the labels: text, numbers, or true and false."""
     tokens_column: str | None = option(None)
-    """For tagging: column of the words, a list or a string that is split at white space."""
+    """For tagging: column of the words, as a list or as text that is split at whitespace."""
     tags_column: str | None = option(None)
-    """Column of their tags, one a word. A text file is read as CoNLL: a word a line, its tag last."""
+    """For tagging: column of the tags, one per word. A text file is read as CoNLL: one word per line, its tag last."""
 
     @property
     def unit(self) -> str:

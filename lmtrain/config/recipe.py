@@ -1,7 +1,7 @@
-"""THE declaration of every option: its name, type, default and help stand here and nowhere else.
+"""The recipe classes, which declare every option once: its name, type, default and help.
 
-Flags, `LMTRAIN_*` variables, recipe keys, help texts and the reference are made from these classes. A recipe is
-frozen: nobody writes into it after `load` has merged default < recipe file < environment < `--set` < flag.
+Flags, `LMTRAIN_*` variables, recipe keys, help texts and the reference are generated from these classes. A recipe is
+frozen once it is built from default < recipe file < environment < `--set` < flag.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from lmtrain.config.assertions import check_assertions
 from lmtrain.config.data import ClmData, Data, LabelledData, MlmData, PairData, Prompts
 from lmtrain.config.eval import Eval, Gates, Generate, MaskEval, PairEval, Probing
 from lmtrain.config.model import Encoders, Model
-from lmtrain.config.options import ONLY_TYPED, SECTIONS, Leaf, Section, describe_fields, leaves, option
+from lmtrain.config.options import ONLY_TYPED, SECTIONS, Leaf, Section, leaves, option
 from lmtrain.config.train import Run, Train
 from lmtrain.config.values import Document
 
 
 class Recipe(Section):
-    """What a run does. Its three children differ in the options of `data` and `eval`."""
+    """The settings of a run. The three subclasses differ in their sections `data` and `eval`."""
 
     objective: Literal["clm", "mlm", "seq2seq"] = option(..., aliases=("task",))
-    """What is learned: clm, mlm or seq2seq."""
+    """Training objective: clm, mlm or seq2seq."""
     model: Model
     data: Data
     train: Train = Field(default_factory=Train)
@@ -33,19 +33,19 @@ class Recipe(Section):
     run: Run = Field(default_factory=Run)
 
     UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir"}
-    """Keys of `run` that a saved recipe leaves out, so that it can be run again elsewhere."""
+    """Keys of `run` that a saved recipe omits, so that it can be run again elsewhere."""
     SAMPLING_HINT: ClassVar[str] = ""
     """What to add to the suggestion to try `generate`."""
     TAKES_ENCODER_AND_DECODER: ClassVar[bool] = False
-    """Whether --encoder and --decoder make a model for this objective."""
+    """Whether this objective accepts --encoder and --decoder."""
 
     @property
     def evaluates(self) -> bool:
-        """Whether there is evaluation data: given by name, or held out."""
+        """Whether there is evaluation data, given or held out."""
         return bool(self.data.eval or self.data.val_split)
 
     def saved(self, lengths: Mapping[str, int]) -> Document:
-        """The recipe as a document, with the resolved `lengths` and without what concerns this one run alone."""
+        """The recipe to save: with the resolved maximum `lengths`, without the settings of this run only."""
         document = self.model_dump(mode="json", exclude_none=True)
         document["data"] |= lengths
         for section, name in ONLY_TYPED:
@@ -56,17 +56,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _batches_are_possible(self) -> Self:
         if self.data.streaming and not self.train.max_steps:
-            raise ValueError("--streaming: needs --max-steps above 0, because nobody knows how long a stream is")
+            raise ValueError("--streaming: needs --max-steps above 0, because the length of a stream is unknown")
         if self.data.streaming and (self.train.batch_tokens or self.train.group_by_length):
-            raise ValueError(
-                "--streaming: batches of like length need all rows at hand; drop --batch-tokens and --group-by-length"
-            )
+            raise ValueError("--streaming: cannot group rows by length; drop --batch-tokens and --group-by-length")
         return self
 
     @model_validator(mode="after")
     def _gates_are_known(self) -> Self:
-        # Only the results can tell which figures a metric from elsewhere gives.
-        known = None if self.eval.other_metrics else self.eval.figures
+        # A metric loaded with evaluate may return values under any name.
+        known = None if self.eval.other_metrics else self.eval.metric_names
         check_assertions(self.gates.assertions, known, self.evaluates)
         if self.gates.baseline and not self.evaluates:
             raise ValueError("--baseline: needs evaluation data: --eval-data or --val-split")
@@ -80,7 +78,7 @@ class Recipe(Section):
 
 
 class Clm(Recipe):
-    """Predict the next token: GPT-2, Llama, Qwen and their like. For text generation and chat."""
+    """Predict the next token: GPT-2, Llama, Qwen and similar models. For text generation and chat."""
 
     SAMPLING_HINT = " (--temperature 0.8 draws)"
 
@@ -89,7 +87,7 @@ class Clm(Recipe):
 
 
 class Mlm(Recipe):
-    """Fill masked tokens from both sides: BERT, RoBERTa, ModernBERT. For encoders that understand text."""
+    """Predict masked tokens from both sides: BERT, RoBERTa, ModernBERT. For text encoders."""
 
     objective: Literal["mlm"] = "mlm"
     data: MlmData
@@ -97,7 +95,7 @@ class Mlm(Recipe):
 
 
 class Seq2seq(Recipe):
-    """Turn one text into another: T5, BART, Marian, Pegasus. For translation, summaries and answers."""
+    """Generate one text from another: T5, BART, Marian, Pegasus. For translation, summarization and answers."""
 
     TAKES_ENCODER_AND_DECODER = True
 
@@ -107,7 +105,7 @@ class Seq2seq(Recipe):
 
 
 class GenerateRequest(Section):
-    """Try a model: go on with a text (clm), fill its masks (mlm), transform it (seq2seq)."""
+    """Try a model: continue a text (clm), fill its masks (mlm) or transform it (seq2seq)."""
 
     model: Model
     data: Prompts = Field(default_factory=Prompts)
@@ -117,7 +115,7 @@ class GenerateRequest(Section):
 
 
 class ProbeRequest(Section):
-    """See what an encoder is good for: how well its states tell the labels of sentences or words apart."""
+    """Measure how well an encoder's hidden states predict the labels of sentences or words."""
 
     model: Encoders
     data: LabelledData
@@ -131,17 +129,15 @@ class ProbeRequest(Section):
         return self
 
     def encoders(self) -> list[Model]:
-        """Each of the models by itself."""
+        """The section `model` of each encoder."""
         settings = self.model.model_dump(include=WITHOUT_TRAINING["model"])
         return [Model(**{**settings, "name": name}) for name in self.model.name]
 
 
-describe_fields()
-
 RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq}
 
 DECLARED: tuple[type[Section], ...] = (*RECIPES.values(), GenerateRequest, ProbeRequest)
-"""All that declare options."""
+"""All classes that declare options."""
 
 
 WITHOUT_TRAINING = {
@@ -149,16 +145,24 @@ WITHOUT_TRAINING = {
     "train": {"seed", "precision"},
     "run": {"offline"},
 }
-"""What a model is scored or asked by, of the sections that are there for its training."""
+"""Options of these sections that `lmtrain eval`, `generate` and `probe` have too."""
 
 TRAINING_ALONE = {
-    "val_split", "every", "best_metric", "early_stop", "on_leak", "weights", "streaming", "shuffle_buffer",
-}  # fmt: skip
+    "val_split",
+    "every",
+    "best_metric",
+    "early_stop",
+    "on_leak",
+    "weights",
+    "streaming",
+    "shuffle_buffer",
+}
+"""Options of the other sections that only the training commands have."""
 
 
 @cache
 def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
-    """The options of `lmtrain eval` (given all recipe classes) or `generate` (given GenerateRequest), each once."""
+    """The options of `lmtrain eval`, given all recipe classes, or of `generate`, given GenerateRequest."""
     found: dict[tuple[str, str], Leaf] = {}
     scores = GenerateRequest not in classes
     for leaf in (leaf for own in classes for leaf in leaves(own)):

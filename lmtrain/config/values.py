@@ -1,42 +1,47 @@
 """Values as people write them: `1%`, `30m`, `a=1,b=2`, YAML."""
 
-import typing
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 Document = dict[str, Any]
-Built = typing.TypeVar("Built", bound=BaseModel)
+"""A mapping as YAML or JSON holds it."""
 
 
-def as_list(value: Any) -> Any:
+def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def names(value: Any) -> Any:
-    """`"q_proj,v_proj"` -> ["q_proj", "v_proj"]; of a list each."""
+def names(value: object) -> object:
+    """`"q_proj,v_proj"`, or a list of such strings -> ["q_proj", "v_proj"]."""
     if not isinstance(value, str | list):
         return value
     parts = [value] if isinstance(value, str) else value
     return [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
 
 
-def key_values(value: Any) -> Any:
-    """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, values read as YAML; of several strings the later
-    ones win.
+def key_values(value: object) -> object:
+    """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, with values read as YAML.
+
+    In a list of such strings later ones override earlier ones.
     """
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return {name: number for part in value for name, number in key_values(part).items()}
-    if not isinstance(value, str):
-        return value
-    pairs = [part.partition("=") for part in _split_outside_brackets(value) if part.strip()]
+        return {name: number for part in value for name, number in _parse_pairs(part).items()}
+    return _parse_pairs(value) if isinstance(value, str) else value
+
+
+def _parse_pairs(text: str) -> Document:
+    pairs = [part.partition("=") for part in _split_outside_brackets(text) if part.strip()]
     if any(not equals for _, equals, _ in pairs):
         raise ValueError("write it as name=value,name=value")
-    return {name.strip(): parse_yaml(text) for name, _, text in pairs}
+    return {name.strip(): parse_yaml(value) for name, _, value in pairs}
 
 
 def _split_outside_brackets(text: str) -> list[str]:
-    """Split at commas, but not at those of a list such as `[0, 2]`."""
+    """Split at commas, except inside a list such as `[0, 2]`."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
@@ -47,7 +52,7 @@ def _split_outside_brackets(text: str) -> list[str]:
     return parts
 
 
-def numbers(value: Any) -> Any:
+def numbers(value: object) -> object:
     """`"3,1"` -> [3, 1]."""
     if not isinstance(value, str):
         return value
@@ -57,7 +62,7 @@ def numbers(value: Any) -> Any:
         raise ValueError("write it as 3,1") from None
 
 
-def share(value: Any) -> Any:
+def fraction(value: object) -> object:
     """`"1%"` or `"0.01"` -> 0.01."""
     if not isinstance(value, str):
         return value
@@ -67,7 +72,7 @@ def share(value: Any) -> Any:
         raise ValueError("write it as 1% or 0.01") from None
 
 
-def duration(value: Any) -> Any:
+def duration(value: object) -> object:
     """`"90"`, `"90s"`, `"30m"`, `"1.5h"` or `"2d"` -> seconds."""
     if not isinstance(value, str):
         return value
@@ -85,11 +90,18 @@ Every = Annotated[int, Field(gt=0)] | Literal["epoch"]
 Length = Annotated[int, Field(ge=2, le=10_000_000)]
 
 
+def yaml_format() -> "YAML":
+    """Reads and writes YAML 1.2, without tags that create Python objects."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True)
+
+
 def parse_yaml(text: str) -> Any:
-    """Read one YAML 1.2 value: `5e-5` is a number, `no` is a word. Not YAML at all: the text itself."""
-    from ruamel.yaml import YAML, YAMLError
+    """One YAML 1.2 value: `5e-5` is a number, `no` is a string. Text that is not YAML is returned as it is."""
+    from ruamel.yaml.error import YAMLError
 
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return yaml_format().load(text)
     except YAMLError:
         return text

@@ -133,7 +133,7 @@ def choose_packing(network: PreTrainedModel, data: Data, kind: str, causal: bool
 
 def assume_packing(data: Data, kind: str) -> Packing:
     """The packing that the recipe asks for, before the model is tried."""
-    return Packing(data, data.shares and kind == "text")
+    return Packing(data, data.packs_documents and kind == "text")
 
 
 def find_document_mask(network: PreTrainedModel, causal: bool) -> DocumentMask | None:

@@ -149,7 +149,7 @@ def is_applicable(recipe: Recipe, data: Data, kind: str) -> bool:
 
     Packed text, as `data` says, fills its rows already, and a compiled model wants few shapes.
     """
-    return not recipe.train.compile and not (kind == "text" and (data.shares or data.blocks))
+    return not recipe.train.compile and not (kind == "text" and (data.packs_documents or data.packs_blocks))
 
 
 def row_width(network: PreTrainedModel) -> int:

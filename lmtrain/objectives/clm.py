@@ -78,7 +78,7 @@ class CausalLM:
     def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
         """What the likelihood of a row depends on, besides its lengths."""
         assert isinstance(data, ClmData)
-        packing = data.blocks and not data.stride if kind == "text" else None
+        packing = data.packs_blocks and not data.stride if kind == "text" else None
         return {"packing": packing, "stride": data.stride}
 
     def length_notes(self, data: Data) -> list[str]:
@@ -214,7 +214,7 @@ def _encode_text(
         windows = {name: column.windows(length, stride) for name, column in columns.items()}
         shown = {name: window for name, (window, _) in windows.items()} | {"trained": windows["input_ids"][1]}
         return finish_examples(shown, ledgers, rows, np.zeros(len(shown["input_ids"]), np.int64), limits)
-    return split_into_rows(texts, columns, length, ledgers, limits, data.blocks)
+    return split_into_rows(texts, columns, length, ledgers, limits, data.packs_blocks)
 
 
 def _encode_prompts(

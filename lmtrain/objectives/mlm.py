@@ -101,7 +101,7 @@ class MaskedLM:
                 f"--max-length {length}: leaves no room between {len(before) + len(after)} special tokens"
             )
         ledgers, policy = start_ledgers(rows), data.on_long or "split"
-        separator = after[:1] if data.blocks else []
+        separator = after[:1] if data.packs_blocks else []
         in_words = data.masking != "token"
         texts = TokenizedDocuments(rows, tokenizer, "word_starts" if in_words else None)
         encoded = (ids_and_words if in_words else ids_of)(tokenizer, rows.values)
@@ -115,7 +115,7 @@ class MaskedLM:
                 texts.ids.extend(chain(chain.from_iterable(parts), parting))
             texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, policy))
         columns = {name: column.done() for name, column in texts.columns.items()}
-        return split_into_rows(texts, columns, room, ledgers, limits, data.blocks, (before, after))
+        return split_into_rows(texts, columns, room, ledgers, limits, data.packs_blocks, (before, after))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> MaskedCollator:
         """Raises InputError as `check_tokenizer`."""
@@ -142,7 +142,7 @@ class MaskedLM:
         assert isinstance(data, MlmData)
         unit = "" if data.masking == "token" else f"x{data.masking}"
         masks = f"{data.mask_probability:g}x{data.mask_split}{unit}"
-        return {"packing": data.blocks if kind == "text" else None, "masks": masks, "seed": seed}
+        return {"packing": data.packs_blocks if kind == "text" else None, "masks": masks, "seed": seed}
 
     def length_notes(self, data: Data) -> list[str]:
         return []

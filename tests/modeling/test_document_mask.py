@@ -100,7 +100,7 @@ def test_a_model_that_cannot_separate_documents_packs_blocks_with_a_warning(mate
     data = RECIPES["clm"].model_fields["data"].annotation(train=["x"])
     packing = choose_packing(network, data, "text", True)
     assert packing.mask is None
-    assert packing.data.blocks
+    assert packing.data.packs_blocks
     outcome = lmtrain(
         "clm",
         "--model",

@@ -38,9 +38,9 @@ def test_both_halves_begin_with_their_trained_weights(bert: Path, material: Path
 @pytest.mark.parametrize(
     ("objective", "flags", "code", "message"),
     [
-        ("seq2seq", ["--encoder", "BERT"], 2, "--encoder and --decoder belong together"),
-        ("seq2seq", ["--encoder", "BERT", "--decoder", "BERT", "--model", "x"], 2, "give it, or --encoder and --decoder"),
-        ("seq2seq", ["--encoder", "BERT", "--decoder", "BERT", "--lora"], 2, "--lora: what joins a new pair is random"),
+        ("seq2seq", ["--encoder", "BERT"], 2, "--encoder and --decoder must be given together"),
+        ("seq2seq", ["--encoder", "BERT", "--decoder", "BERT", "--model", "x"], 2, "give either --model, or --encoder and --decoder"),
+        ("seq2seq", ["--encoder", "BERT", "--decoder", "BERT", "--lora"], 2, "--lora: the cross-attention of a new pair is random"),
         ("clm", ["--encoder", "BERT", "--decoder", "BERT"], 2, "--encoder and --decoder: only for seq2seq"),
         ("seq2seq", ["--encoder", "BERT", "--decoder", "GPT2"], 3, "another vocabulary than the encoder"),
         ("seq2seq", ["--encoder", "T5", "--decoder", "BERT"], 3, "cannot be the encoder of a pair"),

@@ -129,7 +129,7 @@ def test_only_the_command_line_lets_code_run(flag: str, material: Path, monkeypa
         lmtrain("clm", "-m", "org/x", "-d", data, "--set", f"model.{flag}=true"),
     ):
         assert outcome.code == 2
-        assert "type the flag on the command line" in outcome.err.replace("\n", " ")
+        assert "as a flag on the command line" in outcome.err.replace("\n", " ")
     dry = lmtrain("clm", "-m", "org/x", "-d", data, f"--{flag.replace('_', '-')}", "--dry-run")
     assert dry.code == 0
     assert flag not in dry.out

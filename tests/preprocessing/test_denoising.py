@@ -312,9 +312,9 @@ def test_preview_shows_source_and_target_with_their_marks(denoise: str, sign: st
 @pytest.mark.parametrize(
     ("given_flags", "told"),
     [
-        (["--noise-density", "0.2"], "--noise-density: is for --denoise"),
-        (["--text-column", "text"], "--text-column: is for --denoise"),
-        (["--denoise", "infilling", "--source-column", "a"], "--source-column: is for pairs"),
+        (["--noise-density", "0.2"], "--noise-density: only with --denoise"),
+        (["--text-column", "text"], "--text-column: only with --denoise"),
+        (["--denoise", "infilling", "--source-column", "a"], "--source-column: for data with pairs"),
         (["--denoise", "gap-sentences", "--mean-span-length", "3"], "--mean-span-length"),
         (["--on-long", "split"], "--on-long split"),
         (["--denoise", "infiling"], "infilling"),

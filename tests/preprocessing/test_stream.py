@@ -40,7 +40,7 @@ def stream_of(
 
     def encoded(rows):
         examples = OBJECTIVES[objective].encode(rows, OWN[objective], data, Limits(None, {}), False)
-        return examples.packed(24) if data.shares else examples
+        return examples.packed(24) if data.packs_documents else examples
 
     return Stream(
         RowReader(open_tables(files, data), data), encoded, CausalCollator(0, None), 1, 3, chunk, process
@@ -186,7 +186,7 @@ def test_a_resumed_run_ends_with_the_weights_and_the_ledger_of_an_uninterrupted_
     [
         ([], "needs --max-steps"),
         (["--max-steps", 2, "--val-split", 0.1], "a stream cannot be split"),
-        (["--max-steps", 2, "--batch-tokens", 64], "need all rows at hand"),
+        (["--max-steps", 2, "--batch-tokens", 64], "cannot group rows by length"),
         (["--max-steps", 2, "--data", "more.jsonl", "--data-weights", "1,2"], "a stream is read in order"),
     ],
 )
