@@ -51,7 +51,7 @@ class Train(Section):
     compile: bool = option(False, aliases=("torch_compile",), hidden=True)
     """Compile the model with torch.compile."""
     kernels: Literal["auto", "off"] = option("auto", hidden=True)
-    """auto: faster dropout on a CPU and GELU in one pass; off: the functions of torch and transformers alone."""
+    """auto: faster dropout on a CPU, and a fused GELU; off: only the functions of torch and transformers."""
     gradient_checkpointing: bool = option(False)
     """Recompute activations in the backward pass: less memory for about a third more time."""
     log_every: int = option(10, aliases=("logging_steps",), ge=1, hidden=True)
@@ -67,7 +67,7 @@ class Train(Section):
 
     @property
     def fast_kernels(self) -> bool:
-        """Whether functions of the model may be replaced by faster ones."""
+        """Whether faster implementations may replace functions of the model."""
         return self.kernels == "auto"
 
     @property
