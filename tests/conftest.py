@@ -1,4 +1,4 @@
-"""Everything is made here from nothing: tiny data, tiny models, no network."""
+"""Fixtures: tiny data and tiny models, made without network."""
 
 import os
 
@@ -11,6 +11,8 @@ for variable in [name for name in os.environ if name.startswith("LMTRAIN_")]:
 import atexit
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,6 +27,9 @@ __all__ = ["TINY", "scratch"]  # tests import them from here
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "tokenizers", "numpy", "pyarrow")
+"""Libraries that no command may import before it needs them."""
 
 NOUNS = ("cat", "dog", "bird", "fish", "child", "king", "river", "tree")
 VERBS = ("sees", "likes", "finds", "hears", "follows", "meets")
@@ -64,8 +69,19 @@ def trained(*arguments: Any) -> dict[str, Any]:
     return outcome.json
 
 
+def imported_by(*arguments: str, also: str = "") -> set[str]:
+    """The modules that are imported once the command line has run with these arguments, after `also`."""
+    code = (
+        f"import sys\nfrom lmtrain.cli.app import app\n{also}\n"
+        f"try:\n    app({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
+        "print('\\n', *sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
 def outcome_of(run: Path | str, weights_file: str = "model.safetensors") -> tuple[str, list[tuple], dict[str, float]]:
-    """What a run came to, to the last bit: sha256 of its weights, every logged loss, its figures."""
+    """(sha256 of the weights, every logged loss, the metrics) of a run."""
     folder = Path(run)
     weights = sha256((folder / weights_file).read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lmtrain, scratch
+from conftest import HEAVY, imported_by, lmtrain, scratch
 from rich.cells import cell_len
-from test_cli import HEAVY, imported_by
 
 from lmtrain.commands.preview import render
 from lmtrain.objectives import mlm
