@@ -53,7 +53,7 @@ class Ragged:
         return -(-self.lengths // length)
 
     def windows(self, length: int, stride: int) -> tuple["Ragged", "Ragged"]:
-        """(sliding windows of `length` over each row, every `stride` values; bool: whether each of their values is new).
+        """(sliding windows of `length` over each row, every `stride` values; bool: whether a value is new).
 
         The last window of a row reaches its end. A value is new in the first window that contains it.
         """

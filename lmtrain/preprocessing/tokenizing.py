@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lmtrain.errors import InputError
 
 TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
-"""Limits of one batch for the tokenizer: large enough for all cores, small enough for the encodings to fit in memory."""
+"""Limits of one batch for the tokenizer: large enough for all cores, small enough to keep the encodings small."""
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, target: bool = False) -> tuple[list[int], list[int]]:
