@@ -205,12 +205,12 @@ def test_a_long_row_is_cut_on_a_terminal_and_says_how_much_is_missing(material: 
 
 def test_borders_of_tokens_and_parts_of_characters():
     byte = ["\udced", "\udc95", "\udc9c", " \udcec", "\udc95\udc88 a", "b", "  ", "\n"]
-    assert render.wholes(byte) == ["", "", "한", "", "안", "", "", ""]
-    shown = [render.shown(text, whole) for text, whole in zip(byte, render.wholes(byte), strict=True)]
+    assert render.completed_characters(byte) == ["", "", "한", "", "안", "", "", ""]
+    shown = [render.drawable(text, whole) for text, whole in zip(byte, render.completed_characters(byte), strict=True)]
     assert shown == [("", "<ED>"), ("", "<95>"), ("", "<9C=한>"), (" ", "<EC>"), ("", "<95 88=안>␣a"), ("", "b"),
                      ("", "␣␣"), ("", "↵")]  # fmt: skip
-    assert render.shown("\u0301") == ("", "◌\u0301")
-    assert render.shown("\udc81", "\u0301") == ("", "<81=◌\u0301>")
+    assert render.drawable("\u0301") == ("", "◌\u0301")
+    assert render.drawable("\udc81", "\u0301") == ("", "<81=◌\u0301>")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

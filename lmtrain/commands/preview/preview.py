@@ -35,7 +35,7 @@ class Shown:
 
     recipe: Recipe
     view: View
-    texts: render.Texts
+    texts: render.TokenTexts
     batches: list[list[RowLines]]
     """Of each row of each batch the lengths of the texts in it, and its lines."""
     slots: list[int]
@@ -99,7 +99,7 @@ def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
     return Shown(
         recipe,
         objective.view,
-        render.Texts(model.tokenizer),
+        render.TokenTexts(model.tokenizer),
         seen,
         slots,
         None if isinstance(batches, Stream) else len(batches),
@@ -157,7 +157,7 @@ def document(seen: Shown) -> dict[str, Any]:
         **({"batches_in_epoch": seen.of_epoch} if seen.of_epoch else {}),
         "padding_fraction": padding,
         "trained_fraction": trained,
-        "lengths": {name: render.bins(column) for name, column in zip(seen.view.measures, seen.lengths, strict=True)},
+        "lengths": {name: render.length_bins(column) for name, column in zip(seen.view.measures, seen.lengths, strict=True)},
         "data": seen.data,
     }
 
@@ -165,8 +165,8 @@ def document(seen: Shown) -> dict[str, Any]:
 def _row(seen: Shown, texts: list[int], lines: Lines) -> dict[str, Any]:
     def told(token: Token) -> dict[str, Any]:
         asked = {} if token.label is None else {"label": token.label}
-        other = {} if token.label in (None, token.id) else {"label_text": render.hexed(seen.texts(token.label))}
-        return {"id": token.id, "text": render.hexed(seen.texts(token.id)), "role": token.role, **asked, **other}
+        other = {} if token.label in (None, token.id) else {"label_text": render.escape_bytes(seen.texts(token.label))}
+        return {"id": token.id, "text": render.escape_bytes(seen.texts(token.id)), "role": token.role, **asked, **other}
 
     apart = {"texts": texts} if len(texts) > 1 else {}
     return {**{name: [told(token) for token in line] for name, line in lines.items()}, **apart}
@@ -209,7 +209,7 @@ def show(seen: Shown, explain: bool, full: bool, console: Console) -> None:
             Text(f"{visible(source['source'])}: {source['rows_used']:,} rows, {source['tokens_used']:,} tokens{share}")
         )
     for name, column in zip(view.measures, seen.lengths, strict=True):
-        say(Text(), *render.histogram(render.bins(column), f"Rows by {seen.view.measures[name]}", out.width))
+        say(Text(), *render.histogram(render.length_bins(column), f"Rows by {seen.view.measures[name]}", out.width))
     out.print(Text("\n" + _summary(seen)))
 
 
@@ -220,9 +220,9 @@ def _drawn(seen: Shown, batch: list[RowLines], width: int, most: int | None) -> 
     drawn = []
     for number, (texts, lines) in enumerate(batch, 1):
         for at, (name, line) in enumerate(lines.items()):
-            starts = render.borders(texts) if len(texts) > 1 else set()
-            pieces = render.pieces(line, starts, seen.view, seen.texts)
-            filled = render.fill(pieces, render.padding(line, seen.view), max(width - margin, 20), most)
+            starts = render.text_starts(texts) if len(texts) > 1 else set()
+            pieces = render.draw_tokens(line, starts, seen.view, seen.texts)
+            filled = render.wrap_row(pieces, render.draw_padding(line, seen.view), max(width - margin, 20), most)
             head = f"{'' if at else number:>{len(str(len(batch))) + 1}}  {titles.get(name, '')}".ljust(margin)
             drawn += [Text.assemble((head if not i else " " * margin, "dim"), text) for i, text in enumerate(filled)]
     return drawn

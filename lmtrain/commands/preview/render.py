@@ -1,13 +1,13 @@
-"""Tokens in colour and, for pipes and eyes without it, in marks; nothing of a text steers the terminal."""
+"""Tokens drawn in colour or, where there is none, between marks. Control characters in a text never reach the terminal."""
 
 import re
 from itertools import pairwise
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import visible
 from lmtrain.objectives.token_roles import BLUE, Look, Token, View
@@ -15,35 +15,35 @@ from lmtrain.objectives.token_roles import BLUE, Look, Token, View
 BREAK = "┃"
 SIGNS = {
     "·": "a token begins inside a word; a space begins one too",
-    BREAK: "another text begins, which does not see the one before",
+    BREAK: "another text begins, which does not attend to the one before",
     "↵": "line break",
     "⇥": "tab",
     "␣": "space that is a token, or inside one",
 }
-"""What stands for something else, and for what."""
+"""Sign -> meaning, for the legend."""
 
 ESCAPES = {
     "<9C=한>": (r"<[0-9A-F]{2}( [0-9A-F]{2})*[=>]", "bytes of a character that tokens share; = the character"),
     "\\u200b": (r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})", "invisible character, escaped"),
 }
-"""The same, of what has many forms: an example -> (its pattern, for what)."""
+"""Example of an escape -> (pattern of all its forms, meaning), for the legend."""
 
-PARTS = re.compile(r"([\udc80-\udcff]+)")
-"""Bytes that are no whole character, as surrogateescape decodes them."""
+BYTE_RUNS = re.compile(r"([\udc80-\udcff]+)")
+"""Bytes of an incomplete UTF-8 character, as surrogateescape decodes them."""
 
 LINES = 6
-"""Of a long row, on a terminal."""
+"""Lines of a long row that a terminal shows."""
 
 BARS, BAR = 8, 40
-"""Of a histogram: how many bars about, and the cells of the longest."""
+"""Of a histogram: the most bars, and the cells of the longest bar."""
 
 
-class Texts:
-    """What each token stands for in a text, the space before it included; bytes of a part of a character as PARTS."""
+class TokenTexts:
+    """Token id -> its text, leading space included; bytes of an incomplete character are surrogates (BYTE_RUNS)."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer, self.special = tokenizer, set(tokenizer.all_special_ids)
-        # Many a decoder takes the space from a text's first token, so a token is decoded behind another one.
+        # Many decoders strip the space of the first token, so each token is decoded after another one.
         self.before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         self.known: dict[int, str] = {}
 
@@ -62,18 +62,18 @@ class Texts:
         return text if raw is None else raw.decode("utf-8", "surrogateescape")
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _bytes(entry: str) -> bytes | None:
-    """The bytes that an entry of a vocabulary stands for: `<0xED>`, or one character a byte as in GPT-2's."""
+    """The bytes of a vocabulary entry: `<0xED>`, or one character per byte as in GPT-2; None for other entries."""
     if match := re.fullmatch(r"<0x([0-9A-F]{2})>", entry):
         return bytes.fromhex(match[1])
     return bytes(BYTES[c] for c in entry) if set(entry) <= set(BYTES) else None
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's character -> byte: printable Latin-1 as it is, the other bytes in order from U+0100 on."""
+    """GPT-2's character -> byte: printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -82,65 +82,65 @@ def _byte_characters() -> dict[str, int]:
 BYTES = _byte_characters()
 
 
-def hexed(text: str, whole: str = "") -> str:
-    """The text with parts of characters as `<ED 95>`; the first one may make a character `whole`: `<9C=한>`."""
+def escape_bytes(text: str, completed: str = "") -> str:
+    """Write incomplete characters as `<ED 95>`, and bytes at the start that complete one as `<9C=한>`."""
 
-    def told(part: re.Match[str]) -> str:
-        more = f"={whole}" if whole and part.start() == 0 else ""
+    def escaped(part: re.Match[str]) -> str:
+        more = f"={completed}" if completed and part.start() == 0 else ""
         return f"<{part[0].encode('utf-8', 'surrogateescape').hex(' ').upper()}{more}>"
 
-    return PARTS.sub(told, text)
+    return BYTE_RUNS.sub(escaped, text)
 
 
-def wholes(texts: list[str]) -> list[str]:
-    """Of each of some texts in a row the character, or several, that it has the last bytes of."""
+def completed_characters(texts: list[str]) -> list[str]:
+    """The characters that the bytes at the start of each text complete; `texts` are those of consecutive tokens."""
     found, begun = [], b""
     for text in texts:
-        part = PARTS.match(text)
+        part = BYTE_RUNS.match(text)
         if part is None:
             found.append("")
         else:
             joined = (begun + part[0].encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
-            found.append(PARTS.sub("", joined))
+            found.append(BYTE_RUNS.sub("", joined))
             text = joined + text[part.end() :]
-        rest = PARTS.findall(text)
+        rest = BYTE_RUNS.findall(text)
         begun = rest[-1].encode("utf-8", "surrogateescape") if rest and text.endswith(rest[-1]) else b""
     return found
 
 
-def shown(text: str, whole: str = "") -> tuple[str, str]:
-    """(the space before it or nothing, what is drawn): everything that is invisible is made visible."""
+def drawable(text: str, completed: str = "") -> tuple[str, str]:
+    """(leading space or "", the rest with everything invisible escaped)."""
     lead = " " if text[:1] == " " and text.strip(" ") else ""
-    parts = PARTS.split(text[len(lead) :])
+    parts = BYTE_RUNS.split(text[len(lead) :])
     for at, part in enumerate(parts):
         plain = part.translate({10: "↵", 9: "⇥", 32: "␣"})
         inside = at == 1 and not lead and not parts[0]
-        parts[at] = hexed(part, _plain(whole) if inside else "") if at % 2 else _plain(plain)
+        parts[at] = escape_bytes(part, _escape(completed) if inside else "") if at % 2 else _escape(plain)
     return lead, "".join(parts)
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     escaped = visible(text, len(text))
-    # What combines with the character before it would change a mark of ours.
+    # A combining character would change the mark drawn before it.
     return "◌" + escaped if escaped and not cell_len(escaped[0]) else escaped
 
 
-def pieces(line: list[Token], starts: set[int], view: View, texts: Texts) -> list[Text]:
-    """Each token as it is drawn, with what parts it from the one before; padding is left out.
+def draw_tokens(line: list[Token], starts: set[int], view: View, texts: TokenTexts) -> list[Text]:
+    """Each token with the border to the one before; padding is left out.
 
-    `starts` are the places where a text begins behind another one.
+    `starts` are the positions at which another text begins.
     """
     drawn: list[Text] = []
     closed = True
     line = [token for token in line if token.role != "pad"]
     roles = [token.role for token in line]
-    ends = wholes([texts(token.id if token.label is None else token.label) for token in line])
+    completed = completed_characters([texts(token.id if token.label is None else token.label) for token in line])
     for at, token in enumerate(line):
         look = view.looks[token.role]
         opening, closing = ("", "") if not any(look.around) else look.around
         opening = opening if at == 0 or at in starts or roles[at - 1] != token.role else ""
         closing = closing if at + 1 == len(line) or at + 1 in starts or roles[at + 1] != token.role else ""
-        lead, text = _formed(token, look, texts, ends[at])
+        lead, text = _draw(token, look, texts, completed[at])
         marked = opening or look.form != "{token}"
         border = f" {BREAK} " if at in starts else lead or ("" if closed or marked else "·")
         drawn.append(Text.assemble((border, "dim"), (opening + text + closing, look.colours[at % 2])))
@@ -148,26 +148,26 @@ def pieces(line: list[Token], starts: set[int], view: View, texts: Texts) -> lis
     return drawn
 
 
-def _formed(token: Token, look: Look, texts: Texts, whole: str) -> tuple[str, str]:
-    """(the space before a token or nothing, the token in the form of its role)."""
+def _draw(token: Token, look: Look, texts: TokenTexts, completed: str) -> tuple[str, str]:
+    """(leading space or "", the token in the form of its role)."""
     truth = token.id if token.label is None else token.label
-    lead, text = shown(texts(token.id), whole if token.id == truth else "")
-    other, label = shown(texts(truth), whole)
-    if "{token}" not in look.form:  # what is shown says nothing of the space
+    lead, text = drawable(texts(token.id), completed if token.id == truth else "")
+    other, label = drawable(texts(truth), completed)
+    if "{token}" not in look.form:  # only the label is drawn, so its space counts
         return other, look.form.format(label=label)
     return lead, look.form.format(token=text, label=label if lead == other else ("␣" if other else "·") + label)
 
 
-def padding(line: list[Token], view: View) -> Text:
-    """All of a row's padding in one count."""
+def draw_padding(line: list[Token], view: View) -> Text:
+    """The padding of a row as one count."""
     count = sum(token.role == "pad" for token in line)
     look = view.looks["pad"]
     text = look.form.format(count=count).join(look.around)
     return Text(f" {text}" if count else "", look.colours[0])
 
 
-def fill(row: list[Text], last: Text, width: int, most: int | None) -> list[Text]:
-    """Pieces in lines of `width` cells, `last` behind them; with `most`, no more lines than that, and what is missing."""
+def wrap_row(row: list[Text], last: Text, width: int, most: int | None) -> list[Text]:
+    """Break drawn tokens into lines of `width` cells, with `last` at the end; after `most` lines, count the rest."""
     lines = [Text()]
     for number, piece in enumerate([*row, last]):
         for part in _folded(piece, width):
@@ -180,12 +180,12 @@ def fill(row: list[Text], last: Text, width: int, most: int | None) -> list[Text
 
 
 def _stripped(piece: Text) -> Text:
-    """At the start of a line, the line break is the border."""
+    """Without the leading space, which a line break replaces."""
     return piece[len(piece) - len(piece.plain.lstrip(" ")) :]
 
 
 def _folded(piece: Text, width: int) -> list[Text]:
-    """A piece that is wider than a line, in several."""
+    """A piece in parts no wider than a line."""
     cuts, used = [], 0
     for at, character in enumerate(piece.plain):
         used += cell_len(character)
@@ -196,7 +196,7 @@ def _folded(piece: Text, width: int) -> list[Text]:
 
 
 def legend(drawn: str, roles: set[str], view: View, width: int) -> list[Text]:
-    """What the roles, and the signs that occur in `drawn`, mean."""
+    """The meaning of the roles, and of the signs that occur in `drawn`."""
     looks = [look for role, look in view.looks.items() if role in roles]
     signs = {sign: meaning for sign, meaning in SIGNS.items() if sign in drawn}
     signs |= {sample: meaning for sample, (pattern, meaning) in ESCAPES.items() if re.search(pattern, drawn)}
@@ -211,8 +211,8 @@ def legend(drawn: str, roles: set[str], view: View, width: int) -> list[Text]:
     return lines
 
 
-def bins(lengths: np.ndarray) -> list[dict[str, int]]:
-    """How many rows are how long, in steps of a power of two."""
+def length_bins(lengths: np.ndarray) -> list[dict[str, int]]:
+    """Number of rows per range of lengths; the ranges are equal and a power of two wide."""
     step = 1 << max(int(lengths.max() - 1) // BARS, 0).bit_length()
     numbers, counts = np.unique((lengths - 1) // step, return_counts=True)
     found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
@@ -223,7 +223,7 @@ def bins(lengths: np.ndarray) -> list[dict[str, int]]:
 
 
 def histogram(bins: list[dict[str, int]], title: str, width: int) -> list[Text]:
-    """One bar a bin, drawn in eighths of a cell."""
+    """One bar per bin, drawn in eighths of a cell."""
     names = [f"{bin_['from']:,}–{bin_['to']:,}" for bin_ in bins]
     most, counts = max(bin_["rows"] for bin_ in bins), [f"{bin_['rows']:,}" for bin_ in bins]
     room = max(min(width - max(map(len, names)) - max(map(len, counts)) - 4, BAR), 1)
@@ -235,8 +235,8 @@ def histogram(bins: list[dict[str, int]], title: str, width: int) -> list[Text]:
     return lines
 
 
-def borders(lengths: list[int]) -> set[int]:
-    """Where texts of these lengths begin behind another one."""
+def text_starts(lengths: list[int]) -> set[int]:
+    """The positions at which the second and later of consecutive texts of these lengths begin."""
     ends = [0]
     for length in lengths:
         ends.append(ends[-1] + length)
