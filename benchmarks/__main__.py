@@ -1,9 +1,9 @@
-"""All that is measured side by side with plain Hugging Face parts: steps, start, preparation.
+"""Run all benchmarks that compare lmtrain with plain Hugging Face code: training speed, start-up, data preparation.
 
     python -m benchmarks [--rounds 5] [--pairs multi30k/train]
 
-Each is a program of its own as well: benchmarks.speed, benchmarks.start, benchmarks/preparation.py. Other work on the
-machine spoils the figures.
+Each is also a program by itself: benchmarks.speed, benchmarks.start, benchmarks/preparation.py. Leave the machine
+otherwise idle, or the measurements are wrong.
 """
 
 import argparse
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", default="5")
-    parser.add_argument("--pairs", help="as for benchmarks.speed")
+    parser.add_argument("--pairs", help="see benchmarks.speed")
     given = parser.parse_args()
     rounds = ["--rounds", given.rounds]
     pairs = ["--pairs", given.pairs] if given.pairs else []

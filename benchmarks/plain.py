@@ -1,4 +1,4 @@
-"""Training a causal language model on a text file as the public example script does: the baseline of benchmarks.start.
+"""Train a causal language model on a text file as transformers' run_clm.py does: the baseline of benchmarks.start.
 
 python benchmarks/plain.py MODEL FILE FOLDER
 """
@@ -11,7 +11,7 @@ LENGTH = 256
 
 
 def two_maps(raw: Any, tokenizer: Any, length: int) -> tuple[Any, Any]:
-    """(the lines of the data set `raw` as ids, the same joined and cut into rows of `length`); what is over is dropped."""
+    """(the tokenized lines of the data set `raw`, the same concatenated into rows of `length` without the remainder)."""
     ids = raw.map(lambda rows: tokenizer(rows["text"]), batched=True, remove_columns=["text"])
 
     def group(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:

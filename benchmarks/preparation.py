@@ -1,11 +1,11 @@
-"""How long it takes from a text file to full rows of ids: lmtrain beside two `datasets.map` passes.
+"""Seconds from a text file to packed rows of token ids: lmtrain compared with two passes of `datasets.map`.
 
     python benchmarks/preparation.py [--tokenizer FOLDER] [--megabytes 30] [--rounds 5] [FILE …]
 
-The baseline does what the public causal language modelling script does: load the file as lines, tokenise them in one
-map, concatenate and cut them in another, with the defaults of both. Every measurement is a process of its own with
-empty caches, the two in turns; the second start of lmtrain has its cache from the first. Without files the text is the
-documentation that comes with Python; without a tokenizer one is trained on it.
+The baseline does what transformers' run_clm.py does: load the file as lines, tokenize them in one map, concatenate and
+cut them in another, with the defaults of both. Every measurement runs in a process of its own with empty caches, the
+two alternating; the second start of lmtrain finds the cache of the first. Without files the text is the documentation
+that comes with Python; without a tokenizer one is trained on it.
 """
 
 import argparse
@@ -38,7 +38,12 @@ def baseline(text: str, folder: str) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     kept = sum(map(len, grouped["input_ids"]))
     ids = [i for row in tokenised["input_ids"] for i in row]
-    return {"seconds": seconds, "with_loading": seconds + started - loading, **_told(ids, imported), "kept": kept}
+    return {
+        "seconds": seconds,
+        "with_loading": seconds + started - loading,
+        **_measurements(ids, imported),
+        "kept": kept,
+    }
 
 
 def lmtrain(text: str, folder: str) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def lmtrain(text: str, folder: str) -> dict[str, Any]:
     from lmtrain.objectives.objective import OBJECTIVES
     from lmtrain.preprocessing.dataset import Limits
     from lmtrain.runtime.console import Console
-    from lmtrain.training.datasets import prepare
+    from lmtrain.training.datasets import prepare_data
 
     recipe = RECIPES["clm"](
         model=Model(name=folder),
@@ -62,26 +67,28 @@ def lmtrain(text: str, folder: str) -> dict[str, Any]:
     imported, started = resident(), time.perf_counter()
     corpus = Corpus(recipe.data, 1, Cache.of(recipe.run, Console(quiet=True)))
     corpus.check()
-    prepared = prepare(corpus, OBJECTIVES["clm"], tokenizer, recipe.data, Limits(LENGTH, {}))
+    objective = OBJECTIVES["clm"]
+    collator = objective.collator(tokenizer, recipe.data, 1)
+    prepared = prepare_data(corpus, objective, tokenizer, collator, recipe.data, Limits(LENGTH, {}))
     seconds = time.perf_counter() - started
     ids = prepared.train.columns["input_ids"].values[:-1]  # the end token, which the script does not add
-    return {"seconds": seconds, "with_loading": seconds, **_told(ids, imported), "kept": len(ids)}
+    return {"seconds": seconds, "with_loading": seconds, **_measurements(ids, imported), "kept": len(ids)}
 
 
 def resident() -> float:
-    """Megabytes of this process, so far."""
+    """Resident memory of this process in MB."""
     import psutil
 
     return psutil.Process().memory_info().rss / 2**20
 
 
-def _told(ids: Any, imported: float) -> dict[str, Any]:
+def _measurements(ids: Any, imported: float) -> dict[str, Any]:
     import hashlib
     import resource
 
     import numpy as np
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the ids are looked at once more
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the ids are copied
     ids = np.asarray(ids, np.int64)
     return {
         "tokens": len(ids),
@@ -91,7 +98,7 @@ def _told(ids: Any, imported: float) -> dict[str, Any]:
     }
 
 
-def measured(what: str, text: Path, folder: Path, caches: Path) -> dict[str, Any]:
+def measure(what: str, text: Path, folder: Path, caches: Path) -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(caches / "hf"), "XDG_CACHE_HOME": str(caches)}
     command = [sys.executable, __file__, "--one", what, "--tokenizer", str(folder), str(text)]
     before, began = _busy(), os.times().elapsed
@@ -101,13 +108,13 @@ def measured(what: str, text: Path, folder: Path, caches: Path) -> dict[str, Any
 
 
 def _busy() -> float:
-    """CPU seconds that this machine has worked."""
+    """CPU seconds that this machine has spent on all processes."""
     user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def material(folder: Path, files: list[str], megabytes: float) -> Path:
-    """A text of that size: the files, or Python's documentation, over and over, its lines in another order each time."""
+    """Write a text of that size: the files or Python's documentation repeated, its lines shuffled anew each time."""
     if files:
         lines = [
             line for file in files for line in Path(file).read_text(encoding="utf-8-sig").splitlines(keepends=True)
@@ -146,8 +153,8 @@ def main() -> None:
         for number in range(given.rounds):
             order = ["baseline", "lmtrain"] if number % 2 else ["lmtrain", "baseline"]
             caches = {what: Path(tempfile.mkdtemp(dir=folder)) for what in order}
-            found = {what: measured(what, text, tokenizer, caches[what]) for what in order}
-            found["second"] = measured("lmtrain", text, tokenizer, caches["lmtrain"])
+            found = {what: measure(what, text, tokenizer, caches[what]) for what in order}
+            found["second"] = measure("lmtrain", text, tokenizer, caches["lmtrain"])
             rounds.append(found)
             print(
                 json.dumps({n: {k: v for k, v in f.items() if k != "sha256"} for n, f in found.items()}),
@@ -157,7 +164,7 @@ def main() -> None:
 
 
 def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
-    """The folder of a tokenizer that both sides can load."""
+    """The folder of a tokenizer that both can load."""
     from tokenizers import processors
 
     from lmtrain.config.model import Model
@@ -189,11 +196,15 @@ def table(rounds: list[dict[str, Any]], size: int) -> str:
         ("lmtrain, from the file", first, "lmtrain", f"{maps / first:.2f} × the two passes"),
         ("lmtrain, second start", second, "second", f"{first / second:.0f} × the first"),
     ]
-    lines = [f"{size / 1e6:.1f} MB, {rounds[0]['baseline']['tokens']:,} tokens, {len(rounds)} rounds, medians; "
-             f"tokens {'identical' if same else 'NOT IDENTICAL'}, of which the script keeps "
-             f"{rounds[0]['baseline']['kept']:,}; other processes took "
-             f"{max(f['others'] for found in rounds for f in found.values()):.2f} cores at most", "",
-             "| | seconds | peak MB | above the imports and the tokenizer | |", "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"{size / 1e6:.1f} MB, {rounds[0]['baseline']['tokens']:,} tokens, {len(rounds)} rounds, medians; "
+        f"tokens {'identical' if same else 'NOT IDENTICAL'}, of which the script keeps "
+        f"{rounds[0]['baseline']['kept']:,}; other processes took "
+        f"{max(f['others'] for found in rounds for f in found.values()):.2f} cores at most",
+        "",
+        "| | seconds | peak MB | above the imports and the tokenizer | |",
+        "|---|---|---|---|---|",
+    ]
     memory = {
         way: f"{median(way, 'megabytes'):.0f} | {median(way, 'own'):.0f}" for way in ("baseline", "lmtrain", "second")
     }

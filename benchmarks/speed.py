@@ -1,13 +1,13 @@
-"""The same model, the same weights, the same tokens, in the same order: trained by lmtrain and by a plain Trainer.
+"""Training speed: the same model, weights and tokens, trained by lmtrain and by a plain Trainer.
 
     python -m benchmarks.speed [CASE …] [--rounds 5] [--pairs multi30k/train] [--profile]
 
-The baseline does what the public example scripts do: transformers' Trainer with its defaults and the stock collators, for
-language models of texts padded to the longest, for translation batches drawn at random. Both run in processes of their
-own, in turn; each measures the rate of a large matrix product before it begins. What is told are medians over the rounds.
-Every case is also trained for 50 steps without dropout, to compare the losses. The share of the matrix rate is that of the
-arithmetic which the useful tokens need (lmtrain.bench) in the rate of the large product. --profile tells instead where
-lmtrain's own time goes, --held-out what a translation has learnt after as many epochs.
+The baseline does what transformers' example scripts do: Trainer with its defaults and the stock collators, which pad
+texts to the longest of the batch, and random batches for translation. Both run in processes of their own, alternating;
+each first measures the rate of a large matrix product. The output shows medians over the rounds. Every case is also
+trained for 50 steps without dropout, to compare the losses. "Of the matrix rate" is the arithmetic that the tokens
+without padding need (lmtrain bench) as a share of that rate. --profile shows instead where lmtrain spends its time,
+--held-out the loss of a translation model after --epochs.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 
 from lmtrain.config.recipe import RECIPES
-from lmtrain.objectives import mlm
+from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.sampler import EpochOrder
 
 HERE = Path(__file__).parent
 WARM = 3
-"""Steps at the start that are not counted."""
+"""Warm-up steps, not counted."""
 
 PROFILED = 8
-"""Steps of which --profile tells."""
+"""Steps that --profile measures."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Case:
     """Entries of the vocabulary."""
     batch: int
     length: tuple[int, int]
-    """Words of a text: at least, at most."""
+    """Fewest and most words of a text."""
     dropout: tuple[str, ...]
     """Names of the dropout rates."""
     flags: tuple[str, ...] = ()
-    """What lmtrain is told besides."""
+    """Further flags of lmtrain."""
     must: float = 1.0
     goal: float = 1.0
     memory: float | None = None
     steps: int = 20
     rate: float = 0.1
-    """Of dropout."""
+    """Dropout rate."""
 
 
 GPT2 = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
@@ -101,48 +101,51 @@ CASES = {
 }  # fmt: skip
 
 
-# --- what is trained -------------------------------------------------------------------------------------------------
+# --- model and data -------------------------------------------------------------------------------------------------
 
 
-def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> None:
-    """Model, tokenizer and data in a folder, the same for both; `pairs`: STEM of STEM.de and STEM.en, to be translated."""
+def make_inputs(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> None:
+    """Write model, tokenizer and data for both to a folder; `pairs`: STEM of STEM.de and STEM.en, for translation."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, PreTrainedTokenizerFast, set_seed
 
-    from lmtrain.objectives.objective import OBJECTIVES
-    from lmtrain.preprocessing.train_tokenizer import train_tokenizer as train_tokenizer
+    from lmtrain.preprocessing.train_tokenizer import train_tokenizer
 
-    frame = OBJECTIVES[case.objective].frame
-    words = [*frame.tokens.values(), *(f"w{number}" for number in range(case.words - len(frame.tokens)))]
+    special = OBJECTIVES[case.objective].special_tokens
+    words = [*special.tokens.values(), *(f"w{number}" for number in range(case.words - len(special.tokens)))]
     backend = Tokenizer(
-        models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=frame.tokens["unk_token"])
+        models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=special.tokens["unk_token"])
     )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    template = "$A" if case.objective == "clm" else frame.template
+    template = "$A" if case.objective == "clm" else special.template
     backend.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(t, backend.token_to_id(t)) for t in frame.tokens.values() if t in template]
+        single=template, special_tokens=[(t, backend.token_to_id(t)) for t in special.tokens.values() if t in template]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **frame.tokens
+        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **special.tokens
     )
     rates = dict.fromkeys(case.dropout, case.rate if dropout else 0.0)
     ids = {"vocab_size": case.words, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     if case.objective == "seq2seq":
-        ids |= {"decoder_vocab_size": case.words, "decoder_start_token_id": tokenizer.pad_token_id, "scale_embedding": True,
-                "forced_eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+        ids |= {
+            "decoder_vocab_size": case.words,
+            "decoder_start_token_id": tokenizer.pad_token_id,
+            "scale_embedding": True,
+            "forced_eos_token_id": tokenizer.eos_token_id,
+        }
     real = pairs and case.objective == "seq2seq"
     if real:
-        sides = [Path(f"{pairs}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
-        tokenizer = train_tokenizer(f"bpe:{case.words}", [*sides[0], *sides[1]], frame)
+        languages = [Path(f"{pairs}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
+        tokenizer = train_tokenizer(f"bpe:{case.words}", [*languages[0], *languages[1]], special)
     set_seed(0)
     config = AutoConfig.for_model(case.architecture, **case.sizes, **rates, **ids)
     OBJECTIVES[case.objective].auto_model.from_config(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     chance = random.Random(1)
-    ordinary = words[len(frame.tokens) :]
+    ordinary = words[len(special.tokens) :]
     weights = [1 / (n + 10) for n in range(len(ordinary))]
     rows_at_least, (least, most) = 4096 if case.length[1] < 100 else 640, case.length
-    # Many short ones and a few long ones, as sentences and reviews are.
+    # Many short texts and a few long ones, like sentences and reviews.
     lengths = [min(least + int(chance.expovariate(1 / 15)), most) for _ in range(rows_at_least)]
 
     def text(length: int) -> str:
@@ -152,23 +155,23 @@ def made(case: Case, folder: Path, dropout: bool, pairs: str | None = None) -> N
     if case.objective == "seq2seq":
         rows = [{"source": text(n), "target": text(max(n + chance.randint(-3, 3), 1))} for n in lengths]
     if real:
-        rows = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
+        rows = [{"source": source, "target": target} for source, target in zip(*languages, strict=True)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-# --- the two ways ----------------------------------------------------------------------------------------------------
+# --- the two trainers ----------------------------------------------------------------------------------------------------
 
 
 def ends(seen: Any) -> Any:
-    """A callback that notes when each step has ended, before anything is saved, and what has been `seen` by then."""
+    """A callback that records when each step ended, before anything is saved, and what was `seen` by then."""
     from transformers import TrainerCallback
 
     class Ends(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ENDS.append(time.perf_counter())
-            tokens, places = seen()
+            tokens, slots = seen()
             TOKENS.append(tokens)
-            PLACES.append(places)
+            SLOTS.append(slots)
             if PROFILER and len(ENDS) == WARM:
                 PROFILER[0].start()
             if PROFILER and len(ENDS) == WARM + PROFILED:
@@ -178,21 +181,46 @@ def ends(seen: Any) -> Any:
 
 
 def by_lmtrain(case: Case, folder: Path, steps: int, alike: bool) -> None:
-    """Train so; `alike`: in the batches of the baseline, to compare the losses."""
+    """Train with lmtrain; `alike`: with the batches of the baseline, to compare the losses."""
     from lmtrain.cli.app import app
     from lmtrain.training.trainer import ExactTrainer
 
-    prepare = ExactTrainer.prepare
+    build = ExactTrainer.__init__
 
-    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+    def observed(self: Any, *arguments: Any, **options: Any) -> None:
+        build(self, *arguments, **options)
         TRAINER[:] = [self]
         self.add_callback(ends(lambda: (int(self.tokens[0]), int(self.tokens[2]))))
-        return prepare(self, *arguments, **options)
 
-    ExactTrainer.prepare = noted  # type: ignore[method-assign]
-    flags = [case.objective, "--model", folder / "model", "--data", folder / "data.jsonl", "--val-split", 0, "-b", case.batch,
-             "--max-steps", steps, "--lr", LEARNING_RATE[0], "--log-every", 1 if alike else 10, "--save-every", 10**6, "--no-preflight", "--no-cache", "-q",
-             "-o", folder / "run", "--overwrite", "--set", "train.dataloader_num_workers=0", *(PLAIN[case.objective] if alike else case.flags)]  # fmt: skip
+    ExactTrainer.__init__ = observed  # type: ignore[method-assign]
+    flags = [
+        case.objective,
+        "--model",
+        folder / "model",
+        "--data",
+        folder / "data.jsonl",
+        "--val-split",
+        0,
+        "-b",
+        case.batch,
+        "--max-steps",
+        steps,
+        "--lr",
+        LEARNING_RATE[0],
+        "--log-every",
+        1 if alike else 10,
+        "--save-every",
+        10**6,
+        "--no-preflight",
+        "--no-cache",
+        "-q",
+        "-o",
+        folder / "run",
+        "--overwrite",
+        "--set",
+        "train.dataloader_num_workers=0",
+        *(PLAIN[case.objective] if alike else case.flags),
+    ]
     app([str(flag) for flag in flags], standalone_mode=False)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     LOSSES.extend(line["loss"] for line in lines if "loss" in line)
@@ -206,7 +234,7 @@ PLAIN = {
 
 
 def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
-    """The same, as the public example scripts do it; `alike`: in the order and with the masks of lmtrain."""
+    """Train as transformers' example scripts do; `alike`: in the order and with the masks of lmtrain."""
     from datasets import load_dataset
     from transformers import (
         AutoTokenizer,
@@ -216,21 +244,23 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
         TrainingArguments,
     )
 
-    from lmtrain.objectives.objective import OBJECTIVES
-
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     network = OBJECTIVES[case.objective].auto_model.from_pretrained(folder / "model")
     data = load_dataset("json", data_files=str(folder / "data.jsonl"), split="train")
     if case.objective == "seq2seq":
-        data = data.map(lambda rows: tokenizer(rows["source"], text_target=rows["target"]), batched=True,
-                        remove_columns=data.column_names)  # fmt: skip
+        data = data.map(
+            lambda rows: tokenizer(rows["source"], text_target=rows["target"]),
+            batched=True,
+            remove_columns=data.column_names,
+        )
         collator: Any = DataCollatorForSeq2Seq(tokenizer, model=network)
     else:
         end = [tokenizer.eos_token_id] if case.objective == "clm" else []
         data = data.map(
             lambda rows: {"input_ids": [ids + end for ids in tokenizer(rows["text"])["input_ids"]]},
-            batched=True, remove_columns=data.column_names,
-        )  # fmt: skip
+            batched=True,
+            remove_columns=data.column_names,
+        )
         collator = DataCollatorForLanguageModeling(tokenizer, mlm=case.objective == "mlm")
     if alike:
         data = data.select(EpochOrder(np.zeros(len(data), np.int64), 42).of(0).tolist())
@@ -246,10 +276,20 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
         return batch
 
     arguments = TrainingArguments(
-        str(folder / "baseline"), per_device_train_batch_size=case.batch, max_steps=steps, learning_rate=LEARNING_RATE[0], logging_steps=1 if alike else 10,
-        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, dataloader_num_workers=0, seed=42,
-        remove_unused_columns=False, train_sampling_strategy="sequential" if alike else "random",
-    )  # fmt: skip
+        str(folder / "baseline"),
+        per_device_train_batch_size=case.batch,
+        max_steps=steps,
+        learning_rate=LEARNING_RATE[0],
+        logging_steps=1 if alike else 10,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_num_workers=0,
+        seed=42,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential" if alike else "random",
+    )
     trainer = Trainer(network, arguments, data_collator=counted, train_dataset=data, callbacks=[ends(lambda: seen)])
     trainer.train()
     LOSSES.extend(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
@@ -258,15 +298,23 @@ def by_trainer(case: Case, folder: Path, steps: int, alike: bool) -> None:
 
 
 def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -> Any:
-    """The batch with lmtrain's masks, and without the label of a text's first token, which nothing predicts."""
+    """The batch with lmtrain's masks, and without the label of a text's first token, which no position predicts."""
     numbers = [row.pop("row") for row in rows]
     if case.objective == "mlm":
         section = RECIPES["mlm"].model_fields["data"].annotation(train=["made up"])
-        masked = mlm.collator(tokenizer, section, 42)
-        return masked([
-            {"input_ids": np.array(row["input_ids"]), "lengths": np.array([len(row["input_ids"])]), "numbers": np.array([number]),
-             "epoch": 0, "progress": 0.0} for number, row in zip(numbers, rows, strict=True)
-        ])  # fmt: skip
+        masked = OBJECTIVES["mlm"].collator(tokenizer, section, 42)
+        return masked(
+            [
+                {
+                    "input_ids": np.array(row["input_ids"]),
+                    "lengths": np.array([len(row["input_ids"])]),
+                    "numbers": np.array([number]),
+                    "epoch": 0,
+                    "progress": 0.0,
+                }
+                for number, row in zip(numbers, rows, strict=True)
+            ]
+        )
     batch = stock(rows)
     if case.objective == "clm":
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -279,15 +327,15 @@ TRAINER: list[Any] = []
 PROFILER: list[Any] = []
 ENDS: list[float] = []
 TOKENS: list[int] = []
-PLACES: list[int] = []
+SLOTS: list[int] = []
 LOSSES: list[float] = []
-"""After each step: the moment, tokens and places for tokens so far; the loss of each step."""
+"""After each step: the time, and the tokens and slots (with padding) so far; the loss of each step."""
 
 WAYS = {"lmtrain": by_lmtrain, "trainer": by_trainer}
 
 
 def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str, Any]:
-    """One way, once, in this process."""
+    """Run one trainer once, in this process."""
     import psutil
     import torch
 
@@ -307,10 +355,13 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
     return {
         "tokens_per_second": (TOKENS[-1] - TOKENS[WARM - 1]) / seconds,
         "step": statistics.median(b - a for a, b in pairwise(ENDS[WARM - 1 :])),
-        "padding": 1 - TOKENS[-1] / PLACES[-1], "memory": memory, "rate": rate,
+        "padding": 1 - TOKENS[-1] / SLOTS[-1],
+        "memory": memory,
+        "rate": rate,
         "flops_per_token": flops_per_token(TRAINER[0]) if TRAINER else None,
-        "others": max(busy - ours, 0) / (time.perf_counter() - began), "losses": LOSSES,
-    }  # fmt: skip
+        "others": max(busy - ours, 0) / (time.perf_counter() - began),
+        "losses": LOSSES,
+    }
 
 
 # --- side by side ----------------------------------------------------------------------------------------------------
@@ -318,8 +369,19 @@ def work(name: str, way: str, folder: Path, steps: int, alike: bool) -> dict[str
 
 def once(name: str, way: str, folder: Path, steps: int, alike: bool = False, rate: float = 1e-4) -> dict[str, Any]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    command = [sys.executable, "-m", "benchmarks.speed", "--work", name, way, str(folder), "--steps", str(steps),
-               "--learning-rate", str(rate)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed",
+        "--work",
+        name,
+        way,
+        str(folder),
+        "--steps",
+        str(steps),
+        "--learning-rate",
+        str(rate),
+    ]
     command += ["--alike"] if alike else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=HERE.parent)
     if done.returncode:
@@ -328,7 +390,7 @@ def once(name: str, way: str, folder: Path, steps: int, alike: bool = False, rat
 
 
 @dataclass
-class Figures:
+class Measurements:
     name: str
     rounds: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {way: [] for way in WAYS})
     gap: float | None = None
@@ -337,12 +399,12 @@ class Figures:
         return statistics.median(found[what] for found in self.rounds[way])
 
     def ratio(self, what: str) -> float:
-        """The median over the rounds of lmtrain's figure by that of the baseline beside it."""
+        """Median over the rounds of lmtrain's value divided by that of the baseline in the same round."""
         pairs = zip(self.rounds["lmtrain"], self.rounds["trainer"], strict=True)
         return statistics.median(ours[what] / theirs[what] for ours, theirs in pairs)
 
     def share(self, way: str) -> float:
-        """Of the highest rate of a large product that any of the rounds has measured."""
+        """Share of the highest rate of a large matrix product in any of the rounds."""
         highest = max(found["rate"] for rounds in self.rounds.values() for found in rounds)
         return self.median("lmtrain", "flops_per_token") * self.median(way, "tokens_per_second") / highest
 
@@ -351,11 +413,16 @@ class Figures:
         memory = f" (≤ {case.memory})" if case.memory else ""
         gap = "" if self.gap is None else f"{self.gap:.1e}"
         cells = [
-            self.name, f"**{self.ratio('tokens_per_second'):.2f}**", f"{case.must:.3g} / {case.goal}",
+            self.name,
+            f"**{self.ratio('tokens_per_second'):.2f}**",
+            f"{case.must:.3g} / {case.goal}",
             f"{self.median('lmtrain', 'tokens_per_second'):,.0f} / {self.median('trainer', 'tokens_per_second'):,.0f}",
-            f"{self.share('lmtrain'):.0%} / {self.share('trainer'):.0%}", f"{self.ratio('memory'):.2f}{memory}", f"{self.median('lmtrain', 'padding'):.1%} / {self.median('trainer', 'padding'):.1%}",
-            gap, f"{max(found['others'] for found in self.rounds['lmtrain'] + self.rounds['trainer']):.0%}",
-        ]  # fmt: skip
+            f"{self.share('lmtrain'):.0%} / {self.share('trainer'):.0%}",
+            f"{self.ratio('memory'):.2f}{memory}",
+            f"{self.median('lmtrain', 'padding'):.1%} / {self.median('trainer', 'padding'):.1%}",
+            gap,
+            f"{max(found['others'] for found in self.rounds['lmtrain'] + self.rounds['trainer']):.0%}",
+        ]
         return "| " + " | ".join(cells) + " |"
 
 
@@ -363,49 +430,49 @@ HEAD = """| case | useful tokens/s, × | must / goal | lmtrain / Trainer | of th
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def side_by_side(name: str, rounds: int, steps: int | None, losses: bool, pairs: str | None) -> Figures:
-    figures = Figures(name)
+def side_by_side(name: str, rounds: int, steps: int | None, losses: bool, pairs: str | None) -> Measurements:
+    found = Measurements(name)
     with tempfile.TemporaryDirectory() as folder:
-        made(CASES[name], Path(folder), True, pairs)
+        make_inputs(CASES[name], Path(folder), True, pairs)
         for number in range(rounds):
             for way in list(WAYS)[:: 1 if number % 2 else -1]:
-                figures.rounds[way].append(once(name, way, Path(folder), steps or CASES[name].steps))
-                print(name, way, {k: v for k, v in figures.rounds[way][-1].items() if k != "losses"}, file=sys.stderr)
+                found.rounds[way].append(once(name, way, Path(folder), steps or CASES[name].steps))
+                print(name, way, {k: v for k, v in found.rounds[way][-1].items() if k != "losses"}, file=sys.stderr)
         if losses:
-            made(CASES[name], Path(folder), False, pairs)
+            make_inputs(CASES[name], Path(folder), False, pairs)
             ours, theirs = (once(name, way, Path(folder), 50, alike=True)["losses"] for way in WAYS)
-            figures.gap = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
-    return figures
+            found.gap = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
+    return found
 
 
-# --- how much is learnt ----------------------------------------------------------------------------------------------
+# --- loss after some epochs ----------------------------------------------------------------------------------------------
 
 
-def learnt(name: str, pairs: str, held_out: str, epochs: int, rate: float) -> str:
-    """One line: eval_loss of the pairs HELD_OUT.de and HELD_OUT.en after as many epochs by either way.
+def compare_learning(name: str, pairs: str, held_out: str, epochs: int, rate: float) -> str:
+    """One line: eval_loss on the pairs HELD_OUT.de and HELD_OUT.en after `epochs` epochs of either trainer.
 
-    One epoch is trained in the same order without dropout; more each in an order of its own, with dropout.
+    One epoch is trained in the same order without dropout, several in an order of each trainer's own with dropout.
     """
     case, alike = CASES[name], epochs == 1
-    sides = [Path(f"{held_out}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
-    rows = [{"source": source, "target": target} for source, target in zip(*sides, strict=True)]
+    languages = [Path(f"{held_out}.{language}").read_text(encoding="utf-8").splitlines() for language in ("de", "en")]
+    rows = [{"source": source, "target": target} for source, target in zip(*languages, strict=True)]
     found = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        made(case, folder, not alike, pairs)
+        make_inputs(case, folder, not alike, pairs)
         (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         steps = epochs * -(-len((folder / "data.jsonl").read_text().splitlines()) // case.batch)
         for way, model in (("lmtrain", "run"), ("trainer", "by-trainer")):
             once(name, way, folder, steps, alike, rate)
             flags = ["--model", folder / model, "--data", folder / "held-out.jsonl", "--json"]
-            told = subprocess.run([sys.executable, "-m", "lmtrain", "eval", *flags], capture_output=True, check=True)
-            found[way] = json.loads(told.stdout)["metrics"]["eval_loss"]
+            done = subprocess.run([sys.executable, "-m", "lmtrain", "eval", *flags], capture_output=True, check=True)
+            found[way] = json.loads(done.stdout)["metrics"]["eval_loss"]
     order = "in the same order, without dropout" if alike else "each in its own order"
     losses = ", ".join(f"{way} {loss:.4f}" for way, loss in found.items())
     return f"{name}: eval_loss after {epochs} epochs ({steps:,} steps, {order}): {losses}"
 
 
-# --- where the time goes ---------------------------------------------------------------------------------------------
+# --- profile ---------------------------------------------------------------------------------------------
 
 KINDS = {
     "products": r"aten::(mm|addmm_?|bmm|baddbmm)$",
@@ -416,18 +483,18 @@ KINDS = {
     "norms and activations": r"aten::(native_layer_norm.*|gelu.*|tanh.*|silu.*|relu.*)",
     "moving and filling": r"aten::(copy_|fill_|zero_|cat|index.*|_index.*|embedding.*)",
 }
-"""What an operation is counted as; all other ones are `other`, and time in none of them is `between operations`."""
+"""Category -> pattern of its operations. Other operations count as `other`, the rest as `between operations`."""
 
 
-def where_time_goes(name: str, pairs: str | None) -> str:
-    """One line: the shares of lmtrain's time in a case, in this process."""
+def profile_case(name: str, pairs: str | None) -> str:
+    """One line: the shares of lmtrain's time in a case, measured in this process."""
     import re
 
     from torch.profiler import ProfilerActivity, profile
 
     PROFILER[:] = [profile(activities=[ProfilerActivity.CPU])]
     with tempfile.TemporaryDirectory() as folder:
-        made(CASES[name], Path(folder), True, pairs)
+        make_inputs(CASES[name], Path(folder), True, pairs)
         by_lmtrain(CASES[name], Path(folder), WARM + PROFILED, False)
     found = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in PROFILER[0].key_averages():
@@ -442,13 +509,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="The default is the case's own.")
-    parser.add_argument("--pairs", help="STEM of STEM.de and STEM.en, for the translation; random words without it")
+    parser.add_argument("--steps", type=int, help="default: those of the case")
+    parser.add_argument("--pairs", help="STEM of STEM.de and STEM.en for translation; default: random words")
     parser.add_argument("--work", nargs=3)
     parser.add_argument("--alike", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--held-out", help="STEM of pairs: tells instead how much is learnt in --epochs")
+    parser.add_argument("--held-out", help="STEM of held-out pairs: compare the loss after --epochs instead")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--losses", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
@@ -459,11 +526,14 @@ def main() -> None:
         return
     if options.profile:
         for name in options.cases or CASES:
-            print(where_time_goes(name, options.pairs), flush=True)
+            print(profile_case(name, options.pairs), flush=True)
         return
     if options.held_out:
         for name in options.cases:
-            print(learnt(name, options.pairs, options.held_out, options.epochs, options.learning_rate), flush=True)
+            print(
+                compare_learning(name, options.pairs, options.held_out, options.epochs, options.learning_rate),
+                flush=True,
+            )
         return
     print(HEAD)
     for name in options.cases or CASES:

@@ -1,9 +1,9 @@
-"""How long it takes from the command to the loss of the first step: lmtrain beside the public script's way (plain.py).
+"""Seconds from the command to the loss of the first step: lmtrain compared with plain.py.
 
     python -m benchmarks.start [--rounds 5]
 
-Both are whole processes with empty caches on the same small model and text, in turn. Noted is the moment at which each
-prints the loss of its first step.
+Both run as whole processes with empty caches on the same small model and text, alternating. The clock stops when the
+loss of the first step is printed.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from pathlib import Path
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind.\n" * 500
 
 
-def made(folder: Path) -> None:
+def make_inputs(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GPT2Config
 
     from lmtrain.objectives.objective import OBJECTIVES
     from lmtrain.preprocessing.train_tokenizer import train_tokenizer
 
     (folder / "text.txt").write_text(TEXT)
-    tokenizer = train_tokenizer("bpe:400", TEXT.splitlines(), OBJECTIVES["clm"].frame)
+    tokenizer = train_tokenizer("bpe:400", TEXT.splitlines(), OBJECTIVES["clm"].special_tokens)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = GPT2Config(vocab_size=len(tokenizer), n_layer=2, n_embd=64, n_head=2, n_positions=256, **ids)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
@@ -57,11 +57,29 @@ def main() -> None:
     times: dict[str, list[float]] = {"lmtrain": [], "plain": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        made(folder)
+        make_inputs(folder)
         python, model, text = [sys.executable, "-u"], str(folder / "model"), str(folder / "text.txt")
         for number in range(rounds):
-            ours = [*python, "-m", "lmtrain", "clm", "--model", model, "--data", text, "-L", "256", "--max-steps", "1", "--val-split",
-                    "0", "--packing-strategy", "blocks", "-o", str(folder / f"run{number}")]  # fmt: skip
+            ours = [
+                *python,
+                "-m",
+                "lmtrain",
+                "clm",
+                "--model",
+                model,
+                "--data",
+                text,
+                "-L",
+                "256",
+                "--max-steps",
+                "1",
+                "--val-split",
+                "0",
+                "--packing-strategy",
+                "blocks",
+                "-o",
+                str(folder / f"run{number}"),
+            ]
             theirs = [*python, str(Path(__file__).with_name("plain.py")), model, text, str(folder / "plain")]
             each = [("lmtrain", ours, "step 1/1"), ("plain", theirs, "'loss'")]
             for name, command, sign in each[:: 1 if number % 2 else -1]:
