@@ -1,4 +1,4 @@
-"""What a preview shows is what training gives the model, and a text can do no harm by being shown."""
+"""`lmtrain preview`: it shows the batches of training, and no text can control the terminal."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from lmtrain.commands.preview import render
 from lmtrain.objectives import mlm
-from lmtrain.preprocessing import batch
+from lmtrain.preprocessing.batch import Batch, Row
 
 MODELS = {"clm": "gpt2", "mlm": "bert", "seq2seq": "t5"}
 HOSTILE = [
@@ -36,7 +36,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def text(tokens: list[dict[str, Any]], *roles: str) -> str:
-    """What is to be read in the places of some roles."""
+    """The original text of the tokens with these roles."""
     return "".join(t.get("label_text", t["text"]) for t in tokens if t["role"] in roles)
 
 
@@ -48,7 +48,7 @@ def written(file: Path, texts: list[str]) -> Path:
 # --- roles -----------------------------------------------------------------------------------------------------------
 
 
-def test_in_packed_texts_all_but_the_first_token_of_each_is_trained(material: Path):
+def test_every_token_but_the_first_of_a_packed_text_is_trained(material: Path):
     known = {f"<s>{row['text']}</s>" for row in read(material / "text.jsonl")}
     rows = rows_of(previewed("clm", material / "text.jsonl", "--batches", 99, "--val-split", 0))
     assert any(len(row.get("texts", [])) > 3 for row in rows)
@@ -62,14 +62,14 @@ def test_in_packed_texts_all_but_the_first_token_of_each_is_trained(material: Pa
         assert not tokens
 
 
-def test_of_a_prompt_the_answer_alone_is_trained(material: Path):
+def test_only_the_completion_of_a_prompt_is_trained(material: Path):
     known = {(f"<s>{row['question']}\n", row["answer"] + "</s>") for row in read(material / "prompts.jsonl")}
     columns = "--prompt-column", "question", "--completion-column", "answer"
     rows = rows_of(previewed("clm", material / "prompts.jsonl", *columns, "--batches", 99, "--val-split", 0))
     assert {(text(row["tokens"], "prompt"), text(row["tokens"], "trained")) for row in rows} == known
 
 
-def test_of_a_chat_the_assistants_turns_alone_are_trained(material: Path):
+def test_only_the_assistants_turns_of_a_chat_are_trained(material: Path):
     known = {
         "".join(message["content"] + "</s>" for message in row["messages"] if message["role"] == "assistant")
         for row in read(material / "chats.jsonl")
@@ -81,10 +81,21 @@ def test_of_a_chat_the_assistants_turns_alone_are_trained(material: Path):
         assert "user" in text(row["tokens"], "prompt")
 
 
-def test_masked_replaced_and_kept_tokens_tell_what_stood_there(material: Path):
+def test_masked_replaced_and_kept_tokens_show_the_original_token(material: Path):
     known = {f"[CLS] {row['text']}[SEP]" for row in read(material / "text.jsonl")}
-    rows = rows_of(previewed("mlm", material / "text.jsonl", "--no-packing", "--batches", 99,
-                             "--mask-probability", 0.4, "--mask-split", "40/30/30"))  # fmt: skip
+    rows = rows_of(
+        previewed(
+            "mlm",
+            material / "text.jsonl",
+            "--no-packing",
+            "--batches",
+            99,
+            "--mask-probability",
+            0.4,
+            "--mask-split",
+            "40/30/30",
+        )
+    )
     tokens = [token for row in rows for token in row["tokens"]]
     assert {token["role"] for token in tokens} - {"pad"} == {"masked", "replaced", "kept", "ignored"}
     assert {text(row["tokens"], "masked", "replaced", "kept", "ignored") for row in rows} <= known
@@ -94,7 +105,7 @@ def test_masked_replaced_and_kept_tokens_tell_what_stood_there(material: Path):
         assert token["role"] == fate if wanted else token["role"] in ("ignored", "pad")
 
 
-def test_a_pair_is_a_source_labels_and_the_labels_one_place_later(material: Path):
+def test_decoder_input_of_a_pair_is_the_labels_shifted_right(material: Path):
     known = {(row["source"] + "</s>", row["target"] + "</s>") for row in read(material / "pairs.jsonl")}
     rows = rows_of(previewed("seq2seq", material / "pairs.jsonl", "--batches", 99, "--val-split", 0))
     found = {(text(row["source"], "ignored").strip(), text(row["labels"], "trained").strip()) for row in rows}
@@ -106,10 +117,10 @@ def test_a_pair_is_a_source_labels_and_the_labels_one_place_later(material: Path
         assert [t["role"] == "pad" for t in row["decoder_input"]] == [False, *(label == -100 for label in labels[:-1])]
 
 
-def test_the_first_batch_is_the_one_that_training_begins_with(material: Path, monkeypatch: pytest.MonkeyPatch):
+def test_first_batch_is_the_first_batch_of_training(material: Path, monkeypatch: pytest.MonkeyPatch):
     batches, call = [], mlm.MaskedCollator.__call__
 
-    def seen(self: mlm.MaskedCollator, rows: list[batch.Row]) -> batch.Batch:
+    def seen(self: mlm.MaskedCollator, rows: list[Row]) -> Batch:
         batches.append(call(self, rows))
         return batches[-1]
 
@@ -123,16 +134,21 @@ def test_the_first_batch_is_the_one_that_training_begins_with(material: Path, mo
     assert len(told[0]) == 3
 
 
-# --- accounts --------------------------------------------------------------------------------------------------------
+# --- statistics --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("objective", "file", "flags"),
-    [("clm", "text", ["-L", 40]), ("clm", "chats", ["-L", 50]), ("mlm", "text", ["-L", 40]),
-     ("mlm", "text", ["--no-packing", "--batch-tokens", 64]), ("seq2seq", "pairs", []),
-     ("clm", "text", ["--streaming", "--max-steps", 1, "--no-packing", "-b", 60, "--batches", 1])],
-)  # fmt: skip
-def test_the_batches_of_an_epoch_add_up_to_the_ledger(material: Path, objective: str, file: str, flags: list[Any]):
+    [
+        ("clm", "text", ["-L", 40]),
+        ("clm", "chats", ["-L", 50]),
+        ("mlm", "text", ["-L", 40]),
+        ("mlm", "text", ["--no-packing", "--batch-tokens", 64]),
+        ("seq2seq", "pairs", []),
+        ("clm", "text", ["--streaming", "--max-steps", 1, "--no-packing", "-b", 60, "--batches", 1]),
+    ],
+)
+def test_batches_of_an_epoch_add_up_to_the_ledger(material: Path, objective: str, file: str, flags: list[Any]):
     flags = flags if "-b" in flags else [*flags, "-b", 4, "--batches", 999]
     document = previewed(objective, material / f"{file}.jsonl", *flags)
     ledger = document["data"]["train"]
@@ -142,7 +158,7 @@ def test_the_batches_of_an_epoch_add_up_to_the_ledger(material: Path, objective:
     assert document.get("batches_in_epoch") == (None if "--streaming" in flags else len(document["batches"]))
     assert sum("label" in token for token in tokens) == ledger["tokens_trained"]
     assert document["padding_fraction"] == pytest.approx(ledger["padding_fraction"])
-    if file != "text" or "--no-packing" in flags:  # where rows are laid end to end, they are shown without padding
+    if file != "text" or "--no-packing" in flags:  # padding-free batches are shown without padding
         places = (len(tokens) - pads) / (1 - ledger["padding_fraction"])
         assert pads <= places * ledger["padding_fraction"] + 1e-6
     else:
@@ -154,12 +170,12 @@ def test_the_batches_of_an_epoch_add_up_to_the_ledger(material: Path, objective:
         assert sum(bin_["rows"] for bin_ in bins) == len(lengths)
 
 
-# --- what is seen ----------------------------------------------------------------------------------------------------
+# --- terminal output ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [80, 50])
 @pytest.mark.parametrize("objective", ["clm", "mlm"])
-def test_no_text_steers_the_terminal_or_breaks_the_layout(
+def test_no_text_controls_the_terminal_or_breaks_the_layout(
     monkeypatch: pytest.MonkeyPatch, objective: str, columns: int
 ):
     data = written(Path("hostile.jsonl"), HOSTILE)
@@ -175,10 +191,12 @@ def test_no_text_steers_the_terminal_or_breaks_the_layout(
     document = lmtrain("preview", objective, *flags, "-b", 3, "--json").out
     assert document.replace("\n", "").isprintable()
     tokens = [token["text"] for row in rows_of(json.loads(document)) for token in row["tokens"]]
-    assert ("\x1b" in tokens) == (objective == "clm")  # as it is, to a parser; BERT's tokenizers leave it out
+    assert ("\x1b" in tokens) == (
+        objective == "clm"
+    )  # JSON keeps control characters, escaped; BERT's tokenizers drop them
 
 
-def test_every_role_has_a_mark_and_only_those_that_occur_are_explained(material: Path):
+def test_every_role_has_a_mark_and_the_legend_lists_only_roles_that_occur(material: Path):
     words = {"masked": r"\[MASK=\w+\]", "replaced": r"\{\w+=\w+\}", "kept": r" \(\w+\)", "pad": r"‹pad ×\d+›$"}
     flags = [*scratch("bert"), "--data", material / "text.jsonl", "--mask-split", "40/30/30"]
     shown = lmtrain("preview", "mlm", *flags).out
@@ -192,7 +210,9 @@ def test_every_role_has_a_mark_and_only_those_that_occur_are_explained(material:
     assert re.search(r"‹<s>\S*What[^›]*↵›[^›]*·</s>", shown)
 
 
-def test_a_long_row_is_cut_on_a_terminal_and_says_how_much_is_missing(material: Path, monkeypatch: pytest.MonkeyPatch):
+def test_long_rows_are_shortened_on_a_terminal_with_a_count_of_the_rest(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+):
     flags = ["preview", "clm", *scratch("gpt2"), "--data", material / "text.jsonl", "-b", 1]
     monkeypatch.setenv("COLUMNS", "50")
     whole = lmtrain(*flags).out
@@ -203,12 +223,20 @@ def test_a_long_row_is_cut_on_a_terminal_and_says_how_much_is_missing(material: 
     assert lmtrain(*flags, "--full").out == whole
 
 
-def test_borders_of_tokens_and_parts_of_characters():
+def test_spaces_bytes_and_completed_characters_are_drawn():
     byte = ["\udced", "\udc95", "\udc9c", " \udcec", "\udc95\udc88 a", "b", "  ", "\n"]
     assert render.completed_characters(byte) == ["", "", "한", "", "안", "", "", ""]
     shown = [render.drawable(text, whole) for text, whole in zip(byte, render.completed_characters(byte), strict=True)]
-    assert shown == [("", "<ED>"), ("", "<95>"), ("", "<9C=한>"), (" ", "<EC>"), ("", "<95 88=안>␣a"), ("", "b"),
-                     ("", "␣␣"), ("", "↵")]  # fmt: skip
+    assert shown == [
+        ("", "<ED>"),
+        ("", "<95>"),
+        ("", "<9C=한>"),
+        (" ", "<EC>"),
+        ("", "<95 88=안>␣a"),
+        ("", "b"),
+        ("", "␣␣"),
+        ("", "↵"),
+    ]
     assert render.drawable("\u0301") == ("", "◌\u0301")
     assert render.drawable("\udc81", "\u0301") == ("", "<81=◌\u0301>")
 
@@ -216,7 +244,7 @@ def test_borders_of_tokens_and_parts_of_characters():
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_it_trains_nothing_and_explains_when_asked(material: Path):
+def test_preview_writes_nothing_and_explains_on_request(material: Path):
     here = set(Path().iterdir())
     flags = [*scratch("t5"), "--data", material / "pairs.jsonl"]
     plain, told = lmtrain("preview", "seq2seq", *flags), lmtrain("preview", "seq2seq", *flags, "--explain")
@@ -226,7 +254,7 @@ def test_it_trains_nothing_and_explains_when_asked(material: Path):
     assert set(Path().iterdir()) == here
 
 
-def test_configuration_and_tokenizer_are_enough(material: Path):
+def test_preview_needs_no_weights(material: Path):
     assert lmtrain("tokenizer", "train", "--data", material / "text.jsonl", "--kind", "bpe:300", "-o", "m").code == 0
     Path("m/config.json").write_text('{"model_type": "gpt2", "vocab_size": 300, "n_positions": 32, "n_embd": 9600}')
     Path("r.yaml").write_text(f"objective: clm\nmodel: m\ndata: {{train: {material}/text.jsonl}}\n")
@@ -249,7 +277,7 @@ def test_configuration_and_tokenizer_are_enough(material: Path):
         (["clm", "--model", "gpt2", "--data", "x", "--batches", "0"], 2, "--batches"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: list[str], code: int, message: str):
+def test_mistakes_are_reported_in_one_sentence(arguments: list[str], code: int, message: str):
     outcome = lmtrain("preview", *arguments)
     assert outcome.code == code
     assert message in outcome.err
