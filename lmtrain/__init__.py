@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lmtrain.version import __version__
+
 if TYPE_CHECKING:
     from lmtrain.api import Results, evaluate, generate, load_recipe, train
     from lmtrain.config.recipe import Recipe
 
-__version__ = "0.1.0"
 __all__ = ["Recipe", "Results", "__version__", "evaluate", "generate", "load_recipe", "train"]
 
 

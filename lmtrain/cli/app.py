@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lmtrain import __version__
 from lmtrain.cli import recipes, tokenizer, train, use
 from lmtrain.cli.common import SETTINGS, Json, Quiet
 from lmtrain.cli.options import with_flags
@@ -24,6 +23,7 @@ from lmtrain.runtime import signals
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.processes import is_first_process
 from lmtrain.runtime.redaction import redacted
+from lmtrain.version import __version__
 
 
 class Commands(TyperGroup):

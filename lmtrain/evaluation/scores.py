@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain import __version__, metrics
+from lmtrain import metrics
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.objectives.objective import Objective
 from lmtrain.preprocessing.ragged import Ragged
+from lmtrain.version import __version__
 
 RowSums = dict[str, np.ndarray]
 """Name -> [rows] float64: nll, tokens, correct, correct_top5, bytes, pseudo_nll, pseudo_tokens. Likelihoods in nats."""

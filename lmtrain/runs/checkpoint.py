@@ -14,9 +14,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from lmtrain import __version__
 from lmtrain.errors import InputError
 from lmtrain.runtime.files import atomic_write, sync
+from lmtrain.version import __version__
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -4,8 +4,8 @@ import os
 import platform
 from typing import Any
 
-from lmtrain import __version__
 from lmtrain.errors import UsageError
+from lmtrain.version import __version__
 
 T5_FAMILY = frozenset(["t5", "mt5", "umt5", "longt5", "switch_transformers"])
 

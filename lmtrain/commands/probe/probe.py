@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain import __version__
 from lmtrain.commands.probe.classifier import fine_tune, train_on_frozen
 from lmtrain.commands.probe.encoder import EncodedRows, Encoder, load
 from lmtrain.commands.probe.entities import OUTSIDE
@@ -30,6 +29,7 @@ from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment
 from lmtrain.runtime.memory import peak_memory, release_memory
+from lmtrain.version import __version__
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,3 @@
+"""The version of lmtrain."""
+
+__version__ = "0.1.0"
