@@ -168,7 +168,8 @@ def evaluate(
 
     Without `data` a run folder is scored on what the run held out. Raises an LmtrainError for whatever the user can put right.
     """
-    given = _in_sections({"model": str(model), "data": data, **options}, untrained_leaves(*RECIPES.values()))
+    named = [data] if isinstance(data, str) else data
+    given = _in_sections({"model": str(model), "data": named, **options}, untrained_leaves(*RECIPES.values()))
     console = console or Silent()
     return score(open_evaluation(given, objective, console), against, console)
 
@@ -252,6 +253,8 @@ def _in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Documen
     """Keyword arguments -> sections, as typed flags are. Raises UsageError for an option that is not known."""
     document = Document()
     names = {name: leaf for leaf in known for name in (leaf.flag, *leaf.aliases)}
+    if "assert" in names:  # a keyword of Python; the short form of recipes
+        names["gates"] = names["assert"]
     for name, value in options.items():
         if value is None:
             continue
