@@ -125,7 +125,7 @@ def _inject(network: PreTrainedModel, config: "PeftConfig") -> None:
         if isinstance(names := getattr(config, name, None), set):
             setattr(config, name, sorted(names))
     # Without it, gradient checkpointing finds no input that requires a gradient.
-    network.enable_input_require_grads()  # type: ignore[no-untyped-call]
+    network.enable_input_require_grads()
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def new_modules(network: PreTrainedModel, missing: Iterable[str]) -> list[str]:
 
 
 def _output_embeddings(network: PreTrainedModel) -> nn.Module | None:
-    head: nn.Module | None = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: nn.Module | None = network.get_output_embeddings()
     return head
 
 

@@ -176,7 +176,7 @@ def _quantised(model: Model) -> dict[str, Any]:
         return {}
     if not torch.cuda.is_available():
         raise UsageError("--load-in-4bit: needs a CUDA GPU; drop it here")
-    four = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    four = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
