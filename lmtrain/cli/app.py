@@ -4,7 +4,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -98,7 +98,7 @@ def _add(
     to: typer.Typer,
 ) -> None:
     """Add a command whose flags are made from declarations, once it is called."""
-    settings = {"rich_help_panel": panel, "no_args_is_help": True, "context_settings": SETTINGS}
+    settings: dict[str, Any] = {"rich_help_panel": panel, "no_args_is_help": True, "context_settings": SETTINGS}
 
     def without_flags() -> None:
         """Stands for the command until it is called."""
@@ -141,9 +141,9 @@ def run(
 
 
 for _objective, _recipe_class in RECIPES.items():
-    _add(_objective, train.training(_recipe_class), lambda own=_recipe_class: leaves(own), "Train", app)
-    _add(_objective, train.benching(_recipe_class), lambda own=_recipe_class: leaves(own), None, bench_app)
-    _add(_objective, train.previewing(_recipe_class), lambda own=_recipe_class: leaves(own), None, preview_app)
+    _add(_objective, train.training(_recipe_class), partial(leaves, _recipe_class), "Train", app)
+    _add(_objective, train.benching(_recipe_class), partial(leaves, _recipe_class), None, bench_app)
+    _add(_objective, train.previewing(_recipe_class), partial(leaves, _recipe_class), None, preview_app)
 _add("eval", use.evaluate, lambda: untrained_leaves(*RECIPES.values()), "Use", app)
 _add("generate", use.generate, lambda: untrained_leaves(GenerateRequest), "Use", app)
 _add("probe", use.probe, probe_leaves, "Use", app)

@@ -45,9 +45,9 @@ def with_flags(command: Callable[..., None], options: Iterable[Leaf], trains: bo
     if hasattr(command, "__signature__"):
         return command  # it has its flags from an earlier call in this process
     own = [p for p in Signature.from_callable(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
-    options = [parameter for leaf in options for parameter in _parameters(leaf, trains)]
+    flags = [parameter for leaf in options for parameter in _parameters(leaf, trains)]
     first, last = [p for p in own if p.name == "ctx"], [p for p in own if p.name != "ctx"]
-    keyword_only = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in [*first, *options, *last]]
+    keyword_only = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in [*first, *flags, *last]]
     command.__signature__ = Signature(keyword_only)  # type: ignore[attr-defined]
     return command
 

@@ -34,11 +34,13 @@ def recipes_list(json: Json = False) -> None:
 
 @app.command("test")
 def recipes_test(
-    names: Annotated[list[str] | None, typer.Argument(help="Shipped recipes or recipe files; all shipped ones by default.",
-                                                      show_default=False)] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Shipped recipes or recipe files; all shipped ones by default.", show_default=False),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Try recipes out in seconds each, offline, as lmtrain run NAME --smoke does; exit code 4 where one fails."""
     paths = [shipped.find(name) for name in names] if names else shipped.shipped()
     console = Console(quiet=quiet, as_json=json)

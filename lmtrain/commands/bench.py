@@ -76,8 +76,10 @@ def bench(recipe: Recipe, corpus: Corpus, seconds: float, console: Console) -> d
         with console.working(f"training for about {seconds:g} s"), stepping(trainer, recipe):
             trainer.train()
     if len(clock.ends) <= WARM:
-        raise UsageError(f"the training ends after {len(clock.ends)} steps, and the first {WARM} are not counted; "
-                         "give more data, --epochs or --max-steps")  # fmt: skip
+        raise UsageError(
+            f"the training ends after {len(clock.ends)} steps, and the first {WARM} are not counted; "
+            "give more data, --epochs or --max-steps"
+        )
     return _figures(recipe, trainer, clock, rate)
 
 
@@ -151,11 +153,14 @@ def show(found: dict[str, Any], console: Console) -> None:
         ("seconds a step", f"{found['step_seconds']:.3g} (median of {found['steps']})"),
         ("padding", f"{found['padding_fraction']:.1%}"),
         ("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"),
-        ("arithmetic", f"{found['flops_per_second'] / 1e9:,.0f} GFLOP/s, {found['share_of_matrix_rate']:.0%} of the "
-                       f"{found['matrix_flops_per_second'] / 1e9:,.0f} of a large product of matrices"),
+        (
+            "arithmetic",
+            f"{found['flops_per_second'] / 1e9:,.0f} GFLOP/s, {found['share_of_matrix_rate']:.0%} of the "
+            f"{found['matrix_flops_per_second'] / 1e9:,.0f} of a large product of matrices",
+        ),
         ("from the command to the first step", f"{found['first_step_seconds']:.1f} s"),
         ("the whole training", f"{found['training_steps']:,} steps, about {hours} h {minutes:02} min"),
-    ]  # fmt: skip
+    ]
     console.result(found, rows, title=f"{found['objective']}: {found['model']}")
     if found["padding_fraction"] > MUCH_PADDING:
         console.note(

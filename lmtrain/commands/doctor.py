@@ -38,12 +38,24 @@ LAYOUTS = {"16×1": (16, 1, 1), "4×4": (4, 4, 1), "2×8": (2, 8, 1), "2 process
 
 _BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-_BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-         "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0,
-         "attention_dropout": 0.0, "activation_dropout": 0.0}  # fmt: skip
+_BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("clm", {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt2": (
+        "clm",
+        {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
     "llama": ("clm", {**_BERT, "num_key_value_heads": 2}),
     "bert": ("mlm", {**_BERT, **_NO_DROPOUT}),
     "roberta": ("mlm", {**_BERT, **_NO_DROPOUT}),
@@ -52,11 +64,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("seq2seq", _BART),
     "marian": ("seq2seq", _BART),
     "pegasus": ("seq2seq", _BART),
-    "prophetnet": ("seq2seq", {"hidden_size": 32, "num_encoder_layers": 2, "num_decoder_layers": 2,
-                               "num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2,
-                               "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "ngram": 2, "dropout": 0.0,
-                               "attention_dropout": 0.0, "activation_dropout": 0.0}),
-}  # fmt: skip
+    "prophetnet": (
+        "seq2seq",
+        {
+            "hidden_size": 32,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 2,
+            "num_decoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "ngram": 2,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+        },
+    ),
+}
 """Family -> (objective, a configuration of two layers without dropout)."""
 
 

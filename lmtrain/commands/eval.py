@@ -22,7 +22,8 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, leave_process_group, precision
 from lmtrain.runtime.files import write_lines
 from lmtrain.runtime.memory import peak_memory, release_memory
-from lmtrain.training.assembly import fit_scoring, load_model
+from lmtrain.training.assembly import fit_scoring
+from lmtrain.training.loaded_model import load_model
 
 
 def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) -> dict[str, Any]:

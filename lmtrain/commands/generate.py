@@ -44,7 +44,7 @@ def generate(
         network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
     for line in [*tokenizer_notes, *notes]:
         console.note(line)
-    network = network.to(device).eval()
+    network.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     set_seed(request.train.seed)
     single = len(prompts) == settings.num_beams == settings.num_return_sequences == 1
     streamed = objective.streams_answers and single and console.out.is_terminal and not console.as_json
@@ -70,9 +70,16 @@ def _settings(section: Generate) -> GenerationSettings:
     if wanted > beams and (beams > 1 or not sampling):
         raise UsageError(f"--num-return-sequences {wanted}: needs --num-beams {wanted} or more, or --do-sample alone")
     return GenerationSettings(
-        beams, section.max_new_tokens or NEW_TOKENS, section.length_penalty, section.no_repeat_ngram_size, sampling,
-        section.temperature, section.top_k, section.top_p, wanted,
-    )  # fmt: skip
+        beams,
+        section.max_new_tokens or NEW_TOKENS,
+        section.length_penalty,
+        section.no_repeat_ngram_size,
+        sampling,
+        section.temperature,
+        section.top_k,
+        section.top_p,
+        wanted,
+    )
 
 
 def _autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -193,7 +193,8 @@ def _made_up(network: PreTrainedModel, window: int) -> dict[str, torch.Tensor]:
     beyond = (window + 4,) if 0 < window <= WIDEST else ()
     rows = [(*row, *beyond) for row in LENGTHS]
     longest = max(map(sum, rows))
-    vocabulary = network.get_input_embeddings().weight.shape[0]
+    embeddings: Any = network.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
     random = np.random.default_rng(0)
     ids = torch.from_numpy(random.integers(vocabulary // 2, vocabulary, size=(len(rows), longest)))
     numbers = [np.repeat(np.arange(1, len(row) + 1), row) for row in rows]

@@ -152,7 +152,9 @@ class TokenLoss:
             states, labels = self.aligned(network, batch)
         precise = torch.float32 if states.device.type == "mps" else torch.float64
         counted = labels != IGNORED
-        nll, correct, top5 = (torch.zeros(len(labels), dtype=d, device=labels.device) for d in (precise, int, int))
+        nll, correct, top5 = (
+            torch.zeros(len(labels), dtype=d, device=labels.device) for d in (precise, torch.int64, torch.int64)
+        )
         predictions = []
         for row in range(len(labels)):
             at = counted[row]
@@ -171,8 +173,8 @@ class TokenLoss:
 
 def decoder_inputs(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
     """The labels one position later, behind the start token: by the model's own rule where it has one."""
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    if shift_right := getattr(model, "prepare_decoder_input_ids_from_labels", None):
+        return shift_right(labels=labels)
     start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)  # M2M100, NLLB, Blenderbot
     shifted = torch.cat([start, labels[:, :-1]], dim=1)
     return shifted.masked_fill(shifted == IGNORED, model.config.pad_token_id)

@@ -182,10 +182,11 @@ def choose_padding_free(
 @torch.no_grad()
 def _separates(network: PreTrainedModel, mask: PairMask, longest: Sequence[int]) -> bool:
     """Whether made-up pairs that share rows have the logits that each has alone."""
-    shared = [[*MADE_UP[0], tuple(longest)], [*MADE_UP[1]]]
+    shared: list[list[tuple[int, ...]]] = [[*MADE_UP[0], tuple(longest)], [*MADE_UP[1]]]
     lengths = np.array([pair for row in shared for pair in row])
     numbers = np.split(np.arange(len(lengths)), np.cumsum([*map(len, shared)])[:-1])
-    vocabulary = len(network.get_input_embeddings().weight)
+    embeddings: Any = network.get_input_embeddings()
+    vocabulary = len(embeddings.weight)
     random = np.random.default_rng(0)
     sources, targets = (
         [random.integers(vocabulary // 2, vocabulary, size=length) for length in side] for side in lengths.T

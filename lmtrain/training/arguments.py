@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lmtrain import metrics
 from lmtrain.config.model import Model
@@ -23,9 +23,18 @@ RENAMED = {
 """Our short names -> TrainingArguments' names."""
 
 NOT_ARGUMENTS = {
-    "max_time", "precision", "label_smoothing", "save_every", "gradient_checkpointing", "max_steps", "batch_tokens",
-    "group_by_length", "on_nonfinite", "keep", "kernels",
-}  # fmt: skip
+    "max_time",
+    "precision",
+    "label_smoothing",
+    "save_every",
+    "gradient_checkpointing",
+    "max_steps",
+    "batch_tokens",
+    "group_by_length",
+    "on_nonfinite",
+    "keep",
+    "kernels",
+}
 
 
 def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> TrainingArguments:

@@ -5,35 +5,27 @@ bench and doctor take the same steps, as far as they need them.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import (
     EarlyStoppingCallback,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainingArguments,
-    set_seed,
 )
 
-from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
-from lmtrain.errors import InputError, UsageError
+from lmtrain.errors import UsageError
 from lmtrain.evaluation.evaluator import Evaluator, build_evaluator
-from lmtrain.modeling.configuration import LOADING, load_config, sized_config
+from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.document_mask import Packing, choose_packing
 from lmtrain.modeling.loss import TokenLoss, depends_on_padding, ends_with_head, has_own_loss
-from lmtrain.modeling.network import check_vocabulary, load_network, positions
 from lmtrain.modeling.padding_free import PaddingFree, choose_padding_free, is_applicable
-from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.objective import OBJECTIVES, Objective
-from lmtrain.preprocessing import chat
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits, longest_lengths
 from lmtrain.runs import compatibility
@@ -44,24 +36,10 @@ from lmtrain.runtime.device import environment, precision
 from lmtrain.training.arguments import training_arguments
 from lmtrain.training.callbacks import LiveProgress, RunCallback
 from lmtrain.training.data_report import show_ledgers
-from lmtrain.training.datasets import PreparedData, learn_tokenizer, prepare_data, training_batches
+from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
+from lmtrain.training.loaded_model import load_model
 from lmtrain.training.results import checkpoint_bytes, resolved_settings
 from lmtrain.training.trainer import ExactTrainer
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its configuration and tokenizer."""
-
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    network: PreTrainedModel
-    notes: list[str]
-
-    @property
-    def limits(self) -> Limits:
-        """What the model can read, before anything is decided about lengths."""
-        return Limits(positions(self.network))
 
 
 @dataclass(frozen=True)
@@ -107,9 +85,9 @@ def assemble(
         padding_free.width if padding_free else None,
     )
     dtype = precision(recipe.train.precision, config.model_type)
-    evaluator = data.held_out and build_evaluator(
-        recipe, objective, data.held_out, model.tokenizer, collator, loss, dtype, console
-    )
+    evaluator = None
+    if data.held_out:
+        evaluator = build_evaluator(recipe, objective, data.held_out, model.tokenizer, collator, loss, dtype, console)
     settings = resolved_settings(recipe, corpus, model.tokenizer, model.network, data, arguments, dtype)
     changed = compatibility.check_facts(continued.identity, settings, recipe.run.allow_drift)
     for line in [*data.notes, *model.notes, *_notes(recipe, objective, data.limits, loss, config, arguments)]:
@@ -141,61 +119,6 @@ def assemble(
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
-
-
-def load_model(
-    recipe: Recipe,
-    config: PretrainedConfig,
-    objective: Objective,
-    corpus: Corpus | None,
-    console: Console,
-    kind: str | None = None,
-    weights: bool = True,
-) -> LoadedModel:
-    """The tokenizer, which the `corpus` may have to be asked for, and the network; without `weights`, its shapes alone.
-
-    `kind` is that of the rows, where there is no corpus. Raises InputError, UsageError.
-    """
-    set_seed(recipe.train.seed)
-
-    def learn(specification: str) -> PreTrainedTokenizerBase:
-        assert corpus, "only training learns a tokenizer"
-        return learn_tokenizer(specification, corpus, objective.special_tokens_for(recipe.data))
-
-    kind = corpus.kind if corpus else kind
-    with console.working("loading the tokenizer"):
-        tokenizer, tokenizer_notes = load_tokenizer(recipe.model, kind, learn)
-    if corpus:
-        objective.check_tokenizer(tokenizer, recipe.data)
-    with console.working("loading the model"):
-        if weights:
-            network, notes = load_network(
-                recipe.model,
-                config,
-                tokenizer,
-                objective.auto_model,
-                objective.task_type if corpus else None,
-                kernels=recipe.train.fast_kernels,
-            )
-        else:
-            network, notes = outline(recipe.model, config, tokenizer, objective.auto_model), []
-    if corpus and weights and kind == "messages":
-        network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
-    return LoadedModel(config, tokenizer, network, [*tokenizer_notes, *notes])
-
-
-def outline(
-    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any
-) -> PreTrainedModel:
-    """The network without weights: its shapes and its rules. Raises InputError as loading it would."""
-    config = sized_config(config, model, tokenizer) if model.from_scratch else config
-    try:
-        with torch.device("meta"):
-            network: PreTrainedModel = auto_model.from_config(config, trust_remote_code=model.trust_remote_code)
-    except LOADING as error:
-        raise InputError(f"{model.name}: no {config.model_type} can be built like this: {error}") from None
-    check_vocabulary(network, tokenizer, model.name)
-    return network
 
 
 def fit_scoring(

@@ -49,9 +49,12 @@ class LiveProgress(TrainerCallback):
         self.started, self.first_step = time.monotonic(), state.global_step
         if self.console.live:
             columns: list[ProgressColumn] = [
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=20),
-                TextColumn("{task.fields[news]}"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[evaluated]}"),
-            ]  # fmt: skip
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[news]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[evaluated]}"),
+            ]
             self.bar = Progress(*columns, console=self.console.err, transient=True)
             self.task = self.bar.add_task(
                 "", total=state.max_steps, completed=state.global_step, news="", evaluated=""
@@ -230,22 +233,30 @@ class RunCallback(TrainerCallback):
         if self.trainer.skipped < self.recipe.train.skips:
             self.trainer.skip_update()
             left = self.recipe.train.skips - self.trainer.skipped
-            self.console.warn(f"{what} of step {step} is not a finite number: its update is left out, as {left} more may "
-                              f"be. Rows: {named}")  # fmt: skip
+            self.console.warn(
+                f"{what} of step {step} is not a finite number: its update is left out, as {left} more may "
+                f"be. Rows: {named}"
+            )
             return
-        raise BrokenDown(f"{what} of step {step} is not a finite number; the update is not applied. {self._remedy()}\n"
-                         f"rows of the step: {named}")  # fmt: skip
+        raise BrokenDown(
+            f"{what} of step {step} is not a finite number; the update is not applied. {self._remedy()}\n"
+            f"rows of the step: {named}"
+        )
 
     def _remedy(self) -> str:
-        return (f"Try a lower --learning-rate. The checkpoints in {self.folder.checkpoints} are from before; where the newest "
-                "breaks down again, the harm was done by then: go on from an earlier one")  # fmt: skip
+        return (
+            f"Try a lower --learning-rate. The checkpoints in {self.folder.checkpoints} are from before; where the newest "
+            "breaks down again, the harm was done by then: go on from an earlier one"
+        )
 
     def _suspects(self) -> list[str]:
         """Of the rows of this step those whose own loss is not finite, or all of them if each is; in words."""
         tokenizer, bad, all_rows = self.trainer.processing_class, [], []
         for batch in self.trainer.samples:
-            told = [f"'{visible(decode(tokenizer, ids[mask.bool()]))}'" for ids, mask in
-                    zip(batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
+            told = [
+                f"'{visible(decode(tokenizer, ids[mask.bool()]))}'"
+                for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            ]
             all_rows += told
             bad += [row for row, fine in zip(told, self._each_is_finite(batch), strict=True) if not fine]
         return bad or all_rows

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerControl
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 from lmtrain.errors import UsageError
@@ -38,7 +38,15 @@ class CheckpointingTrainer(Trainer):
     A checkpoint holds the state at the end of a step, also when the next one is interrupted half-way.
     """
 
+    # What Trainer declares as optional or as any module, and what is always there here.
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+
     batches: BatchSampler | Stream
+    tokens: torch.Tensor
+    """The tokens, as in StepSnapshot, that this process has seen so far."""
     identity: dict[str, Any]
     """What checkpoints know the run by (compatibility.py)."""
     keep: int
@@ -110,7 +118,7 @@ class CheckpointingTrainer(Trainer):
 
     def _made_by_first(self, make: Callable[[], Path]) -> Path:
         """What the first process makes, for all."""
-        made = [make() if self.is_world_process_zero() else None]
+        made: list[Any] = [make() if self.is_world_process_zero() else None]
         found: Path = gather_object(made)[0] if self.several else made[0]
         return found
 
@@ -138,14 +146,15 @@ class CheckpointingTrainer(Trainer):
             type(c).__name__: c.state() for c in self.callback_handler.callbacks if isinstance(c, ExportableState)
         }
         # Not what the control is about to do: that is `pending`.
-        self.state.stateful_callbacks.update(known | {"TrainerControl": TrainerControl().state()})
+        callbacks: Any = self.state.stateful_callbacks  # a dict, though declared as a list
+        callbacks.update(known | {"TrainerControl": TrainerControl().state()})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """As Trainer, without its arguments, which are a pickle."""
         if self.args.should_save:
-            lora.save(self.model, output_dir, state_dict)
-            if self.processing_class:
-                self.processing_class.save_pretrained(output_dir)
+            folder = output_dir or str(self.args.output_dir)
+            lora.save(self.model, folder, state_dict)
+            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if lora.is_adapted(self.model):
@@ -167,8 +176,10 @@ class CheckpointingTrainer(Trainer):
         if isinstance(self.batches, Stream):
             state = StreamState.from_json(self.resumed["stream"])
             if state.chunk != self.batches.chunk:
-                raise UsageError(f"--shuffle-buffer {self.batches.chunk}: the run to resume read {state.chunk} rows "
-                                 "at a time, and would lose its place; keep that")  # fmt: skip
+                raise UsageError(
+                    f"--shuffle-buffer {self.batches.chunk}: the run to resume read {state.chunk} rows "
+                    "at a time, and would lose its place; keep that"
+                )
             self.batches.state = state
 
     def catch_up(self) -> None:

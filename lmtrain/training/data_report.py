@@ -16,8 +16,10 @@ def show_ledgers(recipe: Recipe, prepared: PreparedData, batches: BatchSampler |
     names = {"eval"} if isinstance(batches, Stream) else {"train", "eval"}
     console.ledger({name: data[name] for name in ("train", "eval") if name in names & set(data)})
     for source in data.get("train_sources", ()):
-        console.note(f"{source['source']}: {source['rows_used']:,} rows, {source['tokens_used']:,} tokens"
-                     + (f", {source['share']:.1%} of every epoch" if recipe.data.weights else ""))  # fmt: skip
+        console.note(
+            f"{source['source']}: {source['rows_used']:,} rows, {source['tokens_used']:,} tokens"
+            + (f", {source['share']:.1%} of every epoch" if recipe.data.weights else "")
+        )
     if isinstance(batches, Stream):
         console.note("streaming: what became of every row and token is told at the end")
 

@@ -58,7 +58,9 @@ def learn_tokenizer(specification: str, corpus: Corpus, special_tokens: SpecialT
 
     state = PartialState()
     key = corpus.key and corpus.cache.key("tokenizer", corpus.key, specification, asdict(special_tokens))
-    made = [corpus.cache.remember(key, make, corpus.unchanged)[1]["tokenizer"] if state.is_main_process else None]
+    made: list[Any] = [
+        corpus.cache.remember(key, make, corpus.unchanged)[1]["tokenizer"] if state.is_main_process else None
+    ]
     text = broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
     return with_special_tokens(Tokenizer.from_str(text), special_tokens)
 
@@ -84,7 +86,7 @@ def prepare_data(
         rows = replace(splits.train, is_chunk=False, has_next=False, next_is_same_source=False)
         train = objective.encode(rows, tokenizer, packed, limits, False)
         train = train.head(TRIED_ROWS) if data.streaming else train
-        held = splits.held_out and objective.encode(splits.held_out, tokenizer, data, train.limits, True)
+        held = objective.encode(splits.held_out, tokenizer, data, train.limits, True) if splits.held_out else None
         count_trained(train, collator, 0)
         if held:
             count_trained(held, collator, None)
@@ -193,9 +195,13 @@ def _arrays(prepared: PreparedData) -> CacheEntry:
         if examples.sources is not None:
             arrays[f"{split}-sources"] = examples.sources
         document["splits"][split] = {
-            "kind": examples.kind, "columns": list(examples.columns), "fingerprint": examples.fingerprint,
-            "ledgers": [asdict(ledger) for ledger in examples.ledgers], "texts": examples.texts, "limits": dict(examples.limits.resolved),
-        }  # fmt: skip
+            "kind": examples.kind,
+            "columns": list(examples.columns),
+            "fingerprint": examples.fingerprint,
+            "ledgers": [asdict(ledger) for ledger in examples.ledgers],
+            "texts": examples.texts,
+            "limits": dict(examples.limits.resolved),
+        }
     return arrays, document
 
 

@@ -32,9 +32,10 @@ def advice(network: Any, batch: Batch, optim: str) -> str:
     length = batch["input_ids"].shape[1]
     logits = 4 * batch["labels"].shape[1] * network.config.get_text_config(decoder=True).vocab_size / GIB
     moments = (
-        f"--optim adafactor: {8 * trained / GIB:.2f} GiB of AdamW's {held:.2f} GiB are not held" if "adamw" in optim.lower() else
-        f"--precision bf16: about half of what a row of {length:,} tokens takes"
-    )  # fmt: skip
+        f"--optim adafactor: {8 * trained / GIB:.2f} GiB of AdamW's {held:.2f} GiB are not held"
+        if "adamw" in optim.lower()
+        else f"--precision bf16: about half of what a row of {length:,} tokens takes"
+    )
     return (
         f"out of memory with a single row of {length:,} tokens. What is left to try:\n"
         f"--max-length {max(length // 2, 2)}: half the tokens; the row's logits alone take {logits:.2f} GiB\n"

@@ -51,8 +51,10 @@ def preflight(
             _saved_and_loaded(trainer.model, checkpoints)
     training_state.set_random_state(before)
     rows, length = trainer.concatenated(batch)["input_ids"].shape
-    console.note(f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluator else ''}"
-                 f"save and load: all well, {time.monotonic() - began:.1f} s (--no-preflight leaves it out)")  # fmt: skip
+    console.note(
+        f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluator else ''}"
+        f"save and load: all well, {time.monotonic() - began:.1f} s (--no-preflight leaves it out)"
+    )
 
 
 def _largest(trainer: ExactTrainer, examples: Examples) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ def _how_to_resume(trainer: ExactTrainer, folder: RunFolder) -> str:
 
 def _shared(folder: RunFolder, continued: Continued) -> tuple[RunFolder, Continued]:
     """Those of the first process: a folder's name may hold the time, a checkpoint is looked for once."""
-    found = [folder, continued]
+    found: list[Any] = [folder, continued]
     if PartialState().num_processes > 1:
         broadcast_object_list(found)
     return found[0], found[1]

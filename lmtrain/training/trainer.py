@@ -34,6 +34,8 @@ class ExactTrainer(CheckpointingTrainer):
     upstream.py lists every override with what rests on it.
     """
 
+    data_collator: Collator
+
     def __init__(
         self,
         network: PreTrainedModel,
@@ -47,7 +49,7 @@ class ExactTrainer(CheckpointingTrainer):
         padding_free: PaddingFree | None = None,
         identity: dict[str, Any] | None = None,
         keep: int = 2,
-        warn: Callable[[str], None] = str,
+        warn: Callable[[str], object] = str,
     ):
         """`identity` is what checkpoints know the run by; `keep` how many of them stay; `warn` reports to the user."""
         super().__init__(
@@ -86,7 +88,7 @@ class ExactTrainer(CheckpointingTrainer):
         if isinstance(self.batches, Stream):
             return self.batches
         return Loader(
-            self.train_dataset,
+            self.batches.examples,  # type: ignore[arg-type]  # a map-style dataset by its methods
             batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,

@@ -24,9 +24,9 @@ from lmtrain.preprocessing.packing import share_rows
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console, ledger_table, to_json
-from lmtrain.training.assembly import load_model
 from lmtrain.training.data_report import data_document
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
+from lmtrain.training.loaded_model import load_model
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ def document(seen: Shown) -> dict[str, Any]:
         **({"batches_in_epoch": seen.of_epoch} if seen.of_epoch else {}),
         "padding_fraction": padding,
         "trained_fraction": trained,
-        "lengths": {name: render.length_bins(column) for name, column in zip(seen.view.measures, seen.lengths, strict=True)},
+        "lengths": {
+            name: render.length_bins(column) for name, column in zip(seen.view.measures, seen.lengths, strict=True)
+        },
         "data": seen.data,
     }
 
@@ -166,7 +168,13 @@ def _row(seen: Shown, texts: list[int], lines: Lines) -> dict[str, Any]:
     def told(token: Token) -> dict[str, Any]:
         asked = {} if token.label is None else {"label": token.label}
         other = {} if token.label in (None, token.id) else {"label_text": render.escape_bytes(seen.texts(token.label))}
-        return {"id": token.id, "text": render.escape_bytes(seen.texts(token.id)), "role": token.role, **asked, **other}
+        return {
+            "id": token.id,
+            "text": render.escape_bytes(seen.texts(token.id)),
+            "role": token.role,
+            **asked,
+            **other,
+        }
 
     apart = {"texts": texts} if len(texts) > 1 else {}
     return {**{name: [told(token) for token in line] for name, line in lines.items()}, **apart}
@@ -201,7 +209,7 @@ def show(seen: Shown, explain: bool, full: bool, console: Console) -> None:
         out.print(Text("\n" + _heading(seen, number, batch), "bold"))
         say(*lines)
     say(Text())
-    ledgers = {name: seen.data[name] for name in ("train", "eval") if name in seen.data}
+    ledgers: dict[str, dict[str, Any]] = {name: seen.data[name] for name in ("train", "eval") if name in seen.data}
     out.print(ledger_table(ledgers))
     for source in seen.data.get("train_sources", ()):
         share = f", {source['share']:.1%} of every epoch" if "share" in source else ""
@@ -241,5 +249,7 @@ def _summary(seen: Shown) -> str:
     data, tokens = seen.data["train"], sum(int(column.sum()) for column in seen.lengths)
     if seen.of_epoch is None:
         return "A stream: the ledger and the lengths are those of what has been read for these batches."
-    return (f"In the epoch: {data['padding_fraction']:.1%} padding; of the other tokens "
-            f"{data['tokens_trained'] / tokens:.1%} are trained.")  # fmt: skip
+    return (
+        f"In the epoch: {data['padding_fraction']:.1%} padding; of the other tokens "
+        f"{data['tokens_trained'] / tokens:.1%} are trained."
+    )
