@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 CI, METRICS, DATA = PAGES["ci"], PAGES["metrics"], PAGES["data"]
-BLOCKS = re.findall(r"```\n(.*?)```", README + PAGES["pretraining"], re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README + PAGES["pretraining"], re.DOTALL | re.MULTILINE)
+BLOCKS = [block for language, block in FENCED if not language]
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = [
     line[line.index("lmtrain ") :]
@@ -66,7 +67,7 @@ def test_every_count_of_the_ledger_is_explained():
     ] == []
 
 
-def test_every_figure_is_defined():
+def test_every_metric_is_defined():
     names = {name for recipe in RECIPES.values() for name in recipe.model_fields["eval"].annotation.METRICS}
     names |= set(metrics.PROBE_METRICS)
     assert names == metrics.HIGHER_IS_BETTER | metrics.LOWER_IS_BETTER
