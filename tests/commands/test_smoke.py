@@ -1,4 +1,4 @@
-"""Recipes tried out in seconds, offline: every shipped one, and what is made in the place of models and data."""
+"""`--smoke`: every shipped recipe runs offline, and models and data are replaced as documented."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_every_shipped_recipe_runs(name: str):
     assert outcome.code == 0, outcome.err
     tried = outcome.json[name]
     assert tried["failed"] is None and tried["metrics"]["eval_loss"] > 0
-    assert not list(Path().iterdir()), "nothing of it is kept"
+    assert not list(Path().iterdir()), "nothing is left behind"
 
 
 def recipe(**sections: object) -> str:
@@ -25,22 +25,25 @@ def recipe(**sections: object) -> str:
     return "my.yaml"
 
 
-def test_a_recipe_keeps_its_architecture_columns_and_settings():
+def test_architecture_columns_and_settings_stay():
     path = recipe(
-        objective="seq2seq", model="google/mt5-small", train={"grad_accum": 4, "label_smoothing": 0.1}, gates=["bleu>90"],
+        objective="seq2seq",
+        model="google/mt5-small",
+        train={"grad_accum": 4, "label_smoothing": 0.1},
+        gates=["bleu>90"],
         data={"train": "org/nowhere", "source_column": "q: {a.b} c: {c}", "target_column": "answers.text"},
-    )  # fmt: skip
+    )
     outcome = lmtrain("run", path, "--smoke", "-o", "run")
     assert outcome.code == 0, outcome.err
-    told = outcome.err.replace("\n", " ")
-    assert "a small mt5 with random weights replaces google/mt5-small" in told and "smoke: it runs" in told
+    notes = outcome.err.replace("\n", " ")
+    assert "a small mt5 with random weights replaces google/mt5-small" in notes and "smoke: it runs" in notes
     assert json.loads(Path("run/config.json").read_text())["model_type"] == "mt5"
-    kept = YAML(typ="safe").load(Path("run/recipe.yaml"))
-    assert kept["data"]["source_column"] == "q: {a.b} c: {c}" and kept["train"]["label_smoothing"] == 0.1
-    assert kept["train"]["max_steps"] == 4 and kept["train"]["grad_accum"] == 2
+    saved = YAML(typ="safe").load(Path("run/recipe.yaml"))
+    assert saved["data"]["source_column"] == "q: {a.b} c: {c}" and saved["train"]["label_smoothing"] == 0.1
+    assert saved["train"]["max_steps"] == 4 and saved["train"]["grad_accum"] == 2
 
 
-def test_data_that_are_at_hand_are_used(material: Path):
+def test_local_data_are_used(material: Path):
     path = recipe(objective="clm", model="openai-community/gpt2", data={"train": str(material / "prompts.jsonl")})
     outcome = lmtrain("run", path, "--smoke", "-o", "run")
     assert outcome.code == 0, outcome.err
@@ -50,7 +53,7 @@ def test_data_that_are_at_hand_are_used(material: Path):
     assert outcome.code == 3 and "broken.jsonl" in outcome.err
 
 
-def test_a_mistake_in_a_recipe_is_found_and_the_others_are_tried_all_the_same():
+def test_one_broken_recipe_does_not_stop_the_others():
     Path("good.yaml").write_text("objective: mlm\nmodel: google-bert/bert-base-cased\ndata: org/nowhere\n")
     Path("bad.yaml").write_text("objective: mlm\nmodel: google-bert/bert-base-cased\ndata: org/nowhere\nepoch: 2\n")
     Path("worse.yaml").write_text("objective: clm\nmodel: google-bert/bert-base-cased\ndata: org/nowhere\n")
@@ -63,19 +66,28 @@ def test_a_mistake_in_a_recipe_is_found_and_the_others_are_tried_all_the_same():
 @pytest.mark.parametrize(
     ("name", "objective", "architecture"),
     [
-        ("openai-community/gpt2", "clm", "gpt2"), ("Qwen/Qwen3-0.6B", "clm", "qwen3"), ("HuggingFaceTB/SmolLM2-135M", "clm", "llama"),
-        ("EleutherAI/pythia-160m", "clm", "gpt_neox"), ("klue/roberta-base", "mlm", "roberta"),
-        ("FacebookAI/xlm-roberta-base", "mlm", "xlm-roberta"), ("microsoft/deberta-v3-small", "mlm", "deberta-v2"),
-        ("answerdotai/ModernBERT-base", "mlm", "modernbert"), ("distilbert/distilbert-base-uncased", "mlm", "distilbert"),
-        ("google-t5/t5-small", "seq2seq", "t5"), ("google/flan-t5-base", "seq2seq", "t5"), ("google/mt5-small", "seq2seq", "mt5"),
-        ("facebook/bart-large", "seq2seq", "bart"), ("facebook/mbart-large-50", "seq2seq", "mbart"),
-        ("Helsinki-NLP/opus-mt-en-de", "seq2seq", "marian"), ("facebook/nllb-200-distilled-600M", "seq2seq", "m2m_100"),
+        ("openai-community/gpt2", "clm", "gpt2"),
+        ("Qwen/Qwen3-0.6B", "clm", "qwen3"),
+        ("HuggingFaceTB/SmolLM2-135M", "clm", "llama"),
+        ("EleutherAI/pythia-160m", "clm", "gpt_neox"),
+        ("klue/roberta-base", "mlm", "roberta"),
+        ("FacebookAI/xlm-roberta-base", "mlm", "xlm-roberta"),
+        ("microsoft/deberta-v3-small", "mlm", "deberta-v2"),
+        ("answerdotai/ModernBERT-base", "mlm", "modernbert"),
+        ("distilbert/distilbert-base-uncased", "mlm", "distilbert"),
+        ("google-t5/t5-small", "seq2seq", "t5"),
+        ("google/flan-t5-base", "seq2seq", "t5"),
+        ("google/mt5-small", "seq2seq", "mt5"),
+        ("facebook/bart-large", "seq2seq", "bart"),
+        ("facebook/mbart-large-50", "seq2seq", "mbart"),
+        ("Helsinki-NLP/opus-mt-en-de", "seq2seq", "marian"),
+        ("facebook/nllb-200-distilled-600M", "seq2seq", "m2m_100"),
     ],
-)  # fmt: skip
-def test_the_architecture_follows_from_the_name(name: str, objective: str, architecture: str):
+)
+def test_architecture_is_found_by_name(name: str, objective: str, architecture: str):
     assert architecture_of(name, objective) == architecture
 
 
-def test_a_name_that_says_nothing_is_refused():
+def test_name_without_a_known_architecture_is_refused():
     outcome = lmtrain("run", recipe(objective="clm", model="org/thing", data="org/nowhere"), "--smoke")
     assert outcome.code == 3 and "does not tell its architecture" in outcome.err.replace("\n", " ")
