@@ -176,7 +176,7 @@ def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
         made, _ = load_tokenizer(Model(name=name))
     else:
         made = train_tokenizer(
-            "bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].frame
+            "bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].special_tokens
         )
         # As GPT-2's: the script would begin every line anew otherwise.
         made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
