@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NOUNS, lmtrain, sentences, trained
+from conftest import NOUNS, TINY, lmtrain, sentences, trained
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -86,35 +86,17 @@ def load_encoder(name: Path | str) -> encoder.Encoder:
     return encoder.load(Model(name=str(name)), None, Console(quiet=True))
 
 
-FAMILIES = {
-    "roberta": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,max_position_embeddings=130",
-    "modernbert": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64",
-    "electra": "hidden_size=32,embedding_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64",
-    "convbert": "hidden_size=32,embedding_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64",
-    "deberta-v2": "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64",
-}
+SCRATCH = ("roberta", "modernbert", "electra", "convbert", "deberta-v2")
+"""Encoders without a fixture of their own."""
 
 
-@pytest.fixture(params=["bert", "gpt2", "t5", *FAMILIES])
+@pytest.fixture(params=["bert", "gpt2", "t5", *SCRATCH])
 def any_model(request: pytest.FixtureRequest, material: Path) -> Path:
-    if request.param not in FAMILIES:
-        return request.getfixturevalue(request.param)
-    trained(
-        "mlm",
-        "--model",
-        request.param,
-        "--from-scratch",
-        "--model-config",
-        FAMILIES[request.param],
-        "--tokenizer",
-        "wordpiece:200",
-        "--data",
-        material / "text.jsonl#10",
-        "--max-steps",
-        0,
-        "-o",
-        "RUN",
-    )
+    name = request.param
+    if name not in SCRATCH:
+        return request.getfixturevalue(name)
+    flags = ["--model", name, "--from-scratch", "--model-config", TINY[name], "--tokenizer", "wordpiece:200"]
+    trained("mlm", *flags, "--data", material / "text.jsonl#10", "--max-steps", 0, "-o", "RUN")
     return Path("RUN")
 
 
