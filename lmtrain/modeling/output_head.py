@@ -1,12 +1,16 @@
 """The output head of a model: run the model without it, or with something else in its place."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LATER_BIAS = "final_logits_bias"
 """What BART and models derived from it add to the logits after the head."""

@@ -102,7 +102,7 @@ MISTAKES = {
     "unknown architecture": (["clm", "--from-scratch", "--model", "gtp2", "--data", "text.jsonl"], 3, ["no such architecture", "gpt2"]),
     "too long": (["clm", "--model", "GPT2", "--data", "text.jsonl", "-L", "4096"], 2, ["--max-length 4096", "128 positions"]),
     "no mask token": (["mlm", "--model", "BERT", "--tokenizer", "GPT2", "--data", "text.jsonl"], 3, ["no mask token", "wordpiece"]),
-    "half a pair": (["clm", "--model", "GPT2", "--data", "prompts.jsonl", "--prompt-column", "question"], 2, ["--completion-column", "missing"]),
+    "half a pair": (["clm", "--model", "GPT2", "--data", "prompts.jsonl", "--prompt-column", "question"], 2, ["--completion-column", "belong together"]),
     "a value out of range": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--lr", "-1", "-b", "0"], 2, ["--learning-rate", "--batch-size", "got -1"]),
     "unknown TrainingArguments": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.adam_beta3=1"], 2, ["train.adam_beta3", "did you mean 'adam_beta"]),
     "what lmtrain sets itself": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.eval_strategy=no"], 2, ["--eval-every"]),
@@ -212,7 +212,7 @@ def test_the_environment_takes_text_as_it_stands_and_refuses_what_is_no_flag(mon
         (["--resume", "auto", "--overwrite", "-o", "x"], "give one of the two"),
         (["--resume", "auto", "-o", "x", "--max-steps", "0"], "nothing to --resume"),
         (["--bf16", "--precision", "fp32"], "given twice"),
-        (["--text-column", "a", "--messages-column", "b"], "two kinds of rows"),
+        (["--text-column", "a", "--messages-column", "b"], "different kinds of rows"),
         (["--accelerate-config", "nope.yaml"], "no such file"),
         (["--set", "train.bf16=true"], "--precision"),
         (["--early-stop", "1", "--val-split", "0", "-o", "x"], "needs evaluation data"),
@@ -231,11 +231,11 @@ def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
 
     recipe = Clm.model_validate({"model": {"name": "m"}, "data": {"train": ["x"]}})
     passed = set(RENAMED.values()) | {name for name in type(recipe.train).model_fields}
-    ours = vars(training_arguments(recipe, "gpt2", True, False)).keys() - passed
+    ours = vars(training_arguments(recipe, "gpt2", False)).keys() - passed
     from transformers import TrainingArguments
 
     plain = vars(TrainingArguments(output_dir="x"))
-    changed = {name for name in ours if vars(training_arguments(recipe, "gpt2", True, False))[name] != plain.get(name)}
+    changed = {name for name in ours if vars(training_arguments(recipe, "gpt2", False))[name] != plain.get(name)}
     known = set(OURS) | {
         "gradient_checkpointing",
         "dataloader_pin_memory",
