@@ -1,6 +1,6 @@
-"""What the commands do, without a terminal: the entry of the command line and of Python users.
+"""The commands without a terminal: the entry point of the command line and of Python users.
 
-Nothing heavy is imported here; each function imports what it needs once its arguments are found to be sound.
+Nothing heavy is imported here; each function imports what it needs after its arguments are checked.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Show = Callable[["Results"], None]
 
 @dataclass(frozen=True)
 class Results:
-    """What a training or an evaluation found: the content of results.json."""
+    """The results of a training or an evaluation: the content of results.json."""
 
     document: Document
     folder: RunFolder | None = None
-    """The run folder; None for an evaluation, and for a run whose folder is not kept."""
+    """The run folder; None for an evaluation, and for a run whose folder is temporary."""
 
     @property
     def objective(self) -> str:
@@ -146,7 +146,7 @@ def smoke(recipe: Recipe, *, console: Console | None = None, show: Show | None =
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation whose arguments and data are found to be sound."""
+    """An evaluation whose arguments and data are checked."""
 
     recipe: Recipe
     rows: Rows
@@ -207,7 +207,7 @@ def generate(
     console: Console | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """What a model makes of prompts, each answer as {input, output, …}. `options` are named as flags are.
+    """Answer prompts with a model; each answer is {input, output, …}. `options` are named as flags are.
 
     Raises an LmtrainError for whatever the user can put right.
     """
@@ -232,7 +232,7 @@ def prompt(given: Document, objective: str | None, console: Console) -> list[dic
 
 
 def probe(given: Document, console: Console, show: Show | None = None) -> Results:
-    """Judge encoders by how well their states tell labels apart, as `given` flags, in sections, say."""
+    """Compare encoders by how well a classifier on their states predicts labels. `given` holds flags, in sections."""
     from lmtrain.commands.probe import labels
 
     request = build(ProbeRequest, merge(from_environment(ProbeRequest), given), "the command line")

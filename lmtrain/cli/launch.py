@@ -1,4 +1,4 @@
-"""More processes: the same command once more, under the distributed launcher."""
+"""Run the same command again in several processes, under the distributed launcher."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
     from torch.distributed.run import run as distribute
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // (run.num_processes or 1), 1)))
-    # Its own account of a failure is a page on every process; ours is one sentence, already printed.
+    # The launcher reports a failure with a page for every process; lmtrain has printed one sentence already.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     own = ["--standalone", "--nproc-per-node", str(run.num_processes), "-m", "lmtrain", *arguments]
     try:
@@ -47,5 +47,5 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
-        return 128 + error.sigval  # the processes have saved a checkpoint and said how to go on
+        return 128 + error.sigval  # the processes have saved a checkpoint and printed how to resume
     return 0

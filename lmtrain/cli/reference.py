@@ -109,7 +109,7 @@ For completion and checks in an editor: `"yaml.schemas": {"recipes/schema.json":
 def _line(by_objective: dict[str, Leaf]) -> str:
     leaf = next(iter(by_objective.values()))
     helps = {objective: own.description for objective, own in by_objective.items()}
-    told = " ".join(
+    help_text = " ".join(
         (
             f"*{', '.join(o for o in helps if helps[o] == text)}:* "
             if len(helps) < len(RECIPES) or len(set(helps.values())) > 1
@@ -120,7 +120,7 @@ def _line(by_objective: dict[str, Leaf]) -> str:
     )
     aliases = f" ({', '.join(leaf.aliases)})" if leaf.aliases else ""
     default = "" if leaf.default in (None, [], {}, "") else _plain(leaf.default)
-    cells = [f"`{leaf.name}`{aliases}", f"`--{leaf.flag.replace('_', '-')}`", described(leaf), default, told]
+    cells = [f"`{leaf.name}`{aliases}", f"`--{leaf.flag.replace('_', '-')}`", described(leaf), default, help_text]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

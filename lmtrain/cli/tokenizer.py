@@ -71,5 +71,5 @@ def tokenizer_stats(
         from lmtrain.modeling.tokenizer import load_tokenizer
         from lmtrain.preprocessing.tokenizing import stats
     loaded, _ = load_tokenizer(Model(name=tokenizer))
-    figures = stats(loaded, rows.texts())
-    console.result(figures, [(n, figure(v)) for n, v in figures.items()], title=short_name(tokenizer))
+    values = stats(loaded, rows.texts())
+    console.result(values, [(n, figure(v)) for n, v in values.items()], title=short_name(tokenizer))

@@ -69,7 +69,7 @@ def _smoke(recipe: Recipe, console: Console, present: api.Show) -> api.Results:
 
     began, saved = time.monotonic(), recipe.run.output_dir is not None
     results = api.smoke(recipe, console=console, show=present)
-    console.note(f"smoke: it runs ({time.monotonic() - began:.0f} s){'' if saved else '; nothing of it is kept'}")
+    console.note(f"smoke: it runs ({time.monotonic() - began:.0f} s){'' if saved else '; nothing is saved'}")
     return results
 
 

@@ -1,4 +1,4 @@
-"""How fast a training will be: some of its steps on this machine, and how much of the machine they use."""
+"""`lmtrain bench`: the speed of a training on this machine, measured over some of its steps."""
 
 import statistics
 import tempfile
@@ -28,16 +28,16 @@ from lmtrain.training.run import stepping
 from lmtrain.training.trainer import ExactTrainer
 
 WARM = 3
-"""Steps at the start that are not counted: memory is touched for the first time, kernels are chosen."""
+"""Warm-up steps, which are not counted: memory is allocated and kernels are chosen."""
 
 MUCH_PADDING = 0.15
-"""A share from which on a remedy is named."""
+"""Padding fraction from which on a remedy is suggested."""
 
 
 class Clock(TrainerCallback):
-    """Notes when the steps end and what has been seen by then; ends the training when its time is over.
+    """Records the time and the token counts at the end of each step; stops the training after `seconds`.
 
-    There are no evaluations and no saves, whatever the callbacks before it have asked for.
+    It cancels evaluations and saves that earlier callbacks requested.
     """
 
     def __init__(self, trainer: ExactTrainer, seconds: float):
@@ -61,7 +61,7 @@ class Clock(TrainerCallback):
 
 
 def bench(recipe: Recipe, corpus: Corpus, seconds: float, console: Console) -> dict[str, Any]:
-    """Take steps for about `seconds`; what is to be said of them. Nothing is kept. Raises as training does, and UsageError."""
+    """Train for about `seconds` and return the measurements; nothing is saved. Raises as training does, and UsageError."""
     if recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 takes no step that could be measured")
     train_section = recipe.train.model_copy(update={"report_to": []})
@@ -80,10 +80,10 @@ def bench(recipe: Recipe, corpus: Corpus, seconds: float, console: Console) -> d
             f"the training ends after {len(clock.ends)} steps, and the first {WARM} are not counted; "
             "give more data, --epochs or --max-steps"
         )
-    return _figures(recipe, trainer, clock, rate)
+    return _measurements(recipe, trainer, clock, rate)
 
 
-def _figures(recipe: Recipe, trainer: ExactTrainer, clock: Clock, rate: float) -> dict[str, Any]:
+def _measurements(recipe: Recipe, trainer: ExactTrainer, clock: Clock, rate: float) -> dict[str, Any]:
     counted = clock.ends[WARM - 1 :]
     elapsed, steps = counted[-1] - counted[0], len(counted) - 1
     tokens, _, slots = (clock.seen[-1] - clock.seen[WARM - 1]).tolist()
@@ -110,8 +110,8 @@ def flops_per_token(trainer: ExactTrainer) -> float:
     """Multiplications and additions in the matrix products of forward and backward, per token, one of padding included.
 
     Counted in a forward pass over the last step's batches: backward takes two products for each of forward's. Attention
-    counts in full, also where half of it is masked, as is usual (PaLM, Chowdhery et al. 2022, appendix B). Texts that training
-    lays end to end count as in rows of their own: nothing asks for attention from one to another.
+    counts in full, also where half of it is masked, as is usual (PaLM, Chowdhery et al. 2022, appendix B). Texts of a
+    padding-free batch count as in rows of their own: none attends to another.
     """
     device, before = trainer.args.device, trainer.tokens.clone()
     trainer.tokens.zero_()
@@ -127,7 +127,7 @@ def flops_per_token(trainer: ExactTrainer) -> float:
 
 
 def _dtype(arguments: Any) -> torch.dtype:
-    """In which training multiplies matrices."""
+    """The dtype of the matrix products in training."""
     return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
 
 
@@ -146,7 +146,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """As a table, or with --json as it is."""
+    """Print the measurements as a table, or as JSON with --json."""
     hours, minutes = divmod(int(found["training_seconds"]) // 60, 60)
     rows = [
         ("tokens a second, without padding", f"{found['tokens_per_second']:,.0f}"),
@@ -164,5 +164,6 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.result(found, rows, title=f"{found['objective']}: {found['model']}")
     if found["padding_fraction"] > MUCH_PADDING:
         console.note(
-            "much of it is padding: --packing lets texts share rows; --group-by-length spares it, but a step teaches less"
+            "much of each batch is padding: --packing puts several texts into a row; --group-by-length avoids padding, "
+            "but a step then teaches less"
         )

@@ -80,10 +80,10 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
 
 
 def _report_ledger(examples: Examples, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Show what was read, and return it. Raises InputError where not one token would be predicted."""
+    """Show the ledger and return it. Raises InputError if no token would be predicted."""
     ledger = examples.ledger
     if not ledger.tokens_trained:
-        raise InputError("--data: not one token of it would be predicted: the texts are too short")
+        raise InputError("--data: no token of it would be predicted: the texts are too short")
     batches = longest_first(examples.lengths, recipe.eval.batch_size)
     ledger.padding_fraction = padding_fraction(examples.lengths_by_column(), batches)
     document: dict[str, Any] = ledger.document()

@@ -1,4 +1,4 @@
-"""`lmtrain generate`, from top to bottom: a saved model, prompted."""
+"""`lmtrain generate`: answer prompts with a saved model."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -33,7 +33,9 @@ def generate(
     """
     settings = _settings(request.generate)
     if settings.num_beams > request.generate.num_beams:
-        console.note(f"searching with {settings.num_beams} beams for as many outputs; --do-sample draws them instead")
+        console.note(
+            f"searching with {settings.num_beams} beams to return as many outputs; --do-sample samples them instead"
+        )
     objective = OBJECTIVES[objective_name]
     config = load_config(request.model, objective_name)
     dtype = precision(request.train.precision, config.model_type)
@@ -63,7 +65,7 @@ def generate(
 
 
 def _settings(section: Generate) -> GenerationSettings:
-    """Raises UsageError where more outputs are asked for than the search can give."""
+    """Raises UsageError if more outputs are requested than the search returns."""
     sampling = section.do_sample or any(v is not None for v in (section.temperature, section.top_k, section.top_p))
     wanted = section.num_return_sequences
     beams = section.num_beams if "num_beams" in section.model_fields_set or sampling else wanted

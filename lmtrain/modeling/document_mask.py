@@ -1,7 +1,7 @@
 """Packed documents never attend to each other, and the positions of each start anew.
 
-How a model has to be told differs by architecture, and a wrong way fails silently: the model learns from the wrong text. So
-each way is tried on a few made-up documents, and the one is taken that gives every document the logits it has alone.
+The arguments for that differ by architecture, and wrong ones fail silently: tokens attend to other documents. So each way
+is tried on a few made-up documents; the first one that gives every document the logits it has alone is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDEST = 512
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """What a model is given for rows that documents share, in place of an attention mask of ones and zeros."""
+    """The arguments for rows that documents share, in place of an attention mask of ones and zeros."""
 
     masks: Callable[[DocumentMask, torch.Tensor], Any]
     """documents [rows, length] -> what the model takes as its attention mask."""
@@ -47,7 +47,7 @@ class DocumentMask:
     window: int
 
     def prepare(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], AbstractContextManager[None]]:
-        """(what the model is called with, for `inputs` whose `documents` are [rows, length]; nothing to open)."""
+        """(the model's arguments for `inputs` whose `documents` are [rows, length]; an empty context)."""
         documents = inputs["documents"]
         prepared = {name: value for name, value in inputs.items() if name not in ("documents", "attention_mask")}
         masks = self.masks(self, documents)
@@ -125,8 +125,8 @@ def choose_packing(network: PreTrainedModel, data: Data, kind: str, causal: bool
     if mask := find_document_mask(network, causal):
         return Packing(data, True, mask)
     warning = (
-        f"{network.config.model_type} cannot keep packed documents from attending to each other, so they are joined and cut "
-        "into blocks; --no-packing gives every document a row of its own"
+        f"{network.config.model_type} cannot keep packed documents from attending to each other, so they are concatenated and "
+        "cut into blocks; --no-packing gives every document a row of its own"
     )
     return Packing(data.model_copy(update={"packing_strategy": "blocks"}), warnings=(warning,))
 
@@ -137,7 +137,7 @@ def assume_packing(data: Data, kind: str) -> Packing:
 
 
 def find_document_mask(network: PreTrainedModel, causal: bool) -> DocumentMask | None:
-    """The way that separates documents in this very model; None where none does."""
+    """The mask that separates documents in this model; None if none does."""
     parameters = signature(network.forward).parameters
     config = network.config
     for builder in BUILDERS:

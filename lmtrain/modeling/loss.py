@@ -1,6 +1,6 @@
 """The exact loss: the mean negative log-likelihood over the supervised tokens of a whole optimiser step.
 
-transformers' Trainer believes that every model divides by `num_items_in_batch`; most masked and encoder-decoder
+transformers' Trainer assumes that every model divides by `num_items_in_batch`; most masked and encoder-decoder
 models do not, so that their loss and gradient come out multiplied by the number of micro-batches and processes. Here
 the sum over a micro-batch is divided by the count over the step, whatever the model would do.
 """
@@ -40,10 +40,10 @@ PADDING_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class RowScores:
-    """What evaluation keeps of a batch, per row; no logits.
+    """The scores of a batch, per row, without logits.
 
     `nll` [rows] float64: sum of the negative log-likelihood (nats) of the supervised tokens; `tokens`, `correct` and
-    `correct_top5` [rows] int64: how many there are, and how many of them are the best guess or among the best five;
+    `correct_top5` [rows] int64: their number, and how many have the highest score or are among the best five;
     `predictions`: the most likely token at each supervised position, one array a row.
     """
 
@@ -55,10 +55,10 @@ class RowScores:
 
 
 class DocumentAttention(Protocol):
-    """How a model is run on rows that several texts share, so that none attends to another."""
+    """Runs a model on rows that several texts share, so that no text attends to another."""
 
     def prepare(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], AbstractContextManager[None]]:
-        """(what the model is called with, what has to be open while it runs); `inputs` hold `documents`."""
+        """(the model's arguments, a context that is open while it runs); `inputs` hold `documents`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TokenLoss:
         return replaced_head(model, head, loss)
 
     def _inputs(self, model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], AbstractContextManager[None]]:
-        """(what the model is called with, what has to be open while it runs)."""
+        """(the model's arguments, a context that is open while it runs)."""
         inputs: dict[str, Any] = dict(batch)
         labels = inputs["labels"]
         if not self.own:
@@ -145,7 +145,7 @@ class TokenLoss:
 
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:
-        """Plain log-likelihoods, never smoothed, never the model's own loss: what perplexity is made of."""
+        """Plain log-likelihoods, never smoothed, never the model's own loss: the basis of perplexity."""
         model = unwrapped(network)
         head, bias = (model.get_output_embeddings(), later_bias(model)) if self.head_last else (None, None)
         with without_head(model, head):
@@ -194,7 +194,7 @@ def unwrapped(network: Any) -> PreTrainedModel:
 def has_own_loss(network: PreTrainedModel, batch: Batch, shift: int) -> bool:
     """Whether the model's loss on `batch` differs from the cross entropy of its logits.
 
-    The model itself is asked; a list of names would be out of date with the next release.
+    Found by running the model; a list of names would be out of date with the next release.
     """
     with evaluating(network), catch_warnings():
         simplefilter("ignore")  # a pair of encoder and decoder warns about its past wherever it is given labels
@@ -228,7 +228,7 @@ def ends_with_head(network: PreTrainedModel, batch: Batch) -> bool:
 
 @torch.no_grad()
 def depends_on_padding(network: PreTrainedModel, alone: Batch, together: Batch, head_last: bool) -> bool:
-    """Whether what the model says of a row depends on how far its batch is padded.
+    """Whether the logits of a row depend on how far its batch is padded.
 
     `alone` holds one row, `together` the same row first in a longer batch. No model should; ProphetNet does (the
     relative positions of its predicting streams are mixed up over the length of the batch).
@@ -244,7 +244,7 @@ def depends_on_padding(network: PreTrainedModel, alone: Batch, together: Batch, 
 
 @contextmanager
 def evaluating(network: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, and afterwards as it was."""
+    """While open, the model is in evaluation mode, without dropout."""
     was_training = network.training
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""The output head of a model: run the model without it, or with something else in its place."""
+"""The output head of a model: run the model without it, or with a function in its place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Padding-free batches: the texts (or pairs) of a batch are concatenated into rows instead of padded.
 
 A batch of sentence pairs or chats drawn at random is nearly half padding. Batches of like length need less, but a step of
-them teaches less (benchmarks/speed.md). A padding-free step keeps its texts, its loss and its gradient; only where the texts
-lie differs, and none attends to another. As in document_mask.py, a model is tried before it is trusted.
+them teaches less (benchmarks/speed.md). A padding-free step keeps its texts, its loss and its gradient; only the rows of
+the texts differ, and no text attends to another. As in document_mask.py, each model is tried first.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def text_lengths(batch: Batch, pairs: bool) -> np.ndarray:
     """[texts, 1] tokens; of pairs, [pairs, 2] those of source and target."""
     lengths = [batch["attention_mask"].sum(1)]
     if pairs:
-        asked = batch["labels"] != IGNORED
-        lengths.append((asked * torch.arange(1, asked.shape[1] + 1)).amax(1).clamp(min=1))
+        supervised = batch["labels"] != IGNORED
+        lengths.append((supervised * torch.arange(1, supervised.shape[1] + 1)).amax(1).clamp(min=1))
     return torch.stack(lengths, 1).numpy()
 
 
@@ -89,7 +89,7 @@ def concatenate_rows(
 
 @dataclass(frozen=True)
 class PairMask:
-    """Separates the pairs that share rows in an encoder-decoder: masks and positions of both sides are put in its way."""
+    """Separates the pairs that share rows in an encoder-decoder, by the masks and positions of encoder and decoder."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -97,7 +97,7 @@ class PairMask:
     """Of masks that are added to scores (eager); None: they are read as true and false (sdpa)."""
 
     def prepare(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], AbstractContextManager[None]]:
-        """(what the model is called with, its positions and masks to be open meanwhile); see PaddingFree."""
+        """(the model's arguments, a context with positions and masks that is open while it runs); see PaddingFree."""
         sources, targets = inputs["documents"], inputs["decoder_documents"]
         # Padding of a row of targets sees the row's last source: a query that sees nothing has no softmax.
         queries = torch.where(targets > 0, targets, sources.amax(1, keepdim=True))
@@ -136,7 +136,7 @@ def _forwards(side: nn.Module, documents: torch.Tensor, **more: Any) -> dict[nn.
 
 
 def _from_table(table: nn.Module, at: torch.Tensor) -> Any:
-    """In the place of a module that gives the embeddings of positions 0, 1, 2 and so on: those `at` [rows, length]."""
+    """The forward of a table of position embeddings, for the positions `at` [rows, length]."""
     before = table.forward
     if "position_ids" in signature(before).parameters:
         return lambda shape, *_, **__: before(shape, position_ids=at.flatten()).view(*at.shape, -1)

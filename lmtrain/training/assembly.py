@@ -1,7 +1,7 @@
-"""The one assembly of a run: each step is a value that the next one takes.
+"""The assembly of a run: each step returns a value that the next one takes.
 
 config → tokenizer → network → packing → collator → examples → loss → batches → evaluator → trainer. Training, preview, eval,
-bench and doctor take the same steps, as far as they need them.
+bench and doctor use the same steps.
 """
 
 from dataclasses import dataclass, replace
@@ -54,7 +54,7 @@ class Assembly:
 def assemble(
     recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console, saved: bool = True
 ) -> Assembly:
-    """Everything that a run needs; the run folder is created if the run is to be `saved`.
+    """Build everything that a run needs; if it is `saved`, create the run folder.
 
     Raises an LmtrainError for whatever the user can put right.
     """
@@ -124,7 +124,7 @@ def assemble(
 def fit_scoring(
     objective: Objective, network: PreTrainedModel, examples: Examples, collator: Collator
 ) -> tuple[Collator, TokenLoss]:
-    """The collator and the loss that score this very model, which is tried on a few rows."""
+    """The collator and the loss for scoring this model, found by running it on two rows."""
     short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
     head_last = ends_with_head(network, collator([short]))
     if depends_on_padding(network, collator([short]), collator([short, long]), head_last):
@@ -141,7 +141,7 @@ def fit_training(
     collator: Collator,
     loss: TokenLoss,
 ) -> TokenLoss:
-    """The loss that trains this very model. Raises UsageError where the model's own loss cannot be smoothed."""
+    """The loss for training this model. Raises UsageError if the model's own loss cannot be smoothed."""
     rows = [examples[0, row] for row in range(min(len(examples), 4))]
     own = has_own_loss(network, collator(rows), objective.shift)
     if own and recipe.train.label_smoothing:
@@ -163,14 +163,14 @@ def fit_padding_free(
     collator: Collator,
     loss: TokenLoss,
 ) -> PaddingFree | None:
-    """How this very model runs on padding-free batches; None where it cannot, or where rows are full already."""
+    """How this model runs on padding-free batches; None if it cannot, or if packing fills the rows."""
     if not is_applicable(recipe, packing.data, examples.kind):
         return None
     return choose_padding_free(network, loss, collator, longest_lengths(examples, recipe.data.streaming))
 
 
 def _is_sharded() -> bool:
-    """Whether no process holds a layer's weights whole."""
+    """Whether the weights are sharded over the processes."""
     return PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -190,7 +190,7 @@ def _add_callbacks(
 
 
 def check_end(recipe: Recipe, continued: Continued) -> None:
-    """Raise UsageError for a run that could never stop as requested, or is beyond its last step already."""
+    """Raise UsageError for a run that cannot stop as requested, or that is already beyond its last step."""
     if recipe.eval.early_stop and not recipe.evaluates:
         raise UsageError("--early-stop needs evaluation data: --eval-data or --val-split")
     checkpoint = continued.checkpoint

@@ -1,4 +1,4 @@
-"""The watch over a run: when to evaluate, save and stop, what is written down of it, and what must not go on."""
+"""Trainer callbacks: progress on the terminal, and the decisions to evaluate, save, stop or fail."""
 
 import json
 import math
@@ -34,8 +34,8 @@ SECONDS_BETWEEN_LINES = 5.0
 class LiveProgress(TrainerCallback):
     """Step, loss, tokens per second, time left and the last evaluation.
 
-    On a terminal one live line. Otherwise a plain line at a logging step, at most every few seconds, so that neither
-    a long run floods a log nor a short one leaves it empty.
+    On a terminal this is one live line. Elsewhere it is a plain line at a logging step, at most one every
+    SECONDS_BETWEEN_LINES.
     """
 
     def __init__(self, console: Console):
@@ -103,11 +103,11 @@ class LiveProgress(TrainerCallback):
 
 
 NAMED = 3
-"""Rows that are named of a step whose loss is not finite."""
+"""Rows named in the message about a step whose loss is not finite."""
 
 
 class RunCallback(TrainerCallback):
-    """Decides when to evaluate, save and stop, and writes down what happens."""
+    """Decides when to evaluate, save and stop, and writes metrics.jsonl and samples.jsonl."""
 
     def __init__(
         self,
@@ -123,18 +123,18 @@ class RunCallback(TrainerCallback):
         self.evaluated_at = -1
         self.stopped_by: int | None = None
         self.initial: dict[str, float] = {}
-        self.scores: dict[int, Scores] = {}  # of the best step and of the last that was evaluated
+        self.scores: dict[int, Scores] = {}  # by step: the best one and the last one evaluated
         self.unwritten: list[tuple[str, dict[str, Any]]] = []
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """While training, Ctrl-C and SIGTERM ask for a checkpoint and a stop; a second one leaves at once."""
+        """While open, Ctrl-C or SIGTERM stops the training with a checkpoint; a second one exits at once."""
 
-        def say() -> None:
-            self.console.warn("stopping, with a checkpoint; once more leaves at once")
+        def announce() -> None:
+            self.console.warn("stopping with a checkpoint; interrupt again to exit at once")
 
         try:
-            with signals.kept(say, alone=not self.trainer.several):
+            with signals.kept(announce, alone=not self.trainer.several):
                 yield
         except signals.Stopped:
             self.stopped_by = signals.asked()
@@ -159,7 +159,7 @@ class RunCallback(TrainerCallback):
             self._not_finite("the loss" if not loss else "the gradient", state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._mind_the_epochs_of_a_stream(control)
+        self._detect_epoch_of_stream(control)
         if self._time_is_up() or state.global_step >= state.max_steps:
             control.should_training_stop, control.should_save, control.should_log = True, True, True
             control.should_evaluate = self.evaluator is not None
@@ -171,8 +171,8 @@ class RunCallback(TrainerCallback):
         over = torch.tensor(int(time.monotonic() - self.began >= limit), device=accelerator.device)
         return bool(accelerator.reduce(over) > 0)
 
-    def _mind_the_epochs_of_a_stream(self, control: Any) -> None:
-        """Trainer takes a stream for one epoch without end."""
+    def _detect_epoch_of_stream(self, control: Any) -> None:
+        """Evaluate and save at the end of a stream's epoch, which to Trainer is one endless epoch."""
         stream = self.trainer.batches
         if isinstance(stream, Stream) and stream.state.epoch != self.epoch_of_stream:
             self.epoch_of_stream = stream.state.epoch
@@ -180,20 +180,20 @@ class RunCallback(TrainerCallback):
             control.should_save |= self.recipe.train.save_every == "epoch"
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # The last step of an epoch may have been evaluated and saved already, by number or because it is the last.
+        # The last step of an epoch may already be evaluated and saved: by its number, or as the last of the run.
         control.should_evaluate = control.should_evaluate and self.evaluated_at != state.global_step
         control.should_save = control.should_save and self.trainer.saved_at != state.global_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        figures = {plain_name(name): value for name, value in metrics.items()}
+        values = {plain_name(name): value for name, value in metrics.items()}
         if state.global_step == 0:
-            self.initial = figures
+            self.initial = values
         else:
             best_before = {s: scores for s, scores in self.scores.items() if s == state.best_global_step}
             self.scores = {**best_before, state.global_step: self.trainer.scores}
             value, best = metrics[args.metric_for_best_model], state.best_metric
             if best is None or (value > best if args.greater_is_better else value < best):
-                control.should_save = True  # the best model is kept, whatever --save-every says
+                control.should_save = True  # the best model is saved, whatever --save-every says
             self._show_samples(state.global_step)
         self.evaluated_at = state.global_step
 
@@ -212,7 +212,7 @@ class RunCallback(TrainerCallback):
             raise BrokenDown(f"eval_loss is not a finite number at step {state.global_step}; {self._remedy()}")
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
-        """A line that cannot be written now is written with the next: what a full disk must not end is told by a save."""
+        """Append a line to a file of the run folder; after an OSError it is written with the next one."""
         self.unwritten.append((name, document))
         try:
             while self.unwritten:
@@ -220,12 +220,14 @@ class RunCallback(TrainerCallback):
                 self.unwritten.pop(0)
         except OSError as error:
             if len(self.unwritten) == 1:
-                self.console.warn(f"{self.folder.path / name}: {error.strerror}; it is tried again")
+                self.console.warn(
+                    f"{self.folder.path / name}: {error.strerror}; the line will be written with the next one"
+                )
 
-    # --- what must not go on
+    # --- values that are not finite
 
     def _not_finite(self, what: str, step: int) -> None:
-        """Leave the update out and go on, or raise BrokenDown."""
+        """Skip the update, as often as --on-nonfinite allows; else raise BrokenDown."""
         rows = self._suspects()
         if self.console.main_process:
             self._write(METRICS, {"step": step, "loss": None, "not_finite": what, "rows": rows[: NAMED * 10]})
@@ -234,8 +236,8 @@ class RunCallback(TrainerCallback):
             self.trainer.skip_update()
             left = self.recipe.train.skips - self.trainer.skipped
             self.console.warn(
-                f"{what} of step {step} is not a finite number: its update is left out, as {left} more may "
-                f"be. Rows: {named}"
+                f"{what} of step {step} is not a finite number: the update is skipped; skips left: {left}. "
+                f"Rows: {named}"
             )
             return
         raise BrokenDown(
@@ -245,20 +247,20 @@ class RunCallback(TrainerCallback):
 
     def _remedy(self) -> str:
         return (
-            f"Try a lower --learning-rate. The checkpoints in {self.folder.checkpoints} are from before; where the newest "
-            "breaks down again, the harm was done by then: go on from an earlier one"
+            f"Try a lower --learning-rate. The checkpoints in {self.folder.checkpoints} are older than this step; if "
+            "training from the newest one fails again, resume from an earlier one"
         )
 
     def _suspects(self) -> list[str]:
-        """Of the rows of this step those whose own loss is not finite, or all of them if each is; in words."""
+        """The decoded rows of this step whose own loss is not finite; all rows if the loss of each is finite."""
         tokenizer, bad, all_rows = self.trainer.processing_class, [], []
         for batch in self.trainer.samples:
-            told = [
+            texts = [
                 f"'{visible(decode(tokenizer, ids[mask.bool()]))}'"
                 for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
             ]
-            all_rows += told
-            bad += [row for row, fine in zip(told, self._each_is_finite(batch), strict=True) if not fine]
+            all_rows += texts
+            bad += [row for row, fine in zip(texts, self._each_is_finite(batch), strict=True) if not fine]
         return bad or all_rows
 
     def _each_is_finite(self, batch: Batch) -> list[bool]:
@@ -270,7 +272,7 @@ class RunCallback(TrainerCallback):
     # --- the end
 
     def final_scores(self) -> Scores | None:
-        """The scores of the model that is kept: the best one, which is loaded, or the last."""
+        """The scores of the model that is saved: the best one, which is loaded first, or the last."""
         state = self.trainer.state
         if self.evaluator is None or self.stopped_by:
             return None
@@ -286,7 +288,7 @@ class RunCallback(TrainerCallback):
         return scores
 
     def _best(self) -> int | None:
-        """The best step, if its checkpoint is there and whole."""
+        """The best step, if it is not the last one and its checkpoint is intact."""
         state = self.trainer.state
         if not state.best_global_step or state.best_global_step == state.global_step:
             return None

@@ -1,4 +1,4 @@
-"""What Trainer saves and resumes from: whole or not there, and nothing in it that could run code when it is read."""
+"""Atomic checkpoints for Trainer, which never execute code when they are loaded."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class StepSnapshot:
 class CheckpointingTrainer(Trainer):
     """The part of ExactTrainer that saves and resumes.
 
-    A checkpoint holds the state at the end of a step, also when the next one is interrupted half-way.
+    A checkpoint holds the state at the end of a step, even when the next step was interrupted.
     """
 
     # What Trainer declares as optional or as any module, and what is always there here.
@@ -48,25 +48,25 @@ class CheckpointingTrainer(Trainer):
     tokens: torch.Tensor
     """The tokens, as in StepSnapshot, that this process has seen so far."""
     identity: dict[str, Any]
-    """What checkpoints know the run by (compatibility.py)."""
+    """Identifies the run in its checkpoints (compatibility.py)."""
     keep: int
-    """Checkpoints that stay."""
+    """The number of checkpoints that stay."""
     resumed: dict[str, Any]
-    """The state that the run is resumed from; empty where it is not."""
+    """The state that the run resumes from; empty for a new run."""
     step_end: StepSnapshot
     tokens_before: tuple[int, int, int]
     """The tokens, as in StepSnapshot, of the run before this process began."""
     tokens_saved: tuple[int, int, int]
     """Those at the last checkpoint."""
     rows_at_once: int | None
-    """Rows that fit into memory together, where a whole batch does not."""
+    """Rows that fit into memory at once; None if a whole batch does."""
     skipped: int
-    """Updates that were left out because they were not finite."""
+    """Updates skipped because they were not finite."""
     saved_at: int
     """The step of the last checkpoint."""
 
     def count(self, tokens: torch.Tensor | None = None) -> tuple[int, int, int]:
-        """The tokens (see StepSnapshot) since the run began, over all processes and resumes; all of them have to call it."""
+        """The tokens (see StepSnapshot) since the run began, over all resumes and processes; each must call it."""
         reduced = self.accelerator.reduce(self.tokens if tokens is None else tokens)
         seen, trained, slots = (before + int(n) for before, n in zip(self.tokens_before, reduced, strict=True))
         return seen, trained, slots
@@ -80,20 +80,20 @@ class CheckpointingTrainer(Trainer):
         return bool(self.accelerator.num_processes > 1)
 
     def save_interrupted(self, pending: dict[str, bool]) -> None:
-        """Save the last whole step of an interrupted run, with what was `pending` after it (evaluate, save)."""
+        """Save the last complete step of an interrupted run, with the actions `pending` after it (evaluate, save)."""
         if self.state.global_step and (self.saved_at != self.state.global_step or any(pending.values())):
             self._save_checkpoint(self.model_wrapped, None, pending)
 
     def _save_checkpoint(self, model: Any, trial: Any, pending: dict[str, bool] | None = None) -> None:
-        """Save what Trainer saves, whole or not at all, and no pickle."""
-        place = checkpoint.at(self.checkpoints, self.state.global_step)
+        """Save what Trainer saves, atomically and without pickle."""
+        target = checkpoint.at(self.checkpoints, self.state.global_step)
         self.store_flos()
         if self.state.best_global_step:
             best = checkpoint.at(self.checkpoints, self.state.best_global_step)
             self.state.best_model_checkpoint = str(best)
         state = self._state(pending or {})
         self.tokens_saved = state["tokens"]
-        aside = self._made_by_first(partial(checkpoint.begin, place))
+        aside = self._made_by_first(partial(checkpoint.begin, target))
         try:
             self.save_model(str(aside), _internal_call=True)
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded, by their own means
@@ -103,7 +103,7 @@ class CheckpointingTrainer(Trainer):
                 self._remember_callbacks()
                 self.state.save_to_json(str(aside / "trainer_state.json"))
                 self.accelerator.wait_for_everyone()
-                checkpoint.publish(aside, place, self.identity)
+                checkpoint.publish(aside, target, self.identity)
             else:
                 self.accelerator.wait_for_everyone()
         except BaseException:
@@ -114,16 +114,16 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self.saved_at = self.state.global_step
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(place))
+            self._push_from_checkpoint(str(target))
 
     def _made_by_first(self, make: Callable[[], Path]) -> Path:
-        """What the first process makes, for all."""
+        """Call `make` in the first process; all processes get its path."""
         made: list[Any] = [make() if self.is_world_process_zero() else None]
         found: Path = gather_object(made)[0] if self.several else made[0]
         return found
 
     def _state(self, pending: dict[str, bool]) -> dict[str, Any]:
-        """What a run resumes from, besides weights and TrainerState."""
+        """The state that a run resumes from, besides weights and TrainerState."""
         stream, scaler = self.step_end.stream, getattr(self.accelerator, "scaler", None)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return {
@@ -150,7 +150,7 @@ class CheckpointingTrainer(Trainer):
         callbacks.update(known | {"TrainerControl": TrainerControl().state()})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """As Trainer, without its arguments, which are a pickle."""
+        """As Trainer does, but without its arguments, which would be a pickle."""
         if self.args.should_save:
             folder = output_dir or str(self.args.output_dir)
             lora.save(self.model, folder, state_dict)
@@ -169,7 +169,7 @@ class CheckpointingTrainer(Trainer):
             super()._load_best_model()
 
     def recall(self, path: Path) -> None:
-        """Before training: read the state of the checkpoint `path`. Raises UsageError where a stream would lose its place."""
+        """Before training: read the state of the checkpoint `path`. Raises UsageError for another --shuffle-buffer."""
         self.resumed = training_state.load(path)
         self.tokens_before = self.tokens_saved = self.resumed["tokens"]
         self.rows_at_once, self.skipped = self.resumed["rows_at_once"], self.resumed["skipped"]
@@ -178,12 +178,12 @@ class CheckpointingTrainer(Trainer):
             if state.chunk != self.batches.chunk:
                 raise UsageError(
                     f"--shuffle-buffer {self.batches.chunk}: the run to resume read {state.chunk} rows "
-                    "at a time, and would lose its place; keep that"
+                    "at a time; keep that"
                 )
             self.batches.state = state
 
     def catch_up(self) -> None:
-        """As training begins: do what was pending at the step that the run resumes from."""
+        """When training begins: evaluate or save if that was pending at the step that the run resumes from."""
         self._tr_loss += self.resumed["loss"]
         self._globalstep_last_logged = self.resumed["logged_at"]
         self.saved_at = self.state.global_step
@@ -210,6 +210,6 @@ class CheckpointingTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(self.resumed["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore that of this process; a process that did not exist before (--allow-drift num_processes) keeps its own."""
+        """Restore the random state of this process; a new process (--allow-drift num_processes) keeps its own."""
         if self.args.process_index < len(self.resumed["random"]):
             training_state.set_random_state(self.resumed["random"][self.args.process_index])

@@ -1,4 +1,4 @@
-"""What became of a run's rows and tokens: the `data` of results.json, and what is shown of it before training."""
+"""The `data` section of results.json: counts of rows and tokens, shown before training starts."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from lmtrain.training.datasets import PreparedData
 
 
 def show_ledgers(recipe: Recipe, prepared: PreparedData, batches: BatchSampler | Stream, console: Console) -> None:
-    """What became of every row and token, before training; of a stream that is known only afterwards."""
+    """Show the ledgers before training; that of a stream is complete only afterwards."""
     data = data_document(recipe, prepared, batches, 0.0)
     names = {"eval"} if isinstance(batches, Stream) else {"train", "eval"}
     console.ledger({name: data[name] for name in ("train", "eval") if name in names & set(data)})
@@ -21,13 +21,13 @@ def show_ledgers(recipe: Recipe, prepared: PreparedData, batches: BatchSampler |
             + (f", {source['share']:.1%} of every epoch" if recipe.data.weights else "")
         )
     if isinstance(batches, Stream):
-        console.note("streaming: what became of every row and token is told at the end")
+        console.note("streaming: the counts of rows and tokens follow at the end")
 
 
 def data_document(
     recipe: Recipe, prepared: PreparedData, batches: BatchSampler | Stream, padding: float
 ) -> dict[str, Any]:
-    """The `data` of results.json; `padding` is that of a stream, which is known only afterwards."""
+    """The `data` section of results.json; `padding` is the padding fraction of a stream, known only afterwards."""
     if isinstance(batches, Stream):
         ledgers, fingerprint = batches.ledgers()
     else:
@@ -45,14 +45,14 @@ def data_document(
         rows = longest_first(held_out.lengths, recipe.eval.batch_size)
         padding = padding_fraction(held_out.lengths_by_column(), rows)
         data["eval"] = {**held_out.ledger.document(), "padding_fraction": padding}
-    if not isinstance(batches, Stream):  # whose rows nobody has compared
+    if not isinstance(batches, Stream):  # the rows of a stream are never compared
         data |= {"shared_rows": prepared.shared_rows} if held_out else {}
         data["duplicate_rows"] = prepared.duplicate_rows
     return data
 
 
 def _shares(recipe: Recipe, batches: BatchSampler | Stream) -> list[float | None]:
-    """Of each source the part of an epoch's rows that it has, where weights decide that."""
+    """Share of each source in the rows of an epoch; None without --weights."""
     if isinstance(batches, Stream) or not recipe.data.weights:
         return [None] * len(recipe.data.train)
     rows = batches.order.shares()

@@ -1,4 +1,4 @@
-"""Rows -> examples of both splits, from the cache where the same data has been prepared before; and their batches."""
+"""Rows -> tokenised examples of both splits, from the cache where possible, and their batches."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ from lmtrain.preprocessing.train_tokenizer import SpecialTokens, train_tokenizer
 from lmtrain.runtime.memory import release_memory
 
 TRIED_ROWS = 1000
-"""Rows of a stream's first chunk that are kept to try the model with before training."""
+"""Rows of a stream's first chunk on which the model is tried before training."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prepare_data(
 ) -> PreparedData:
     """Both splits as examples. `packed` is the data section with the packing that the model allows in training.
 
-    Raises InputError, naming the flag, where not one token would be predicted.
+    Raises InputError, naming the flag, if no token would be predicted.
     """
     data = corpus.data
     objective.set_languages(tokenizer, data)  # also where the cache spares the encoding
@@ -106,8 +106,7 @@ def prepare_data(
         only_tried = flag == "--data" and data.streaming
         if examples and not only_tried and not examples.ledger.tokens_trained:
             raise InputError(
-                f"{flag}: not one token of it would be predicted: the texts are too short, "
-                "or --mask-probability is too low"
+                f"{flag}: no token of it would be predicted: the texts are too short, or --mask-probability is too low"
             )
     return prepared
 

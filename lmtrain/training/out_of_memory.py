@@ -1,4 +1,4 @@
-"""Out of memory: fewer rows at once, the same step and the same loss; and what is left to try when one row is too many."""
+"""Out of memory: a step continues with fewer rows at once and the same loss; advice if one row does not fit."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 def split_batch(batch: Batch, rows: int, fixed: bool) -> list[Batch]:
-    """The batch in parts of `rows` rows, as if they had been collated so: unless `fixed`, each as long as its longest row."""
+    """The batch in parts of `rows` rows. Unless lengths are `fixed`, each is trimmed to its longest row."""
     if rows >= len(batch["labels"]):
         return [batch]
     columns = zip(*(tensor.split(rows) for tensor in batch.values()), strict=True)
@@ -19,13 +19,13 @@ def split_batch(batch: Batch, rows: int, fixed: bool) -> list[Batch]:
 def _trimmed(part: Batch) -> Batch:
     alike = part["labels"].shape == part["input_ids"].shape
     read = int(part["attention_mask"].sum(1).max())
-    asked = (part["labels"] != IGNORED).any(0).nonzero()
-    widths = {"labels": read if alike else int(asked[-1]) + 1 if len(asked) else 1}
+    supervised = (part["labels"] != IGNORED).any(0).nonzero()
+    widths = {"labels": read if alike else int(supervised[-1]) + 1 if len(supervised) else 1}
     return {name: tensor[:, : widths.get(name, read)] for name, tensor in part.items()}
 
 
 def advice(network: Any, batch: Batch, optim: str) -> str:
-    """Three things to try when one row does not fit, with what each would save."""
+    """The three options that are left when one row does not fit, with the memory that each saves."""
     parameters = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     held = (4 * parameters + 12 * trained) / GIB
@@ -37,8 +37,8 @@ def advice(network: Any, batch: Batch, optim: str) -> str:
         else f"--precision bf16: about half of what a row of {length:,} tokens takes"
     )
     return (
-        f"out of memory with a single row of {length:,} tokens. What is left to try:\n"
+        f"out of memory with a single row of {length:,} tokens. Options left:\n"
         f"--max-length {max(length // 2, 2)}: half the tokens; the row's logits alone take {logits:.2f} GiB\n"
-        "--gradient-checkpointing: of each layer only its input is kept, for a third more time\n"
+        "--gradient-checkpointing: stores only the input of each layer; a step takes a third longer\n"
         f"{moments}"
     )

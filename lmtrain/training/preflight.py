@@ -1,4 +1,4 @@
-"""Before a long run, in seconds, what would otherwise fail after hours: its largest batch, evaluation, generation, a save."""
+"""Before a long run, in seconds: try its largest batch, evaluation, generation and a save."""
 
 import time
 from dataclasses import replace
@@ -21,22 +21,22 @@ from lmtrain.training import training_state
 from lmtrain.training.trainer import ExactTrainer
 
 LONG = 1000
-"""Steps from which on a run is tried out beforehand."""
+"""Runs of at least this many steps start with a preflight."""
 
 NEW_TOKENS = 8
-"""Tokens that are generated to see that it works."""
+"""Tokens generated in the trial."""
 
 
 def is_wanted(recipe: Recipe) -> bool:
-    """Whether a run is tried out first: as it says, else if it is long and not a mere evaluation."""
-    steps, asked = recipe.train.max_steps, recipe.run.preflight
-    return steps != 0 and (asked if asked is not None else (steps or 0) >= LONG)
+    """Whether the run starts with a preflight: as --preflight says, else if it is long."""
+    steps, requested = recipe.train.max_steps, recipe.run.preflight
+    return steps != 0 and (requested if requested is not None else (steps or 0) >= LONG)
 
 
 def preflight(
     trainer: ExactTrainer, evaluator: Evaluator | None, examples: Examples, checkpoints: Path, console: Console
 ) -> None:
-    """Leaves no trace in the run: chance, counts and gradients are as before.
+    """Try the steps of a run, and restore random state, counts and gradients.
 
     Raises BrokenDown, OutOfMemory, StorageError.
     """
@@ -53,12 +53,12 @@ def preflight(
     rows, length = trainer.concatenated(batch)["input_ids"].shape
     console.note(
         f"preflight: {rows} × {length} forward and backward, {'evaluation, ' if evaluator else ''}"
-        f"save and load: all well, {time.monotonic() - began:.1f} s (--no-preflight leaves it out)"
+        f"save and load: passed in {time.monotonic() - began:.1f} s (--no-preflight skips this)"
     )
 
 
 def _largest(trainer: ExactTrainer, examples: Examples) -> list[dict[str, Any]]:
-    """The rows of the batch that takes the most places for tokens; of a stream the longest rows that have been seen."""
+    """The rows of the batch with the most slots for tokens; of a stream, the longest rows read so far."""
     batches = trainer.batches
     if isinstance(batches, BatchSampler):
         return [batches.examples[key] for key in batches.largest()]
@@ -67,7 +67,7 @@ def _largest(trainer: ExactTrainer, examples: Examples) -> list[dict[str, Any]]:
 
 
 def _step(trainer: ExactTrainer, batch: Batch) -> None:
-    """Forward and backward as in training, with its retreat where memory does not suffice, and no update."""
+    """Forward and backward as in training, also with fewer rows at once when out of memory; no update."""
     before = trainer.tokens.clone()
     trainer._tr_loss = torch.tensor(0.0, device=trainer.args.device)
     trainer.samples, trainer.begun = [batch], 0
@@ -79,7 +79,7 @@ def _step(trainer: ExactTrainer, batch: Batch) -> None:
 
 
 def _saved_and_loaded(network: Any, checkpoints: Path) -> None:
-    """Raises StorageError where what is read is not what was written."""
+    """Save the model and load it again. Raises StorageError if the tensors differ."""
     place = checkpoints / f"{checkpoint.ASIDE}preflight"
     checkpoint.discard(place)
     try:
@@ -93,6 +93,4 @@ def _saved_and_loaded(network: Any, checkpoints: Path) -> None:
     finally:
         checkpoint.discard(place)
     if wrong:
-        raise StorageError(
-            f"{checkpoints}: {wrong[0]} is read otherwise than it was written; choose another --output-dir"
-        )
+        raise StorageError(f"{checkpoints}: {wrong[0]} differs after saving and loading; choose another --output-dir")

@@ -33,7 +33,7 @@ def resolved_settings(
     arguments: TrainingArguments,
     dtype: str,
 ) -> dict[str, Any]:
-    """What the settings resolve to, to be compared when the run is resumed (compatibility.py)."""
+    """The resolved settings, which a resumed run is compared with (compatibility.py)."""
     shapes = [(name, list(p.shape), p.requires_grad) for name, p in sorted(network.named_parameters())]
     held = prepared.held_out
     return {
@@ -50,7 +50,7 @@ def resolved_settings(
 
 
 def checkpoint_bytes(network: PreTrainedModel) -> int:
-    """The approximate size of a checkpoint: the saved weights, and two numbers of the optimiser for each trained one."""
+    """The approximate size of a checkpoint: the saved weights, and two moments for each trained one."""
     saved = [p for p in network.parameters() if p.requires_grad or not lora.is_adapted(network)]
     return sum(p.numel() * (p.element_size() + (8 if p.requires_grad else 0)) for p in saved)
 

@@ -25,7 +25,7 @@ from lmtrain.training.results import results_document, save_model
 from lmtrain.training.trainer import ExactTrainer, Finished
 
 NOT_WRITTEN = ("No space left", "File too large", "Disk quota exceeded", "Read-only file system", "I/O error")
-"""What safetensors, torch and tokenizers say of a full disk, in errors of their own kinds."""
+"""Parts of the messages with which safetensors, torch and tokenizers report a full disk."""
 
 
 def train(recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def train(recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: Continue
 
 @contextmanager
 def stepping(trainer: ExactTrainer, recipe: Recipe) -> Iterator[None]:
-    """While the trainer takes its steps: memory is retained, the CPU kernels are in place, the live line ends with them."""
+    """While open: memory is retained and the CPU kernels are in place; at the end the live line stops."""
     if trainer.args.device.type == "cpu":
         retain_memory()
     try:
@@ -90,7 +90,7 @@ def _recorded(recipe: Recipe, run: Assembly, started: float) -> Iterator[None]:
 
 @contextmanager
 def _explained(folder: RunFolder) -> Iterator[None]:
-    """Turn what memory and disk report into one sentence."""
+    """Turn errors of memory and disk into an LmtrainError of one sentence."""
     try:
         yield
     except LmtrainError:
@@ -104,8 +104,8 @@ def _explained(folder: RunFolder) -> Iterator[None]:
             ) from None
         if any(sign in str(error) for sign in NOT_WRITTEN):
             raise StorageError(
-                f"{folder.path}: a file could not be written to its end; free some space or choose another "
-                "--output-dir. Checkpoints from before are whole: --resume auto"
+                f"{folder.path}: a file could not be written completely; free some space or choose another "
+                "--output-dir. Earlier checkpoints are intact: --resume auto"
             ) from None
         raise
 
@@ -117,7 +117,7 @@ def _how_to_resume(trainer: ExactTrainer, folder: RunFolder) -> str:
 
 
 def _shared(folder: RunFolder, continued: Continued) -> tuple[RunFolder, Continued]:
-    """Those of the first process: a folder's name may hold the time, a checkpoint is looked for once."""
+    """The values of the first process: a new folder's name holds the time, and one process finds the checkpoint."""
     found: list[Any] = [folder, continued]
     if PartialState().num_processes > 1:
         broadcast_object_list(found)

@@ -1,4 +1,4 @@
-"""Trainer with an exact loss and evaluation, an order of rows of our own, and checkpoints that are whole or not there."""
+"""Trainer with an exact loss and evaluation, its own order of rows, and atomic checkpoints."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ class ExactTrainer(CheckpointingTrainer):
         keep: int = 2,
         warn: Callable[[str], object] = str,
     ):
-        """`identity` is what checkpoints know the run by; `keep` how many of them stay; `warn` reports to the user."""
+        """`identity` identifies the run in its checkpoints, of which `keep` stay; `warn` reports to the user."""
         super().__init__(
             model=network,
             args=arguments,
@@ -73,13 +73,13 @@ class ExactTrainer(CheckpointingTrainer):
         self.grad_norm: Any = 0.0
         self.skipped = 0
         self.rows_at_once: int | None = None
-        """Rows that fit into memory together, where a whole batch does not."""
+        """Rows that fit into memory at once; None if a whole batch does."""
         self.resumed: dict[str, Any] = {}
         self.saved_at = -1
         self.samples: list[Batch] = []
         """The micro-batches of the step."""
         self.begun = 0
-        """How many of them have begun."""
+        """The number of micro-batches that have begun."""
 
     # --- a step
 
@@ -108,7 +108,7 @@ class ExactTrainer(CheckpointingTrainer):
         return samples, items
 
     def stop_together(self) -> None:
-        """Raise Stopped if this process, or one that it has to keep step with, was asked to stop."""
+        """Raise Stopped if this process, or another process of the run, received a request to stop."""
         signals.check()
         if self.several:
             requested = torch.tensor(int(signals.asked() is not None), device=self.accelerator.device)
@@ -116,7 +116,7 @@ class ExactTrainer(CheckpointingTrainer):
                 signals.agreed(SIGTERM)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward. Out of memory, the whole step starts again with half the rows at once: the same loss."""
+        """Forward and backward. Out of memory, the step restarts with half the rows at once and the same loss."""
         signals.check()
         if self.begun == 0:
             self.start = self._snapshot()
@@ -140,18 +140,18 @@ class ExactTrainer(CheckpointingTrainer):
             self._halve(model, batches)
 
     def _parts(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Batch, AbstractContextManager[Any]]]:
-        """(a part of the batch that fits into memory, what to open around it): gradients are exchanged with the last."""
+        """(a part of the batch that fits into memory, its context): gradients are synchronised with the last part."""
         rows = self.rows_at_once
         parts = out_of_memory.split_batch(batch, rows, self.data_collator.fixed) if rows else [batch]
         for number, part in enumerate(parts, 1):
             yield part, nullcontext() if number == len(parts) else self.accelerator.no_sync(model)
 
     def concatenated(self, batch: Batch) -> Batch:
-        """The batch as the model reads it. Called before it goes to a device: lengths are known without waiting for one."""
+        """The batch as the model reads it. Called while it is on the CPU: reading lengths needs no sync."""
         return self.padding_free(self.model, batch) if self.padding_free else batch
 
     def _halve(self, model: nn.Module, batches: list[Batch]) -> None:
-        """Go back to the start of the step, with half the rows at once. Raises OutOfMemory where that was one."""
+        """Go back to the start of the step, with half the rows at once. Raises OutOfMemory if it was a single row."""
         most = max(len(batch["labels"]) for batch in batches)
         rows = min(self.rows_at_once or most, most)
         if rows == 1:
@@ -176,7 +176,7 @@ class ExactTrainer(CheckpointingTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The share of a micro-batch in the exact loss of the step."""
+        """The share of this micro-batch in the exact loss of the step."""
         self._count(inputs["attention_mask"], inputs["labels"] != IGNORED)
         loss = self.token_loss(model, inputs, num_items_in_batch)
         self.finite &= torch.isfinite(loss.detach())

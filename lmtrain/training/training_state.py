@@ -1,4 +1,4 @@
-"""What a run needs to go on besides its weights, as safetensors and JSON: nothing in it can run code when it is read."""
+"""The state that a run resumes from besides its weights, as safetensors and JSON: loading it never executes code."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TENSORS, TREE = "resume.safetensors", "resume.json"
-"""The two files of it in a checkpoint: numbers by name, and what they are part of."""
+"""The two files in a checkpoint: the tensors by name, and the tree that they belong to."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -63,9 +63,9 @@ def _joined(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return {key: _joined(inner, tensors) for key, inner in tree["dict"]}
 
 
-# --- chance ----------------------------------------------------------------------------------------------------------
+# --- random state ----------------------------------------------------------------------------------------------------
 def random_state() -> dict[str, Any]:
-    """Of every generator that a model or a library may draw from; none is advanced."""
+    """The state of every generator that a model or a library may draw from; none is advanced."""
     devices = [torch.cuda.get_rng_state(device) for device in range(torch.cuda.device_count())]
     return {
         "python": random.getstate(),
@@ -76,7 +76,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """As `random_state` was; of devices that are no longer there nothing is set."""
+    """Restore what `random_state` returned; devices that no longer exist are skipped."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["cpu"])

@@ -184,7 +184,7 @@ def test_a_log_that_cannot_be_written_waits_for_the_next(material: Path, monkeyp
     monkeypatch.setattr(RunFolder, "append", full)
     outcome = lmtrain(*command(material))
     assert outcome.code == 0
-    assert outcome.err.count("it is tried again") == 1
+    assert outcome.err.count("the line will be written with the next one") == 1
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 4, 5, 6, 6]
 

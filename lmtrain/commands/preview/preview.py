@@ -1,4 +1,4 @@
-"""What a model will see: the first batches of a training that does not take place."""
+"""`lmtrain preview`: the first batches as training would give them to the model."""
 
 import sys
 from collections.abc import Iterator
@@ -31,15 +31,15 @@ from lmtrain.training.loaded_model import load_model
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to look at."""
+    """The batches to show, and the summary of the epoch."""
 
     recipe: Recipe
     view: View
     texts: render.TokenTexts
     batches: list[list[RowLines]]
-    """Of each row of each batch the lengths of the texts in it, and its lines."""
+    """For each row of each batch: the lengths of its texts, and its lines."""
     slots: list[int]
-    """Of each batch, for tokens, padding included."""
+    """Slots for tokens of each batch, padding included."""
     of_epoch: int | None
     """Batches in an epoch; None for a stream."""
     lengths: list[np.ndarray]
@@ -63,7 +63,7 @@ def preview(recipe: Recipe, corpus: Corpus, count: int, explain: bool, full: boo
     if not console.main_process:
         return
     if console.as_json:
-        sys.stdout.write(_harmless(to_json(document(shown))) + "\n")
+        sys.stdout.write(_escape_invisible(to_json(document(shown))) + "\n")
     else:
         show(shown, explain, full, console)
 
@@ -146,7 +146,7 @@ def _note(limits: Limits, packing: Packing, padding_free: bool) -> str:
 
 # --- as a document --------------------------------------------------------------------------------------------------
 def document(seen: Shown) -> dict[str, Any]:
-    """All of it, for --json."""
+    """The whole preview, for --json."""
     padding, trained = fractions(seen.batches, seen.view, sum(seen.slots))
     return {
         "objective": seen.recipe.objective,
@@ -165,23 +165,23 @@ def document(seen: Shown) -> dict[str, Any]:
 
 
 def _row(seen: Shown, texts: list[int], lines: Lines) -> dict[str, Any]:
-    def told(token: Token) -> dict[str, Any]:
-        asked = {} if token.label is None else {"label": token.label}
+    def described(token: Token) -> dict[str, Any]:
+        label = {} if token.label is None else {"label": token.label}
         other = {} if token.label in (None, token.id) else {"label_text": render.escape_bytes(seen.texts(token.label))}
         return {
             "id": token.id,
             "text": render.escape_bytes(seen.texts(token.id)),
             "role": token.role,
-            **asked,
+            **label,
             **other,
         }
 
-    apart = {"texts": texts} if len(texts) > 1 else {}
-    return {**{name: [told(token) for token in line] for name, line in lines.items()}, **apart}
+    shared = {"texts": texts} if len(texts) > 1 else {}
+    return {**{name: [described(token) for token in line] for name, line in lines.items()}, **shared}
 
 
-def _harmless(text: str) -> str:
-    """JSON with what is invisible escaped: the same to a parser, and nothing that steers a terminal."""
+def _escape_invisible(text: str) -> str:
+    """JSON with invisible characters escaped: equal to a parser, and without control sequences for a terminal."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
@@ -248,7 +248,7 @@ def _heading(seen: Shown, number: int, batch: list[RowLines]) -> str:
 def _summary(seen: Shown) -> str:
     data, tokens = seen.data["train"], sum(int(column.sum()) for column in seen.lengths)
     if seen.of_epoch is None:
-        return "A stream: the ledger and the lengths are those of what has been read for these batches."
+        return "A stream: the ledger and the lengths cover only the rows read for these batches."
     return (
         f"In the epoch: {data['padding_fraction']:.1%} padding; of the other tokens "
         f"{data['tokens_trained'] / tokens:.1%} are trained."
