@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "Results", "evaluate", "generate", "load_recipe", "train"]
 
 Show = Callable[["Results"], None]
-"""Called with the results once they are there, whatever the gates decide."""
+"""Called with the results, whether or not the gates hold."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def evaluate(
 
 
 def open_evaluation(given: Document, objective: str | None, console: Console) -> Evaluation:
-    """The evaluation that `given` flags, in sections, ask for. Raises UsageError, InputError."""
+    """Check an evaluation and read its data. `given` holds flags, in sections. Raises UsageError, InputError."""
     from lmtrain.commands import saved_model
     from lmtrain.data import corpus, reading
 
@@ -285,7 +285,7 @@ def _baseline(section: Gates, objective: str) -> Document | None:
 
 
 def _settle(results: Results, section: Gates, baseline: Document | None, show: Show | None) -> None:
-    """Evaluate the gates, record them in the run folder, and show the results whatever the gates decide."""
+    """Evaluate the gates, record them in the run folder, and show the results even if a gate fails."""
     from lmtrain.evaluation import gates
 
     written = results.document["gates"]

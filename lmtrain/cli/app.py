@@ -27,7 +27,7 @@ from lmtrain.version import __version__
 
 
 class Commands(TyperGroup):
-    """A group whose commands get their flags only when they are called: `--help` of the group does not wait for them."""
+    """A group whose commands get their flags only when they are called, so that its own `--help` is fast."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
@@ -37,7 +37,7 @@ class Commands(TyperGroup):
 
 
 class Program(Commands):
-    """The program: what the user can put right ends it with one sentence and an exit code, never a traceback."""
+    """The program. An error that the user can fix ends it with one sentence and an exit code, not with a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         sys.excepthook = _print_redacted
@@ -87,7 +87,7 @@ app = typer.Typer(
 )
 
 FLAGGED: dict[Any, Callable[[], TyperCommand]] = {}
-"""A command without its flags -> what makes it with them."""
+"""The placeholder of a command -> the function that builds the command with its flags."""
 
 
 def _add(
@@ -97,11 +97,11 @@ def _add(
     panel: str | None,
     to: typer.Typer,
 ) -> None:
-    """Add a command whose flags are made from declarations, once it is called."""
+    """Add a command whose flags are built from the declarations when it is called."""
     settings: dict[str, Any] = {"rich_help_panel": panel, "no_args_is_help": True, "context_settings": SETTINGS}
 
     def without_flags() -> None:
-        """Stands for the command until it is called."""
+        """The placeholder of the command."""
 
     @cache
     def build() -> TyperCommand:

@@ -1,4 +1,4 @@
-"""What several commands share: settings, options, and how results are shown."""
+"""Settings, options and the display of results that several commands share."""
 
 from pathlib import Path
 from typing import Annotated, Any

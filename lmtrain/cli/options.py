@@ -27,7 +27,7 @@ PANELS = {
 
 
 def canonical(token: str) -> str:
-    """The first spelling of a flag: `_` is `-`, and an alias is what it stands for. `token` has no leading dashes."""
+    """The first spelling of a flag: `_` becomes `-`, an alias its flag. `token` has no leading dashes."""
     token = token.replace("_", "-")
     return _ALIASES.get(token, token)
 
@@ -41,7 +41,7 @@ _ALIASES = {
 
 
 def with_flags(command: Callable[..., None], options: Iterable[Leaf], trains: bool) -> Callable[..., None]:
-    """Give `command`, which ends in `**flags`, one option for each leaf; `trains` decides what `--help` says of it."""
+    """Give `command`, which ends in `**flags`, one option for each leaf; `trains` selects its help text."""
     if hasattr(command, "__signature__"):
         return command  # it has its flags from an earlier call in this process
     own = [p for p in Signature.from_callable(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
@@ -90,7 +90,7 @@ def _help(leaf: Leaf, text: str) -> str:
 
 
 def _bare(annotation: Any) -> Any:
-    """The type without None and without pydantic's annotations; str for what pydantic has to read itself."""
+    """The type without None and pydantic's annotations; str if a pydantic validator parses the text."""
     members = [m for m in typing.get_args(annotation) if m is not types.NoneType]
     if typing.get_origin(annotation) in (types.UnionType, typing.Union) and len(members) == 1:
         annotation = members[0]
@@ -106,7 +106,7 @@ def _choices(leaf: Leaf) -> tuple[str, ...]:
 
 
 def described(leaf: Leaf) -> str:
-    """The kind of value that it takes, in a word."""
+    """The kind of value that the flag takes, for people."""
     if choices := _choices(leaf):
         return ", ".join(choices)
     metavar, annotation = _type_of(leaf)
@@ -117,7 +117,7 @@ def described(leaf: Leaf) -> str:
 
 
 def _type_of(leaf: Leaf) -> tuple[str, Any]:
-    """(metavar, type) on the command line; whatever Typer has no type for arrives as text and pydantic reads it."""
+    """(metavar, type) on the command line; a type that Typer lacks is text, which pydantic parses."""
     bare = _bare(leaf.field.annotation)
     if bare == dict[str, Any]:
         return "TEXT", list[str]  # given several times, all of them count
@@ -128,7 +128,7 @@ def _type_of(leaf: Leaf) -> tuple[str, Any]:
 
 
 def typed(ctx: typer.Context, flags: dict[str, Any]) -> Document:
-    """The flags that were really typed, in sections."""
+    """The flags given on the command line, by section."""
     document: Document = {}
     for parameter, value in flags.items():
         section, name, *shortcut = parameter.split("__")

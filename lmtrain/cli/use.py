@@ -73,9 +73,9 @@ def generate(
 
 
 def probe(ctx: typer.Context, json: Json = False, quiet: Quiet = False, **flags: Any) -> None:
-    """See what encoders are good for: how well their states tell the labels of texts, or the tags of words, apart.
+    """Compare encoders by how well their states predict the labels of texts or the tags of words.
 
-    The encoder is frozen and a logistic regression learnt on top, or with --fine-tune both are trained.
+    By default the encoder is frozen and a logistic regression is trained on its states; --fine-tune trains both.
     """
     console = Console(quiet=quiet, as_json=json)
 
@@ -100,7 +100,7 @@ def merge(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make one model of a LoRA adapter and its base."""
+    """Merge a LoRA adapter into its base model."""
     from lmtrain.commands import saved_model
 
     set_environment(offline)

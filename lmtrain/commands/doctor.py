@@ -1,4 +1,4 @@
-"""`lmtrain doctor`: the promises about loss and resume, tested on this machine by the very path that training takes.
+"""`lmtrain doctor`: tests on this machine that loss and resume are exact, through the code that training runs.
 
 Fourteen rows of unequal length make one optimiser step, divided into micro-batches and processes in four ways, the last
 micro-batch short. Loss and gradient norm have to agree with one another and with a computation in float64, one row at a
@@ -119,7 +119,7 @@ def recipe_for(family: str, folder: Path, **train: Any) -> Recipe:
 
 
 def assembled(recipe: Recipe, folder: Path, continued: Continued | None = None) -> Assembly:
-    """The run of a recipe, as training assembles it; nothing is reported."""
+    """The run of a recipe, assembled as for training, without notes."""
     console = Silent()
     corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
     return assemble(recipe, corpus, RunFolder(folder), continued or Continued(), console, saved=False)
@@ -218,7 +218,7 @@ def difference(found: dict[str, tuple[float, float]]) -> float:
 
 
 RESUMED = {"clm": "gpt2", "mlm": "bert", "seq2seq": "t5"}
-"""Objective -> the family whose resume is tried."""
+"""Objective -> the family whose resume is tested."""
 
 
 def resumes() -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""`lmtrain eval`, from top to bottom: a saved model scored on data."""
+"""`lmtrain eval`: score a saved model on data."""
 
 import math
 import time

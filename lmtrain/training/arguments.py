@@ -38,7 +38,7 @@ NOT_ARGUMENTS = {
 
 
 def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> TrainingArguments:
-    """TrainingArguments as the recipe says. Raises UsageError for values that it does not take."""
+    """The TrainingArguments of a recipe. Raises UsageError for values that they do not accept."""
     section, evaluates = recipe.train, recipe.evaluates
     given = {
         RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS
@@ -83,7 +83,7 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
 
 
 def _check_reporters(arguments: TrainingArguments) -> None:
-    """Trackers fail when they are made, which would be after the run folder is: so they are made once before."""
+    """Create each tracker once, so that one that fails does so before the run folder exists."""
     try:
         for callback in get_reporting_integration_callbacks(arguments.report_to):
             callback()

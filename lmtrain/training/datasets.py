@@ -50,7 +50,7 @@ class PreparedData:
 
 
 def learn_tokenizer(specification: str, corpus: Corpus, special_tokens: SpecialTokens) -> PreTrainedTokenizerFast:
-    """The tokenizer that is trained on the training rows, by the first process for all. Raises InputError."""
+    """Train a tokenizer on the training rows, in the first process for all. Raises InputError."""
 
     def make() -> CacheEntry:
         made = train_tokenizer(specification, corpus.splits.train.texts(), special_tokens)
@@ -112,7 +112,7 @@ def prepare_data(
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A hash of all that decides how a tokenizer splits a text; None for a slow one, which cannot be hashed."""
+    """A hash of everything that determines the tokens of a text; None for a slow tokenizer, which cannot be hashed."""
     if not tokenizer.is_fast:
         return None
     decisive = (

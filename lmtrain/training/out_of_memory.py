@@ -1,6 +1,6 @@
 """Out of memory: a step continues with fewer rows at once and the same loss; advice if one row does not fit."""
 
-from typing import Any
+from transformers import PreTrainedModel
 
 from lmtrain.preprocessing.batch import IGNORED, Batch
 
@@ -24,7 +24,7 @@ def _trimmed(part: Batch) -> Batch:
     return {name: tensor[:, : widths.get(name, read)] for name, tensor in part.items()}
 
 
-def advice(network: Any, batch: Batch, optim: str) -> str:
+def advice(network: PreTrainedModel, batch: Batch, optim: str) -> str:
     """The three options that are left when one row does not fit, with the memory that each saves."""
     parameters = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from lmtrain.config.recipe import Recipe
 from lmtrain.errors import BrokenDown, StorageError
@@ -48,7 +49,7 @@ def preflight(
             short = replace(evaluator.generation, max_new_tokens=min(evaluator.generation.max_new_tokens, NEW_TOKENS))
             replace(evaluator, generation=short).try_out(trainer.model, trainer.accelerator)
         if trainer.is_world_process_zero():
-            _saved_and_loaded(trainer.model, checkpoints)
+            _save_and_load(trainer.model, checkpoints)
     training_state.set_random_state(before)
     rows, length = trainer.concatenated(batch)["input_ids"].shape
     console.note(
@@ -78,7 +79,7 @@ def _step(trainer: ExactTrainer, batch: Batch) -> None:
         raise BrokenDown("preflight: the loss of the largest batch is not a finite number; nothing has been trained")
 
 
-def _saved_and_loaded(network: Any, checkpoints: Path) -> None:
+def _save_and_load(network: PreTrainedModel, checkpoints: Path) -> None:
     """Save the model and load it again. Raises StorageError if the tensors differ."""
     place = checkpoints / f"{checkpoint.ASIDE}preflight"
     checkpoint.discard(place)

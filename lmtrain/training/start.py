@@ -29,16 +29,16 @@ class Start:
     folder: RunFolder
     continued: Continued
     finished: Document | None = None
-    """The results of a run that is completed already."""
+    """The results of a run that is already complete."""
 
     def corpus(self) -> Corpus:
-        """The data, read and found to be sound. Raises InputError."""
+        """The data, read and checked. Raises InputError."""
         return open_corpus(self.recipe, self.console)
 
 
 @contextmanager
 def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
-    """Check what takes milliseconds, then hold the run folder's lock."""
+    """Do the checks that take milliseconds, then hold the run folder's lock."""
     set_environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = processes.is_first_process()
     if recipe.run.resume and recipe.train.max_steps == 0:
@@ -64,7 +64,7 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
 
 
 def open_corpus(recipe: Recipe, console: Console) -> Corpus:
-    """The recipe's data, read and found to be sound. Raises InputError."""
+    """The recipe's data, read and checked. Raises InputError."""
     corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
     with console.working("reading the data"):
         corpus.check()
