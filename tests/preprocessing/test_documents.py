@@ -19,6 +19,7 @@ from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing import tokenizing, train_tokenizer
+from lmtrain.preprocessing.batch import padded
 from lmtrain.preprocessing.dataset import Limits
 from lmtrain.preprocessing.packing import best_fit
 
@@ -351,7 +352,7 @@ def test_masks_keep_their_shares_and_spare_special_tokens():
     collator = OBJECTIVES["mlm"].collator(made_tokenizer, data, 1)
     rows = [examples[0, row] for row in range(len(examples))]
     batch = collator(rows)
-    original = batch.padded([row["input_ids"] for row in rows], made_tokenizer.pad_token_id)
+    original = padded([row["input_ids"] for row in rows], made_tokenizer.pad_token_id)
     chosen = batch["labels"] != -100
     special = np.isin(original.numpy(), made_tokenizer.all_special_ids)
     assert not (chosen.numpy() & special).any()
