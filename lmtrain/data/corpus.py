@@ -171,7 +171,6 @@ def held_out(data: Data, seed: int) -> Rows:
     return rows
 
 
-# --- leaks: evaluation rows that occur in the training data ----------------------------------------------------------
 def check_leaks(train: Rows, held_out: Rows | None, on_leak: str) -> Splits:
     """Count duplicate and leaked rows, and treat leaked rows as `on_leak` (warn, drop, error) says.
 

@@ -21,8 +21,6 @@ LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
 CHUNK_CHARACTERS = 16_000_000
 """A chunk of a stream ends with the row that reaches this size."""
 
-
-# --- reading tables --------------------------------------------------------------------------------------------------
 RawRow = tuple[int, int, tuple[Any, ...], bool]
 """(index of the table, line or row number, usable values, whether the row is bad).
 
@@ -208,7 +206,6 @@ def _groups(rows: Rows) -> "array[int]":
     return groups
 
 
-# --- streaming -------------------------------------------------------------------------------------------------------
 class Position(NamedTuple):
     """A position in a stream: after `rows` rows of table `table`."""
 
