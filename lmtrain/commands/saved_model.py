@@ -118,7 +118,7 @@ def _recipe_of_run(name: str) -> Document:
         "objective": objective_of(document, str(path)),
         "data": data,
         "eval": evaluation,
-        "train": {key: value for key, value in train.items() if key in ("seed", "precision")},
+        "train": {key: value for key, value in train.items() if key in ("seed", "precision", "kernels")},
     }
 
 

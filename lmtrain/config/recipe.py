@@ -142,7 +142,7 @@ DECLARED: tuple[type[Section], ...] = (*RECIPES.values(), GenerateRequest, Probe
 
 WITHOUT_TRAINING = {
     "model": {"name", "tokenizer", "attn", "trust_remote_code", "allow_pickle"},
-    "train": {"seed", "precision"},
+    "train": {"seed", "precision", "kernels"},
     "run": {"offline"},
 }
 """Options of these sections that `lmtrain eval`, `generate` and `probe` have too."""

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lmtrain.modeling.cpu_attention import attention, find_documents
+from lmtrain.modeling.cpu_attention import attention
+from lmtrain.modeling.cpu_documents import find_documents
 from lmtrain.modeling.cpu_dropout import dropout
 
 

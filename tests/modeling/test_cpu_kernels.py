@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lmtrain.config.model import Model
 from lmtrain.modeling import cpu_attention
 from lmtrain.modeling.configuration import load_config
-from lmtrain.modeling.cpu_attention import find_documents
+from lmtrain.modeling.cpu_documents import find_documents
 from lmtrain.modeling.cpu_kernels import fallbacks, fast_dropout, fuse_gelu
 from lmtrain.modeling.network import load_network
 
@@ -255,8 +255,8 @@ DRY = {
 
 @pytest.mark.parametrize(("objective", "family"), [("clm", "gpt2"), ("mlm", "bert")])
 def test_without_dropout_kernels_auto_and_off_give_the_same_losses(objective: str, family: str, material: Path):
-    flags = [objective, *scratch(family), "--model-config", DRY[family], "--data", material / "text.jsonl",
-             "--val-split", 0.1, "--max-steps", 5, "--lr", 1e-3, "--log-every", 1]  # fmt: skip
+    steps = ["--val-split", 0.1, "--max-steps", 5, "--lr", 1e-3, "--log-every", 1]
+    flags = [objective, *scratch(family), "--model-config", DRY[family], "--data", material / "text.jsonl", *steps]
     for kernels in ("auto", "off"):
         trained(*flags, "--kernels", kernels, "-o", kernels)
     auto, off = (
@@ -279,6 +279,13 @@ def test_kernels_off_leaves_the_functions_of_torch_and_transformers(material: Pa
         "clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--max-steps", 2, "--kernels", "off", "-o", "run"
     )
     assert found == {(TORCH_DROPOUT, sdpa_attention_forward, True)}
+
+
+def test_eval_of_a_run_uses_the_kernels_of_the_run(material: Path, monkeypatch: pytest.MonkeyPatch):
+    data = ["--data", material / "text.jsonl", "--val-split", 0.1, "--max-steps", 1]
+    monkeypatch.setattr("lmtrain.modeling.network.fuse_gelu", lambda network: pytest.fail("GELU was fused"))
+    metrics = trained("clm", *scratch("gpt2"), *data, "--kernels", "off", "-o", "run")["metrics"]
+    assert lmtrain("eval", "--model", "run", "--json").json["metrics"] == pytest.approx(metrics, rel=1e-6)
 
 
 def test_a_run_is_not_resumed_with_other_kernels(material: Path):

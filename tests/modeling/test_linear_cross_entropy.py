@@ -1,4 +1,4 @@
-"""The cross entropy that never holds the logits of a batch, against torch's own in float64."""
+"""The cross entropy without the logits of a batch matches torch's in float64."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("rows", [1, 64, 200])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("bias", "later"), [(False, False), (True, False), (False, True), (True, True)])
-def test_loss_and_gradients_are_those_of_whole_logits(bias: bool, later: bool, smoothing: float, rows: int):
+def test_loss_and_gradients_match_whole_logits(bias: bool, later: bool, smoothing: float, rows: int):
     torch.manual_seed(0)
     head, states = torch.nn.Linear(16, 37, bias=bias), torch.randn(rows, 16, requires_grad=True)
     labels, scale = torch.randint(37, (rows,)), torch.tensor(1 / 123)
@@ -35,7 +35,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(bias: bool, later: bool, s
         assert torch.allclose(own.double(), other.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_a_frozen_head_gets_no_gradient_and_no_rows_are_no_loss():
+def test_frozen_head_gets_no_gradient_and_no_rows_give_no_loss():
     head, states = torch.nn.Linear(16, 37).requires_grad_(False), torch.randn(5, 16, requires_grad=True)
     linear_cross_entropy.cross_entropy(states, head, torch.arange(5), torch.tensor(1.0)).backward()
     assert head.weight.grad is None and states.grad.abs().sum() > 0

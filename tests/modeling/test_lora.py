@@ -1,4 +1,4 @@
-"""LoRA: what is trained, what is saved, and that adapter, merged model and a resumed run are one."""
+"""LoRA: what is trained and saved; adapter, merged model and resumed run agree."""
 
 import json
 from pathlib import Path
@@ -29,10 +29,10 @@ def logits(network: Any, ids: torch.Tensor) -> torch.Tensor:
         return network.eval()(input_ids=ids, **more).logits
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # what peft asks of transformers
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft calls it
 @pytest.mark.parametrize(("objective", "base", "data"), BASES)
 @pytest.mark.parametrize("kind", [[], ["--dora"], ["--rslora", "--lora-alpha", 8]])
-def test_adapter_and_merged_model_say_the_same(
+def test_merged_model_matches_adapter(
     kind: list, objective: str, base: str, data: str, material: Path, request: pytest.FixtureRequest
 ):
     folder = request.getfixturevalue(base)
@@ -59,7 +59,7 @@ def test_adapter_and_merged_model_say_the_same(
 
 
 @pytest.mark.parametrize(("objective", "base", "data"), BASES)
-def test_training_and_eval_give_an_adapter_the_same_figures(
+def test_eval_of_an_adapter_matches_training(
     objective: str, base: str, data: str, material: Path, request: pytest.FixtureRequest
 ):
     results = trained(
@@ -70,11 +70,12 @@ def test_training_and_eval_give_an_adapter_the_same_figures(
 
 
 @pytest.mark.parametrize(("objective", "base", "data"), BASES)
-def test_a_resumed_adapter_is_that_of_an_undisturbed_run(
+def test_resumed_adapter_equals_uninterrupted_run(
     objective: str, base: str, data: str, material: Path, request: pytest.FixtureRequest
 ):
-    flags = [objective, "--model", request.getfixturevalue(base), "--data", material / data, *FLAGS, "--lora-dropout", 0.1,
-             "--lr-scheduler", "constant", "--save-every", 2, "--eval-every", 1, "--log-every", 1]  # fmt: skip
+    often = ["--save-every", 2, "--eval-every", 1, "--log-every", 1]
+    flags = [objective, "--model", request.getfixturevalue(base), "--data", material / data, *FLAGS, *often]
+    flags += ["--lora-dropout", 0.1, "--lr-scheduler", "constant"]
     trained(*flags, "-o", "whole")
     trained(*flags, "-o", "halved", "--max-steps", 2)
     trained(*flags, "-o", "halved", "--resume", "auto")
@@ -84,9 +85,9 @@ def test_a_resumed_adapter_is_that_of_an_undisturbed_run(
     assert "adapter_model.safetensors" in checkpoint and "model.safetensors" not in checkpoint
 
 
-def test_the_best_adapter_is_kept(gpt2: Path, material: Path):
-    results = trained("clm", "--model", gpt2, "--data", material / "text.jsonl", *FLAGS, "--lr", 0.03, "--max-steps", 6,
-                      "--eval-every", 1, "--lr-scheduler", "constant", "-o", "run")  # fmt: skip
+def test_best_adapter_is_kept(gpt2: Path, material: Path):
+    more = ["--lr", 0.03, "--max-steps", 6, "--eval-every", 1, "--lr-scheduler", "constant", "-o", "run"]
+    results = trained("clm", "--model", gpt2, "--data", material / "text.jsonl", *FLAGS, *more)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line and line["step"]}
     best = min(losses.values())
@@ -96,7 +97,7 @@ def test_the_best_adapter_is_kept(gpt2: Path, material: Path):
     assert again["eval_loss"] == pytest.approx(best, rel=1e-5)
 
 
-def test_an_adapter_is_trained_on(gpt2: Path, material: Path):
+def test_training_continues_an_adapter(gpt2: Path, material: Path):
     data = ["--data", material / "text.jsonl"]
     trained("clm", "--model", gpt2, *data, *FLAGS, "-o", "first")
     outcome = lmtrain("clm", "--model", "first", *data, *FLAGS, "-o", "second")
@@ -115,7 +116,7 @@ def test_an_adapter_is_trained_on(gpt2: Path, material: Path):
     assert Path("whole/model.safetensors").exists()
 
 
-def test_a_new_head_is_trained_whole_and_saved(bert: Path, material: Path):
+def test_new_head_is_trained_in_full_and_saved(bert: Path, material: Path):
     tokenizer = AutoTokenizer.from_pretrained(bert)
     config = BertConfig.from_pretrained(bert)
     torch.manual_seed(0)
@@ -158,23 +159,12 @@ def test_added_tokens_are_trained_and_saved_with_the_adapter(tied: bool, gpt2: P
     )
 
 
-def test_without_lora_added_tokens_get_embeddings_as_well(gpt2: Path, material: Path):
+def test_added_tokens_get_embeddings_without_lora(gpt2: Path, material: Path):
     tokenizer = AutoTokenizer.from_pretrained(gpt2)
     tokenizer.add_tokens(["<ping>"])
     tokenizer.save_pretrained("longer")
-    trained(
-        "clm",
-        "--model",
-        gpt2,
-        "--tokenizer",
-        "longer",
-        "--data",
-        material / "text.jsonl",
-        "--max-steps",
-        1,
-        "-o",
-        "run",
-    )
+    flags = ["--tokenizer", "longer", "--max-steps", 1, "-o", "run"]
+    trained("clm", "--model", gpt2, "--data", material / "text.jsonl", *flags)
     assert AutoModelForCausalLM.from_pretrained("run").get_input_embeddings().num_embeddings == len(tokenizer)
 
 
@@ -187,20 +177,20 @@ def test_without_lora_added_tokens_get_embeddings_as_well(gpt2: Path, material: 
         (["--lora", "--load-in-4bit"], "--load-in-4bit: needs"),
     ],
 )
-def test_what_does_not_go_together_is_one_sentence(flags: list, message: str, gpt2: Path, material: Path):
+def test_conflicting_lora_flags_are_refused(flags: list, message: str, gpt2: Path, material: Path):
     outcome = lmtrain("clm", "--model", gpt2, "--data", material / "text.jsonl", *flags, "-o", "run")
     assert outcome.code == 2 and message in outcome.err.replace("\n", " "), outcome.err
     assert not Path("run").exists()
 
 
-def test_random_weights_have_nothing_to_adapt(material: Path):
+def test_lora_from_scratch_is_refused(material: Path):
     outcome = lmtrain(
         "clm", "--model", "gpt2", "--from-scratch", "--tokenizer", "char", "--lora", "--data", material / "text.jsonl"
     )
     assert outcome.code == 2 and "--lora: adapts a trained model" in outcome.err
 
 
-def test_merge_refuses_what_is_no_adapter_and_overwrites_nothing(gpt2: Path, material: Path):
+def test_merge_refuses_other_models_and_overwrites_nothing(gpt2: Path, material: Path):
     assert lmtrain("merge", gpt2, "-o", "merged").code == 3
     trained("clm", "--model", gpt2, "--data", material / "text.jsonl", *FLAGS, "-o", "run")
     Path("full").mkdir()

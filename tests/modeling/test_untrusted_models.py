@@ -1,4 +1,4 @@
-"""Folders of models from anywhere: refused in one line, before anything of them runs, grows or reaches the network."""
+"""Untrusted model folders are refused in one line, before they run code, fill memory or open a connection."""
 
 import json
 import pickle
@@ -90,7 +90,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_folder_is_refused_in_one_line(name: str, folder: Path, material: Path):
+def test_hostile_folder_is_refused_in_one_line(name: str, folder: Path, material: Path):
     make, wanted = HOSTILE[name]
     make(folder)
     began = time.monotonic()
@@ -103,14 +103,14 @@ def test_a_hostile_folder_is_refused_in_one_line(name: str, folder: Path, materi
     assert time.monotonic() - began < 10
 
 
-def test_a_pickle_is_read_by_the_restricted_reader_alone(folder: Path, material: Path):
+def test_allow_pickle_reads_weights_alone(folder: Path, material: Path):
     only_a_pickle(folder)
     outcome = lmtrain("clm", "--model", folder, "--allow-pickle", "-d", material / "text.jsonl", "-o", "run")
     assert outcome.code == 3
     assert not Path("canary").exists()
 
 
-def test_a_pickle_of_weights_alone_is_read_when_it_is_asked_for(folder: Path, material: Path):
+def test_allow_pickle_reads_a_pickle_of_weights(folder: Path, material: Path):
     import torch
     from safetensors.torch import load_file
 
@@ -121,7 +121,7 @@ def test_a_pickle_of_weights_alone_is_read_when_it_is_asked_for(folder: Path, ma
 
 
 @pytest.mark.parametrize("flag", ["trust_remote_code", "allow_pickle"])
-def test_only_the_command_line_lets_code_run(flag: str, material: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_runs_only_if_the_command_line_allows_it(flag: str, material: Path, monkeypatch: pytest.MonkeyPatch):
     data = material / "text.jsonl"
     Path("r.yaml").write_text(f"objective: clm\nmodel: {{name: org/x, {flag}: true}}\ndata: {data}\n")
     for outcome in (
@@ -139,10 +139,13 @@ def test_only_the_command_line_lets_code_run(flag: str, material: Path, monkeypa
 
 @pytest.mark.parametrize(
     "template",
-    ["{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}",
-     "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os.system('touch canary') }}"],
-)  # fmt: skip
-def test_a_chat_template_neither_escapes_nor_goes_on_for_ever(template: str, folder: Path, material: Path):
+    [
+        "{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3,
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch canary') }}",
+    ],
+)
+def test_chat_template_neither_escapes_nor_runs_forever(template: str, folder: Path, material: Path):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
     began = time.monotonic()
@@ -153,15 +156,15 @@ def test_a_chat_template_neither_escapes_nor_goes_on_for_ever(template: str, fol
 
 
 @pytest.mark.parametrize("sizes", ["n_layer=1000000000", "n_embd=10000000", "vocab_size=10000000000000"])
-def test_absurd_sizes_are_refused_before_they_are_tried(sizes: str, material: Path):
-    outcome = lmtrain("clm", *scratch("gpt2")[:3], "--model-config", sizes, "--tokenizer", "byte",
-                      "-d", material / "text.jsonl", "-o", "run")  # fmt: skip
+def test_absurd_sizes_are_refused_before_allocation(sizes: str, material: Path):
+    model = [*scratch("gpt2")[:3], "--model-config", sizes, "--tokenizer", "byte"]
+    outcome = lmtrain("clm", *model, "-d", material / "text.jsonl", "-o", "run")
     assert outcome.code == 3
     assert "--model-config: " in outcome.err
 
 
 @pytest.mark.parametrize(("flag", "value"), [("-o", "a\0b"), ("-o", "a\nb"), ("--model", "a\0b"), ("--data", "a\0b")])
-def test_a_name_that_no_file_can_have_is_one_sentence(flag: str, value: str, material: Path):
+def test_impossible_file_names_are_refused(flag: str, value: str, material: Path):
     outcome = lmtrain("clm", *scratch("gpt2"), "-d", material / "text.jsonl", flag, value)
     assert outcome.code in (2, 3)
     assert outcome.err.count("\n") <= 2

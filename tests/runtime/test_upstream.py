@@ -141,9 +141,11 @@ def test_every_override_is_listed():
 def test_every_listed_method_is_overridden_or_replaced():
     found = {listed_as(own, name) for own, name in overrides()}
     replaced = {
-        "torch.nn.functional.dropout", "transformers.integrations.sdpa_attention.sdpa_attention_forward",
-        "transformers.activations.NewGELUActivation.forward", "huggingface_hub.utils._http.default_client_factory",
-    }  # fmt: skip
+        "torch.nn.functional.dropout",
+        "transformers.integrations.sdpa_attention.sdpa_attention_forward",
+        "transformers.activations.NewGELUActivation.forward",
+        "huggingface_hub.utils._http.default_client_factory",
+    }
     assert found == {*OVERRIDDEN} - replaced
 
 
@@ -169,17 +171,7 @@ def test_every_attribute_that_is_shared_with_trainer_is_listed():
 
 def test_every_private_name_of_another_library_is_listed():
     trees = [ast.parse(source.read_text(encoding="utf-8")) for source in SOURCES]
-    own = {
-        name
-        for tree in trees
-        for node in ast.walk(tree)
-        for name in (
-            [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            else [node.attr] if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            else [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-            else []
-        )
-    }  # fmt: skip
+    own = {name for tree in trees for node in ast.walk(tree) if (name := defined(node))}
     used = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     private = {name for name in used - own if name.startswith("_") and not name.startswith("__")}
     imported = {
@@ -192,6 +184,17 @@ def test_every_private_name_of_another_library_is_listed():
     last = {entry.rpartition(".")[2] for entry in LISTED}
     assert private - last == {"_exit"}, "os._exit is Python's"
     assert imported - {"__future__.annotations"} <= LISTED
+
+
+def defined(node: ast.AST) -> str | None:
+    """The name that a statement of lmtrain defines, or an attribute that it sets."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return node.attr
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return node.target.id
+    return None
 
 
 def test_every_assignment_to_another_library_is_listed():
@@ -230,8 +233,9 @@ def test_training_evaluation_saving_and_resuming_call_every_override(material: P
     }
     for key, (own, name) in expected.items():
         monkeypatch.setattr(own, name, counted(getattr(own, name), key, calls))
-    flags = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--val-split", 0.1, "--samples", 1, "--lr", 0.5,
-             "--lr-scheduler", "constant", "--eval-every", 1, "--save-every", 1, "-o", "run"]  # fmt: skip
+    often = ["--lr", 0.5, "--lr-scheduler", "constant", "--eval-every", 1, "--save-every", 1]
+    data = ["--data", material / "text.jsonl", "--val-split", 0.1, "--samples", 1]
+    flags = ["clm", *scratch("gpt2"), *data, *often, "-o", "run"]
     for last in (["--max-steps", 2], ["--max-steps", 3, "--resume", "auto"]):
         outcome = lmtrain(*flags, *last)
         assert outcome.code == 0, outcome.err
