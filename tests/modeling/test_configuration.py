@@ -20,7 +20,7 @@ from conftest import lmtrain
         ("gpt2 --from-scratch", 2, "--tokenizer bpe:8000"),
         ("gpt2 --tokenizer bpe:300", 2, "--from-scratch"),
         ("gpt2 --from-scratch --tokenizer bpe", 2, "write bpe:8000"),
-        ("gpt2 --from-scratch --tokenizer bpe:20", 3, "bpe needs 260"),
+        ("gpt2 --from-scratch --tokenizer bpe:20", 3, "bpe needs at least 260"),
         ("gpt2 --from-scratch --tokenizer bpe:300 --model-config n_layers=2", 2, "did you mean 'n_layer'"),
         ("gpt2 --from-scratch --tokenizer bpe:300 --model-config n_head=5", 3, "gpt2"),
         ("./nowhere", 3, "no such folder"),
