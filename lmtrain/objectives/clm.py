@@ -21,9 +21,10 @@ from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives.generation import GenerationSettings, decode, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, write_one
 from lmtrain.objectives.samples import PROMPT_TOKENS, RowTexts, Sample, describe_row
-from lmtrain.objectives.token_roles import BLUE, GREEN, GREY, PAD, Lines, Look, View, arrays_of, tokens_of
+from lmtrain.objectives.token_roles import View
+from lmtrain.objectives.views import CAUSAL_VIEW
 from lmtrain.preprocessing import chat
-from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded, padded_batch, text_starts
+from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded_batch, text_starts
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
@@ -54,7 +55,7 @@ class CausalLM:
 
     @property
     def view(self) -> View:
-        return VIEW
+        return CAUSAL_VIEW
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         return self.special_tokens
@@ -280,31 +281,3 @@ ENCODERS: dict[str, Callable[[Rows, PreTrainedTokenizerBase, ClmData, Limits, bo
     "messages": _encode_chats,
 }
 """Kind of rows -> how they are tokenised."""
-
-
-# --- preview ---------------------------------------------------------------------------------------------------------
-
-
-def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
-    """`trained` are predicted from what stands before them, `prompt` and `ignored` (the first of a text) are not."""
-    ids, labels, real = arrays_of(batch)
-    asked = [row.get("trained", np.ones(len(row["input_ids"]), bool)) for row in rows]
-    prompt = padded([~some for some in asked], 0, ids.shape[1]).numpy() == 1
-    role = np.select([labels != IGNORED, prompt], ["trained", "prompt"], "ignored")
-    return [{"tokens": line} for line in tokens_of(ids, role, labels, real)]
-
-
-VIEW = View(
-    "The model learns to predict each token from the tokens before it, and sees nothing of what comes after. "
-    "The end mark is predicted like any other token, so it learns to stop; what it is asked (a prompt, a user's turn) "
-    "is only read.",
-    token_roles,
-    {
-        "trained": Look("trained", "predicted from what stands before it", "cat", GREEN),
-        "prompt": Look("prompt", "read, not predicted", "‹cat›", BLUE, ("‹", "›")),
-        "ignored": Look(
-            "ignored", "begins a text, or a piece of one; nothing is before it", "«cat»", GREY, ("«", "»")
-        ),
-        "pad": PAD,
-    },
-)

@@ -22,7 +22,8 @@ from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.objectives.generation import COMPLETION_TOKENS, GenerationSettings, decode
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, text_of
 from lmtrain.objectives.samples import RowTexts, Sample
-from lmtrain.objectives.token_roles import CYAN, GREY, ORANGE, PAD, RED, Lines, Look, View, arrays_of, tokens_of
+from lmtrain.objectives.token_roles import View
+from lmtrain.objectives.views import MASKED_VIEW
 from lmtrain.preprocessing import whole_word_masking
 from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded_batch, text_starts
 from lmtrain.preprocessing.dataset import Examples, Limits
@@ -64,7 +65,7 @@ class MaskedLM:
 
     @property
     def view(self) -> View:
-        return VIEW
+        return MASKED_VIEW
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         return self.special_tokens
@@ -165,8 +166,9 @@ class MaskedLM:
             shown = batch["input_ids"][0, :COMPLETION_TOKENS]
             scored = labels != IGNORED
             best = network(**batch).logits[0, :COMPLETION_TOKENS].argmax(-1)
-            texts = self.describe_row(tokenizer, *(x.cpu().numpy() for x in (
-                shown, torch.where(scored, best, shown), torch.where(scored, labels, shown), scored)))  # fmt: skip
+            predicted, truth = torch.where(scored, best, shown), torch.where(scored, labels, shown)
+            arrays = (tensor.cpu().numpy() for tensor in (shown, predicted, truth, scored))
+            texts = self.describe_row(tokenizer, *arrays)
             samples.append(
                 {"input": texts["source"], "output": texts["prediction"], "reference": texts["references"][0]}
             )
@@ -284,26 +286,3 @@ class MaskedCollator:
             return self.probability
         first, last = self.schedule
         return first + (last - first) * row["progress"]
-
-
-def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
-    """`masked`, `replaced` and `kept` are predicted, from all that is shown; `ignored` are not."""
-    ids, labels, real = arrays_of(batch)
-    fates = [labels == IGNORED, ids == labels, ids == tokenizer.mask_token_id]
-    role = np.select(fates, ["ignored", "kept", "masked"], "replaced")
-    return [{"tokens": line} for line in tokens_of(ids, role, labels, real)]
-
-
-VIEW = View(
-    "A few tokens are hidden, exchanged or left as they are, and the model learns to tell from both sides what stood "
-    "there. All others are only read, and every epoch draws anew which ones are asked for.",
-    token_roles,
-    {
-        "masked": Look("masked", "hidden; cat is to be predicted", "[MASK=cat]", RED, form="[MASK={label}]"),
-        "replaced": Look("replaced", "dog is shown, cat is to be predicted", "{dog=cat}", ORANGE,
-                         form="{{{token}={label}}}"),
-        "kept": Look("kept", "shown as it is, and to be predicted", "(cat)", CYAN, form="({token})"),
-        "ignored": Look("ignored", "read, not predicted", "cat", GREY),
-        "pad": PAD,
-    },
-)  # fmt: skip

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -16,27 +15,22 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 from lmtrain.config.data import Data, PairData
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
-from lmtrain.errors import UsageError
-from lmtrain.modeling.loss import decoder_inputs
+from lmtrain.objectives.denoising_encoder import encode_for_denoising
 from lmtrain.objectives.generation import GenerationSettings, decode, generate_rows, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, answer_of, check_length, text_of, write_one
 from lmtrain.objectives.samples import RowTexts, Sample, describe_row
-from lmtrain.objectives.token_roles import BLUE, GREEN, PAD, Lines, Look, View, arrays_of, tokens_of
+from lmtrain.objectives.token_roles import View
+from lmtrain.objectives.views import PAIR_VIEW
 from lmtrain.preprocessing import denoising
-from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded_batch
+from lmtrain.preprocessing.batch import Batch, Collator, Row, pad_id, padded_batch
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
-    TokenizedDocuments,
     apply_long_policy,
-    documents_of,
     finish_examples,
-    fit_document,
-    split_into_rows,
     start_ledgers,
 )
 from lmtrain.preprocessing.languages import set_languages
 from lmtrain.preprocessing.ragged import Ragged
-from lmtrain.preprocessing.tokenizing import ids_and_sentences, ids_of
 from lmtrain.preprocessing.train_tokenizer import SEQUENCE_TOKENS, SpecialTokens
 
 
@@ -54,7 +48,7 @@ class Seq2SeqLM:
 
     @property
     def view(self) -> View:
-        return VIEW
+        return PAIR_VIEW
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         assert isinstance(data, PairData)
@@ -77,7 +71,7 @@ class Seq2SeqLM:
         """Columns `input_ids` (the source) and `labels` (the target), both with the tokenizer's special tokens."""
         assert isinstance(data, PairData)
         self.set_languages(tokenizer, data)
-        encode = _encode_for_denoising if rows.kind == "text" else _encode_pairs
+        encode = encode_for_denoising if rows.kind == "text" else _encode_pairs
         return encode(rows, tokenizer, data, limits, measure)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> PairCollator:
@@ -222,64 +216,6 @@ def _encode_pairs(
     return finish_examples(columns, ledgers, rows, origins, limits, texts=texts)
 
 
-def _encode_for_denoising(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: PairData, limits: Limits, measure: bool
-) -> Examples:
-    """Column `input_ids`: texts cut so that the noised pair fits; `sentence_starts` (bool) where the noise needs them.
-
-    Where noise is fixed (gap sentences, and with `measure`), the columns are `input_ids` and `labels` as for pairs.
-    """
-    noise = denoising.noise_for(tokenizer, data)
-    gaps = isinstance(noise, denoising.GapSentences)
-    source = limits.at_most("max_source_length", data.max_source_length, SOURCE)
-    target = limits.at_most("max_target_length", data.max_target_length, TARGET if gaps else None)
-    if isinstance(noise, denoising.GapSentences):
-        room, least = source - noise.template.lengths[0], target > noise.template.lengths[1]
-        room = room if least else 0
-    else:
-        room = denoising.longest_text(noise.sizes, source, target, noise.density)
-    if room < 1:
-        raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
-    ledgers, policy = start_ledgers(rows), data.on_long or "split"
-    texts = TokenizedDocuments(rows, tokenizer, "sentence_starts" if noise.needs_sentences else None)
-    encoded = (ids_and_sentences if noise.needs_sentences else ids_of)(tokenizer, rows.values)
-    for parts, document in documents_of(rows, encoded):
-        texts.begin(document)
-        if noise.needs_sentences:
-            texts.take(parts)
-        else:
-            texts.ids.extend(chain.from_iterable(parts))
-        texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, policy))
-    columns = {name: column.done() for name, column in texts.columns.items()}
-    examples = split_into_rows(texts, columns, room, ledgers, limits)
-    ids, starts = examples.columns["input_ids"], examples.columns.get("sentence_starts")
-    if gaps or measure:
-        marks = starts or [None] * len(ids)
-        made = [
-            noise(text, own, target) if gaps else noise(text, own, number, denoising.EVALUATION_KEY)
-            for number, (text, own) in enumerate(zip(ids, marks, strict=True))
-        ]
-        columns = {"input_ids": Ragged.of([s for s, _ in made]), "labels": Ragged.of([t for _, t in made])}
-        examples = replace(examples, columns=columns, texts=_decoded_pairs(tokenizer, made) if measure else None)
-    else:
-        examples = replace(examples, read=noise.sizes(ids.lengths))
-    longest = [max(int(lengths.max(initial=2)), 2) for lengths in examples.lengths_by_column()]
-    limits = limits.resolve("max_source_length", data.max_source_length, longest[0])
-    return replace(examples, limits=limits.resolve("max_target_length", data.max_target_length, longest[1]))
-
-
-SOURCE, TARGET = 512, 256
-"""Tokens of a source, and of a target of gap sentences, at most, where nothing else is said: as T5, BART and Pegasus had."""
-
-
-def _decoded_pairs(tokenizer: PreTrainedTokenizerBase, made: list[denoising.Pair]) -> list[tuple[str, ...]]:
-    """(source, with its special tokens, target, without them) of each pair."""
-    return [
-        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist(), skip_special_tokens=True))
-        for source, target in made
-    ]
-
-
 def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str) -> list[list[int]]:
     return tokenizer([prefix + text for text in texts], verbose=False)["input_ids"]
 
@@ -297,35 +233,3 @@ def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:
     while tail < most - 1 and ids[-tail - 1] in special:
         tail += 1
     return [*ids[: most - tail], *ids[len(ids) - tail :]]
-
-
-# --- preview ---------------------------------------------------------------------------------------------------------
-
-
-def token_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
-    """`trained` are the labels; source and decoder input are read."""
-    ids, labels, real = arrays_of(batch)
-    given = decoder_inputs(network, batch["labels"]).numpy()
-    target = labels != IGNORED
-    # The last label stands in the decoder's input as well, where there is padding for it to be moved into.
-    reached = np.concatenate([np.ones_like(target[:, :1]), target[:, :-1]], axis=1)
-    lines = (
-        tokens_of(ids, np.full(ids.shape, "ignored"), np.full_like(ids, IGNORED), real),
-        tokens_of(given, np.full(given.shape, "ignored"), np.full_like(given, IGNORED), reached),
-        tokens_of(labels, np.full(labels.shape, "trained"), labels, target),
-    )
-    return [dict(zip(("source", "decoder_input", "labels"), row, strict=True)) for row in zip(*lines, strict=True)]
-
-
-VIEW = View(
-    "The model reads the whole source and learns to write the target, each token from the source and the target before "
-    "it. So the decoder is given the labels one place later, behind a start mark; the end mark is predicted too.",
-    token_roles,
-    {
-        "ignored": Look("ignored", "read, not predicted", "source, decoder", BLUE),
-        "trained": Look("trained", "predicted from the source and the labels before it", "labels", GREEN),
-        "pad": PAD,
-    },
-    {"source": "length of the source", "labels": "length of the target"},
-    {"source": "source", "decoder_input": "decoder", "labels": "labels"},
-)

@@ -1,0 +1,101 @@
+"""The three views of `preview`: the role of each token in a batch of an objective, and how a role is displayed."""
+
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lmtrain.modeling.loss import decoder_inputs
+from lmtrain.objectives.token_roles import (
+    BLUE,
+    CYAN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAD,
+    RED,
+    Lines,
+    Look,
+    View,
+    arrays_of,
+    tokens_of,
+)
+from lmtrain.preprocessing.batch import IGNORED, Batch, Row, padded
+
+
+def causal_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
+    """`trained` are predicted from what stands before them, `prompt` and `ignored` (the first of a text) are not."""
+    ids, labels, real = arrays_of(batch)
+    asked = [row.get("trained", np.ones(len(row["input_ids"]), bool)) for row in rows]
+    prompt = padded([~some for some in asked], 0, ids.shape[1]).numpy() == 1
+    role = np.select([labels != IGNORED, prompt], ["trained", "prompt"], "ignored")
+    return [{"tokens": line} for line in tokens_of(ids, role, labels, real)]
+
+
+CAUSAL_VIEW = View(
+    "The model learns to predict each token from the tokens before it, and sees nothing of what comes after. "
+    "The end mark is predicted like any other token, so it learns to stop; what it is asked (a prompt, a user's turn) "
+    "is only read.",
+    causal_roles,
+    {
+        "trained": Look("trained", "predicted from what stands before it", "cat", GREEN),
+        "prompt": Look("prompt", "read, not predicted", "‹cat›", BLUE, ("‹", "›")),
+        "ignored": Look(
+            "ignored", "begins a text, or a piece of one; nothing is before it", "«cat»", GREY, ("«", "»")
+        ),
+        "pad": PAD,
+    },
+)
+
+
+def masked_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
+    """`masked`, `replaced` and `kept` are predicted, from all that is shown; `ignored` are not."""
+    ids, labels, real = arrays_of(batch)
+    fates = [labels == IGNORED, ids == labels, ids == tokenizer.mask_token_id]
+    role = np.select(fates, ["ignored", "kept", "masked"], "replaced")
+    return [{"tokens": line} for line in tokens_of(ids, role, labels, real)]
+
+
+MASKED_VIEW = View(
+    "A few tokens are hidden, exchanged or left as they are, and the model learns to tell from both sides what stood "
+    "there. All others are only read, and every epoch draws anew which ones are asked for.",
+    masked_roles,
+    {
+        "masked": Look("masked", "hidden; cat is to be predicted", "[MASK=cat]", RED, form="[MASK={label}]"),
+        "replaced": Look(
+            "replaced", "dog is shown, cat is to be predicted", "{dog=cat}", ORANGE, form="{{{token}={label}}}"
+        ),
+        "kept": Look("kept", "shown as it is, and to be predicted", "(cat)", CYAN, form="({token})"),
+        "ignored": Look("ignored", "read, not predicted", "cat", GREY),
+        "pad": PAD,
+    },
+)
+
+
+def pair_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
+    """`trained` are the labels; source and decoder input are read."""
+    ids, labels, real = arrays_of(batch)
+    given = decoder_inputs(network, batch["labels"]).numpy()
+    target = labels != IGNORED
+    # The last label stands in the decoder's input as well, where there is padding for it to be moved into.
+    reached = np.concatenate([np.ones_like(target[:, :1]), target[:, :-1]], axis=1)
+    lines = (
+        tokens_of(ids, np.full(ids.shape, "ignored"), np.full_like(ids, IGNORED), real),
+        tokens_of(given, np.full(given.shape, "ignored"), np.full_like(given, IGNORED), reached),
+        tokens_of(labels, np.full(labels.shape, "trained"), labels, target),
+    )
+    return [dict(zip(("source", "decoder_input", "labels"), row, strict=True)) for row in zip(*lines, strict=True)]
+
+
+PAIR_VIEW = View(
+    "The model reads the whole source and learns to write the target, each token from the source and the target before "
+    "it. So the decoder is given the labels one place later, behind a start mark; the end mark is predicted too.",
+    pair_roles,
+    {
+        "ignored": Look("ignored", "read, not predicted", "source, decoder", BLUE),
+        "trained": Look("trained", "predicted from the source and the labels before it", "labels", GREEN),
+        "pad": PAD,
+    },
+    {"source": "length of the source", "labels": "length of the target"},
+    {"source": "source", "decoder_input": "decoder", "labels": "labels"},
+)
