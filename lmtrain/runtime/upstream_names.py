@@ -87,7 +87,12 @@ RELIANCES = (
         attributes=(
             f"{TRAINER}.is_fsdp_enabled",
             f"{TRAINER}.is_deepspeed_enabled",
+            f"{TRAINER}.model",
             f"{TRAINER}.model_wrapped",
+            f"{TRAINER}.optimizer",
+            f"{TRAINER}.lr_scheduler",
+            f"{TRAINER}.data_collator",
+            f"{TRAINER}.processing_class",
             "transformers.TrainerState.stateful_callbacks",
         ),
     ),
