@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lmtrain.cli import recipes, tokenizer, train, use
 from lmtrain.cli.common import SETTINGS, Json, Quiet
-from lmtrain.cli.options import with_flags
+from lmtrain.cli.flags import with_flags
 from lmtrain.config import shipped
 from lmtrain.config.loading import objective_of, read_yaml
 from lmtrain.config.options import Leaf, leaves

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lmtrain.api import Results
-from lmtrain.cli.options import canonical
+from lmtrain.cli.flags import canonical
 from lmtrain.config.recipe import RECIPES
 from lmtrain.errors import UsageError
 from lmtrain.runtime.console import Console

@@ -7,7 +7,7 @@ import json
 import typing
 from typing import Any
 
-from lmtrain.cli.options import described
+from lmtrain.cli.flags import described
 from lmtrain.config.options import ONLY_TYPED, Leaf, leaves
 from lmtrain.config.recipe import RECIPES
 from lmtrain.config.shipped import FOLDER, PACKAGE

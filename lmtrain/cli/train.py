@@ -9,7 +9,7 @@ import typer
 from lmtrain import api
 from lmtrain.cli import launch
 from lmtrain.cli.common import Assignments, Config, Json, Quiet, show
-from lmtrain.cli.options import typed
+from lmtrain.cli.flags import typed
 from lmtrain.config import model_checks
 from lmtrain.config.loading import to_yaml
 from lmtrain.config.options import ONLY_TYPED

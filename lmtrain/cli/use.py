@@ -9,7 +9,7 @@ import typer
 from lmtrain import api
 from lmtrain.cli import launch
 from lmtrain.cli.common import Json, Quiet, check_new, short_name, show
-from lmtrain.cli.options import typed
+from lmtrain.cli.flags import typed
 from lmtrain.config import model_checks
 from lmtrain.config.model import Model
 from lmtrain.runtime.console import Console

@@ -26,10 +26,10 @@ from lmtrain.data.formats import (
     format_of,
     read_columnar,
     read_dataset,
-    read_json_lines,
     read_parallel,
     read_text,
 )
+from lmtrain.data.json_files import read_json_lines
 from lmtrain.data.text_files import guarded
 from lmtrain.errors import InputError, suggestion, visible
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import Outcome, lmtrain, scratch, trained
 
 from lmtrain.config.data import ClmData, PairData
-from lmtrain.data import formats, reading, rows, text_files
+from lmtrain.data import formats, json_files, reading, rows, text_files
 from lmtrain.errors import InputError
 
 GOOD = "".join(f'{{"text": "row {i}"}}\n' for i in range(40))
@@ -225,7 +225,7 @@ def test_control_characters_in_file_names_are_escaped(tmp_path: Path):
 def test_lines_appended_while_reading_are_ignored(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 500)
-    rows = text_files.guarded(formats.read_json_lines, path, None)
+    rows = text_files.guarded(json_files.read_json_lines, path, None)
     next(rows)
     with path.open("a") as stream:
         stream.write('{"text": "half a r')
@@ -235,7 +235,7 @@ def test_lines_appended_while_reading_are_ignored(tmp_path: Path):
 def test_a_file_truncated_while_reading_is_rejected(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 500)
-    rows = text_files.guarded(formats.read_json_lines, path, None)
+    rows = text_files.guarded(json_files.read_json_lines, path, None)
     next(rows)
     os.truncate(path, 10)
     with pytest.raises(InputError, match=r"a\.jsonl: was cut off while it was read"):

@@ -1,0 +1,87 @@
+"""JSON lines and JSON files -> rows, with the line and column of what is wrong."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import IO, Any
+
+from lmtrain.data.columns import Record
+from lmtrain.data.text_files import Numbered, decoded
+from lmtrain.errors import InputError, visible
+
+
+def read_json_lines(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+    with decoded(opener, encoding, name, newline=None) as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.lstrip().startswith("["):
+                yield from _whole_json(line + lines.read(), name)
+                return
+            if line.strip():
+                yield number, _object(line, number, name)
+
+
+def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+    with decoded(opener, encoding, name, newline=None) as lines:
+        yield from _whole_json(lines.read(), name)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key '{visible(next(name for name in names if names.count(name) > 1))}'")
+    return mapping
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_mapping)
+
+
+def _reason(error: ValueError) -> str:
+    """The reason without the advice for programmers that follows a semicolon (on numbers of thousands of digits)."""
+    return str(error).split(";")[0]
+
+
+def _object(line: str, number: int, name: str) -> Record:
+    try:
+        value = DECODER.decode(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}, line {number}, column {error.colno}: not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise InputError(f"{name}, line {number}: {_reason(error)}") from None
+    except RecursionError:
+        raise InputError(f"{name}, line {number}: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{name}, line {number}: a row must be an object {{…}}, not {type(value).__name__}")
+    return value
+
+
+def _whole_json(text: str, name: str) -> Numbered:
+    """Yield the rows of an array of objects, of an object that contains one list of objects, or of several objects."""
+    values = []
+    between = re.compile(r"[\s,]*")
+    position = len(text) - len(text.lstrip())
+    while position < len(text):
+        try:
+            value, position = DECODER.raw_decode(text, position)
+        except RecursionError:
+            raise InputError(f"{name}: nested too deeply") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        except ValueError as error:
+            line = 1 + text.count("\n", 0, position)
+            raise InputError(f"{name}, in the value that starts on line {line}: {_reason(error)}") from None
+        values.append(value)
+        position = between.match(text, position).end()  # type: ignore[union-attr]
+    rows = values
+    if len(values) == 1 and isinstance(values[0], dict):
+        # {"version": 1, "data": [rows]}; but a single chat {"messages": […]} is a row
+        lists = [
+            v for k, v in values[0].items() if k != "messages" and isinstance(v, list) and v and isinstance(v[0], dict)
+        ]
+        rows = lists[0] if len(lists) == 1 else values
+    elif len(values) == 1:
+        rows = values[0]
+    for number, value in enumerate(rows, 1):
+        if not isinstance(value, dict):
+            raise InputError(f"{name}, row {number}: a row must be an object {{…}}, not {type(value).__name__}")
+        yield number, value
