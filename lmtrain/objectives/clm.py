@@ -207,7 +207,8 @@ def _encode_text(
         else:
             texts.ids.extend(chain.from_iterable(parts))
         texts.ids.extend(end)
-        kept = texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, length, rows, at, policy))
+        kept = fit_document(ledgers, texts.new_tokens, length, rows, document, policy)
+        texts.end(document, kept)
         if sized:
             sizes.close(kept)
     columns = {"input_ids": texts.ids.done(), **({"num_bytes": sizes.done()} if sized else {})}

@@ -51,18 +51,14 @@ def encode_for_denoising(
             texts.take(parts)
         else:
             texts.ids.extend(chain.from_iterable(parts))
-        texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, policy))
+        texts.end(document, fit_document(ledgers, texts.new_tokens, room, rows, document, policy))
     columns = {name: column.done() for name, column in texts.columns.items()}
     examples = split_into_rows(texts, columns, room, ledgers, limits)
     ids, starts = examples.columns["input_ids"], examples.columns.get("sentence_starts")
-    if gaps or measure:
-        marks = starts or [None] * len(ids)
-        made = [
-            noise(text, own, target) if gaps else noise(text, own, number, denoising.EVALUATION_KEY)
-            for number, (text, own) in enumerate(zip(ids, marks, strict=True))
-        ]
-        columns = {"input_ids": Ragged.of([s for s, _ in made]), "labels": Ragged.of([t for _, t in made])}
-        examples = replace(examples, columns=columns, texts=_decoded_pairs(tokenizer, made) if measure else None)
+    if measure or isinstance(noise, denoising.GapSentences):
+        pairs = _fixed_pairs(noise, ids, starts, target)
+        columns = {"input_ids": Ragged.of([s for s, _ in pairs]), "labels": Ragged.of([t for _, t in pairs])}
+        examples = replace(examples, columns=columns, texts=_decoded_pairs(tokenizer, pairs) if measure else None)
     else:
         examples = replace(examples, read=noise.sizes(ids.lengths))
     longest = [max(int(lengths.max(initial=2)), 2) for lengths in examples.lengths_by_column()]
@@ -70,9 +66,21 @@ def encode_for_denoising(
     return replace(examples, limits=limits.resolve("max_target_length", data.max_target_length, longest[1]))
 
 
-def _decoded_pairs(tokenizer: PreTrainedTokenizerBase, made: list[denoising.Pair]) -> list[tuple[str, ...]]:
-    """(source, with its special tokens, target, without them) of each pair."""
+def _fixed_pairs(
+    noise: denoising.Noise | denoising.GapSentences, ids: Ragged, starts: Ragged | None, longest_target: int
+) -> list[denoising.Pair]:
+    """Source and target of each text, independent of seed and epoch."""
+    if isinstance(noise, denoising.GapSentences):
+        assert starts is not None
+        return [noise(text, own, longest_target) for text, own in zip(ids, starts, strict=True)]
+    marks = starts or [None] * len(ids)
+    numbered = enumerate(zip(ids, marks, strict=True))
+    return [noise(text, own, number, denoising.EVALUATION_KEY) for number, (text, own) in numbered]
+
+
+def _decoded_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[denoising.Pair]) -> list[tuple[str, ...]]:
+    """Texts of each pair: the source with special tokens, the target without."""
     return [
-        (tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist(), skip_special_tokens=True))
-        for source, target in made
+        (str(tokenizer.decode(source.tolist())), str(tokenizer.decode(target.tolist(), skip_special_tokens=True)))
+        for source, target in pairs
     ]

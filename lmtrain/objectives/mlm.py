@@ -114,7 +114,7 @@ class MaskedLM:
                 texts.take(chain(parts, [(parting, [True] * len(parting))]))
             else:
                 texts.ids.extend(chain(chain.from_iterable(parts), parting))
-            texts.end(document, lambda tokens, at=document: fit_document(ledgers, tokens, room, rows, at, policy))
+            texts.end(document, fit_document(ledgers, texts.new_tokens, room, rows, document, policy))
         columns = {name: column.done() for name, column in texts.columns.items()}
         return split_into_rows(texts, columns, room, ledgers, limits, data.packs_blocks, (before, after))
 
@@ -201,7 +201,7 @@ class MaskedLM:
             inputs[0, at] = top.indices[:, 0]
             masks = [
                 [
-                    {"token": tokenizer.decode([int(i)]).strip(), "probability": float(p)}
+                    {"token": str(tokenizer.decode([int(i)])).strip(), "probability": float(p)}
                     for i, p in zip(*best, strict=True)
                 ]
                 for best in zip(top.indices, top.values, strict=True)

@@ -1,8 +1,8 @@
-"""Rows of ids -> one padded batch.
+"""Collate rows of token ids into a padded batch.
 
-The stock causal collator sets every label that equals the pad id to -100, which un-teaches stopping where padding
-borrows the end token, and overwrites the labels that it is given; the stock masked one draws other masks at every
-evaluation. Here labels follow what is text and what is padding, and masks are a function of (seed, epoch, text).
+Transformers' causal collator overwrites given labels and sets every label that equals the pad id to -100. If the end
+token is also the pad token, the model never learns to stop. Its masked collator draws different masks at every
+evaluation. The collators here mask only padding, and masks are a function of (seed, epoch, text).
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
-"""`input_ids` [tokens] and what else an example has; `lengths` [texts] of the texts in it, and their `numbers`;
-the `epoch`, None at evaluation, and the `progress` of the training, from 0 to 1."""
+"""The columns of one example: `input_ids` [tokens] and others; the `lengths` and `numbers` [texts] of its texts;
+`epoch` (None at evaluation), and `progress`, the fraction of training that is done."""
 
 Batch = dict[str, torch.Tensor]
-"""`input_ids`, `attention_mask`, `labels` [rows, length]; where texts share a row, `documents`: the number of the text in
-its row, from 1 on, 0 for padding. Where pairs share rows, `decoder_documents` [rows, target length] numbers the targets
-alike, and `decoder_input_ids` are what the decoder reads (padding_free.py)."""
+"""`input_ids`, `attention_mask`, `labels` [rows, length]. If rows hold several texts, `documents` has the number of each
+token's text in its row, from 1; padding has 0. If rows hold several pairs, `decoder_documents` [rows, target length]
+numbers the targets in the same way, and `decoder_input_ids` are the decoder's inputs (padding_free.py)."""
 
 IGNORED = -100
-"""The label of a position that is not predicted, by convention of torch's cross entropy."""
+"""Label of a position that is not predicted: the default `ignore_index` of torch's cross entropy."""
 
 
 class Collator(Protocol):
@@ -31,16 +31,16 @@ class Collator(Protocol):
         """Whether every batch is padded to the same length."""
 
     def padded_to(self, lengths: Mapping[str, int]) -> "Collator":
-        """The same collator, padding every batch to these lengths (by the name of their option)."""
+        """A copy that pads every batch to these lengths (option name -> tokens)."""
 
     def __call__(self, rows: list[Row]) -> Batch: ...
 
     def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """(the ids that the model is shown, the label of each of them or, of a pair, of its target)."""
+        """(input ids, labels). A pair's labels are those of its target."""
 
 
 def padded(arrays: list[np.ndarray], fill: int, length: int | None = None) -> torch.Tensor:
-    """[rows, length or longest] int64, filled up on the right."""
+    """[rows, length or longest] int64, padded on the right with `fill`."""
     longest = length or max(map(len, arrays))
     out = np.full((len(arrays), longest), fill, dtype=np.int64)
     for row, array in zip(out, arrays, strict=True):
@@ -49,7 +49,7 @@ def padded(arrays: list[np.ndarray], fill: int, length: int | None = None) -> to
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id will do where there is no pad token: the attention mask and the labels hide it."""
+    """The pad id, else the end id, else 0. Any id will do, because attention mask and labels hide it."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
@@ -71,5 +71,5 @@ def _from(first: int, like: np.ndarray) -> np.ndarray:
 
 
 def text_starts(lengths: np.ndarray) -> np.ndarray:
-    """Where in a row each of its texts begins."""
+    """Offset of each text in its row."""
     return np.cumsum(lengths) - lengths

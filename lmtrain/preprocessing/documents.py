@@ -1,7 +1,7 @@
-"""Rows -> token ids, with every row and token entered in the ledger."""
+"""Convert rows to token ids. The ledger counts every row and token."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from lmtrain.preprocessing.tokenizing import special_token_ids
 
 
 def start_ledgers(rows: Rows) -> tuple[Ledger, ...]:
-    """The ledgers of the rows' sources, with what is known before anything is tokenised."""
+    """One ledger per source, with the row counts that are known before tokenisation."""
     ledgers = tuple(replace(ledger) for ledger in rows.ledgers)
     for ledger, usable in zip(ledgers, rows.per_source(), strict=True):
         ledger.rows_read = usable + ledger.rows_empty + ledger.rows_bad + ledger.rows_dropped
@@ -33,22 +33,23 @@ def finish_examples(
     limits: Limits,
     **more: Any,
 ) -> Examples:
-    """`origins` [rows of the columns]: which row of the data each comes from."""
+    """Examples of the columns; `origins` [rows of the columns] are indices into `rows`. Raises InputError if none is left."""
     for ledger in ledgers:
         assert ledger.balances(), f"the ledger does not balance: {ledger}"
     if not len(columns["input_ids"]) and not rows.is_chunk:
         dropped = sum(ledger.rows_dropped for ledger in ledgers)
-        raise InputError(f"{rows.location(0)} and after: no row is left ({dropped} dropped as too long or with nothing "
-                         "to train)")  # fmt: skip
+        raise InputError(
+            f"{rows.location(0)} and after: no row is left ({dropped} dropped as too long or with nothing to train)"
+        )
     sources = row_sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
     fingerprint = "" if rows.is_chunk else extend_fingerprint("", rows.contents())  # a stream extends its own
     return Examples(rows.kind, columns, ledgers, limits, fingerprint, sources, **more)
 
 
 class TokenizedDocuments:
-    """The ids of documents, one after another, in the making; those that a stream carried over come first.
+    """Collects the token ids of documents. Ids carried over from the previous chunk of a stream come first.
 
-    With `flag`, a column of that name says yes or no of each of them.
+    With `flag`, a second column of that name holds one bool per token.
     """
 
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, flag: str | None = None):
@@ -56,7 +57,7 @@ class TokenizedDocuments:
         self.ids = GrowingRagged("H" if len(tokenizer) <= 1 << 16 else "i")
         self.columns = {"input_ids": self.ids, **({flag: GrowingRagged("b")} if flag else {})}
         self.flags = self.columns.get(flag or "")
-        self.before, self.last = 0, -1  # ids of the document in the making that were carried over; where it starts
+        self.before, self.last = 0, -1  # of the open document: the number of carried ids, and its first row
         if rows.carried and not rows.continues:
             for name, column in self.columns.items():
                 column.extend(rows.carried[name])
@@ -64,15 +65,15 @@ class TokenizedDocuments:
             self.origins.append(0)
 
     def continues(self, document: range) -> bool:
-        """Whether a document began in the part of the stream before."""
+        """Whether a document began in the previous chunk of the stream."""
         return self.rows.continues and document.start == 0
 
     def unfinished(self) -> bool:
-        """Whether there are ids of the last document, which goes on."""
+        """Whether the last document has ids and continues in the next chunk."""
         return self.last == self.origins[-1]
 
     def begin(self, document: range, start: Sequence[int] = ()) -> None:
-        """Begin a document with its first ids, which is the first thing new in it."""
+        """Begin a document. The ids in `start` count as new, carried ids don't."""
         self.last = document.start
         if self.continues(document):
             for name, column in self.columns.items():
@@ -81,20 +82,23 @@ class TokenizedDocuments:
         self.ids.extend(start)
 
     def take(self, parts: Iterator[tuple[list[int], list[bool]]]) -> None:
-        """The ids of a document with their flags."""
+        """Append ids and flags to the open document."""
         assert self.flags is not None
         for ids, flags in parts:
             self.ids.extend(ids)
             self.flags.extend(flags)
 
-    def end(self, document: range, fit: Callable[[int], int]) -> int:
-        """End a document of so many new tokens, of which `fit` says how many are kept."""
-        kept = fit(self.ids.open_length - self.before)
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of the open document, without those carried over."""
+        return self.ids.open_length - self.before
+
+    def end(self, document: range, kept: int) -> None:
+        """End a document and keep the first `kept` of its new tokens."""
         for column in self.columns.values():
             column.close(self.before + kept)
         if self.before + kept:
             self.origins.append(document.start)
-        return kept
 
 
 def split_into_rows(
@@ -106,11 +110,10 @@ def split_into_rows(
     blocks: bool = False,
     special: tuple[list[int], list[int]] = ([], []),
 ) -> Examples:
-    """Cut documents every `length` tokens; with `blocks`, join those of a source before they are cut.
+    """Cut documents every `length` tokens; with `blocks`, concatenate those of each source first.
 
-    `special` tokens are put before and after every piece.
-
-    The last piece of a part of a stream is its rest, where its text goes on or where blocks are to be filled.
+    Every piece is put between the `special` tokens (begin, end). In a stream, the last piece of a chunk is carried into
+    the next chunk if its document continues there or its block is not full.
     """
     rows, ids, origins = texts.rows, columns["input_ids"], np.array(texts.origins, np.int64)
     if blocks:
@@ -134,15 +137,15 @@ def split_into_rows(
 
 
 def row_sources(rows: Rows, origins: np.ndarray) -> np.ndarray:
-    """Of each of some rows of the data the source that it comes from."""
-    if not rows.values:  # what a stream carried over is all that there is
+    """Source index of each row in `origins`."""
+    if not rows.values:  # the chunk holds only what was carried over
         return np.zeros(len(origins), np.int64)
     of_table = np.array([table.source for table in rows.tables])
     return of_table[np.asarray(rows.table_of)[origins]]
 
 
 def document_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """(begin, end) marks of a document: what the tokenizer adds, and always an end token, so that stopping is learnt."""
+    """Special tokens (begin, end) of a document. There is always an end token, so that the model learns to stop."""
     before, after = special_token_ids(tokenizer)
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in after:
         after = [*after, tokenizer.eos_token_id]
@@ -150,9 +153,9 @@ def document_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 
 
 def documents_of(rows: Rows, encoded: Iterator[Any]) -> Iterator[tuple[Iterator[Any], range]]:
-    """(what each of its rows was `encoded` to, to be taken at once; the rows) of each document.
+    """Yield (the `encoded` items of its rows, the range of its rows) for each document. Consume the items at once.
 
-    Every row is tokenised on its own, and handed on before the next is: a document may be larger than memory likes.
+    Rows are tokenised one by one, because a document may not fit into memory.
     """
     for document in rows.documents():
         yield islice(encoded, len(document)), document
@@ -161,9 +164,9 @@ def documents_of(rows: Rows, encoded: Iterator[Any]) -> Iterator[tuple[Iterator[
 def fit_document(
     ledgers: tuple[Ledger, ...], tokens: int, length: int, rows: Rows, document: range, policy: str
 ) -> int:
-    """How many of a document's tokens are kept under the --on-long `policy`; entered in the ledger.
+    """Number of the document's tokens to keep under the --on-long `policy`. Updates the ledger.
 
-    Raises UsageError where running text is to be treated as rows, InputError under the policy `error`.
+    Raises UsageError if the policy applies to rows but the document is running text, InputError under `error`.
     """
     ledger = ledgers[rows.source(document.start)]
     if rows.table_of[document.start] in rows.last_serials and policy != "split":
@@ -176,10 +179,12 @@ def fit_document(
     return apply_long_policy(ledger, tokens, length, rows.location(document[0]), policy)
 
 
-def apply_long_policy(ledger: Ledger, tokens: int, length: int, place: str, policy: str) -> int:
-    """How many of a too long row's tokens are kept; entered in the ledger. Raises InputError under `error`."""
+def apply_long_policy(ledger: Ledger, tokens: int, length: int, location: str, policy: str) -> int:
+    """Number of tokens to keep of a row that is too long. Updates the ledger. Raises InputError under `error`."""
     if policy == "error":
-        raise InputError(f"{place}: {tokens} tokens, the limit is {length}; --on-long says what to do with such rows")
+        raise InputError(
+            f"{location}: {tokens} tokens, the limit is {length}; --on-long says what to do with such rows"
+        )
     if policy == "drop":
         ledger.drop(tokens)
         return 0
