@@ -1,4 +1,4 @@
-"""What one data set is to the model: rows of ids, to be asked for by epoch and number."""
+"""A tokenised dataset: rows of token ids, indexed by (epoch, row)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,38 +13,38 @@ from lmtrain.preprocessing.packing import best_fit
 from lmtrain.preprocessing.ragged import Ragged
 
 Key = tuple[int | None, int] | tuple[int | None, int, float]
-"""(epoch, row): what a batch asks for. Masks are a function of it; epoch is None at evaluation. While training, also the
-progress, from 0 to 1: which step of how many it is."""
+"""(epoch, row), the index of an example. Masks are a function of it; epoch is None at evaluation. In training, a third
+element is the progress, from 0 at the first step to 1 at the last."""
 
 DEFAULT_LENGTH = 1024
 
 BLANK = {"input_ids": np.zeros(1, np.int64), "labels": np.full(1, IGNORED)}
-"""A row that trains nothing: fills the last batches where processes have to keep step."""
+"""A row without labels. It fills up the last batches, so that every process has equally many."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most tokens that a row of each column may have: decided on the training data, reused for evaluation."""
+    """Maximum lengths of rows in tokens. They are resolved on the training data and reused for evaluation."""
 
     positions: int | None
-    """What the model can read; None: any length."""
+    """Positions of the model; None: no limit."""
     resolved: Mapping[str, int] = field(default_factory=dict)
-    """Option (`max_length`, …) -> tokens, of the limits that are decided."""
+    """Option (`max_length`, …) -> tokens, for the limits that are resolved."""
 
     def __getitem__(self, option: str) -> int:
         return self.resolved[option]
 
     def resolve(self, option: str, requested: int | None, needed: int | None = None) -> "Limits":
-        """These limits with that of `option` decided: as requested, else as long as the data need, else a default.
+        """A copy in which the limit of `option` is resolved: as requested, else as the data need, else a default.
 
-        A limit that is decided already stays. Raises UsageError where more is requested than the model has positions.
+        A resolved limit doesn't change. Raises UsageError if more is requested than the model has positions.
         """
         if option in self.resolved:
             return self
         return replace(self, resolved={**self.resolved, option: self.at_most(option, requested, needed)})
 
     def at_most(self, option: str, requested: int | None, needed: int | None = None) -> int:
-        """What the limit of `option` is, or would be. Raises UsageError as `resolve`."""
+        """The limit that `resolve` would set for `option`. Raises UsageError like `resolve`."""
         if option in self.resolved:
             return self.resolved[option]
         if requested and self.positions and requested > self.positions:
@@ -62,30 +62,30 @@ class Limits:
 
 @dataclass(frozen=True)
 class Examples:
-    """What one data set is to the model: rows of ids by column, ready to be asked for by (epoch, row).
+    """A tokenised dataset: columns of token ids, indexed by (epoch, row).
 
-    A row of the columns is a text, a piece of one, a chat or a pair. With `shared`, whole ones share a row: row i is
-    made of the rows `shared[i]` of the columns.
+    A row of the columns is a text, a piece of one, a chat or a pair. With packing, example i concatenates the rows
+    `shared[i]` of the columns.
     """
 
     kind: str
     columns: dict[str, Ragged]
     ledgers: tuple[Ledger, ...]
-    """One a source."""
+    """One per source."""
     limits: Limits
-    """The lengths that the rows were cut to."""
+    """Maximum lengths of the rows."""
     fingerprint: str = ""
     sources: np.ndarray | None = None
-    """Of each row of the columns the source it comes from; None: all from the first."""
+    """Source index of each row of the columns; None: all rows come from source 0."""
     texts: list[tuple[str, ...]] | None = None
-    """Of each pair, for evaluation, the source and the references in words."""
+    """Source and references of each pair as text, for evaluation."""
     shared: Ragged | None = None
     rest: dict[str, list[int]] = field(default_factory=dict)
-    """Of a part of a stream: what belongs to the part that follows, by column."""
+    """Ids that a chunk of a stream carries over into the next chunk, by column."""
     read: tuple[np.ndarray, np.ndarray] | None = None
-    """[rows] tokens of source and target, where these are made of the text that a row holds only while training."""
+    """[rows] tokens of source and of target, if the collator makes these from a text (denoising)."""
     first: int = 0
-    """The number of the first row, where the rows before are of another part of a stream."""
+    """Number of the first row: in a stream, the rows of the chunks before count."""
 
     def __len__(self) -> int:
         return len(self.shared) if self.shared else self.count
@@ -96,7 +96,7 @@ class Examples:
         return len(self.columns["input_ids"])
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """The row's columns, with `numbers`, of the texts in it, and `lengths`, their tokens."""
+        """The columns of one example, with the `numbers` of its texts and their `lengths` in tokens."""
         epoch, row, *progress = key
         when = {"epoch": epoch, "progress": progress[0] if progress else 0.0}
         if row == len(self):
@@ -111,11 +111,11 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, over all that the model reads."""
+        """[rows] tokens of each row; of a pair, source and target together."""
         return sum(self.lengths_by_column())  # type: ignore[return-value]
 
     def lengths_by_column(self) -> list[np.ndarray]:
-        """Of what the model reads (a pair: two columns), the tokens of each row."""
+        """[rows] tokens of each row, per column that the model reads (a pair has two)."""
         if self.read is not None:
             return [*self.read]
         columns = [self.columns[name].lengths for name in ("input_ids", "labels") if name in self.columns]
@@ -124,7 +124,7 @@ class Examples:
         return [np.add.reduceat(column[self.shared.values], self.shared.offsets[:-1]) for column in columns]
 
     def packed(self, room: int) -> "Examples":
-        """The same with whole texts of one source sharing rows of `room` tokens."""
+        """A copy that packs whole texts of the same source into rows of `room` tokens."""
         lengths = self.columns["input_ids"].lengths
         if self.sources is None:
             return replace(self, shared=best_fit(lengths, room))
@@ -133,7 +133,7 @@ class Examples:
         return replace(self, shared=Ragged.of(rows, np.int64))
 
     def head(self, rows: int) -> "Examples":
-        """The first rows of the columns, in memory of their own, to look at."""
+        """A copy of the first rows of the columns, which keeps no reference to the rest."""
         rows = min(rows, self.count)
         first = {name: column.first(rows) for name, column in self.columns.items()}
         columns = {name: Ragged(column.values.copy(), column.offsets.copy()) for name, column in first.items()}
@@ -141,11 +141,11 @@ class Examples:
         return replace(self, columns=columns, read=read, sources=None if self.sources is None else self.sources[:rows])
 
     def source_of_texts(self) -> np.ndarray:
-        """[rows of the columns] the source of each."""
+        """[rows of the columns] source index of each text."""
         return np.zeros(self.count, np.int64) if self.sources is None else self.sources
 
     def source_of_rows(self) -> np.ndarray:
-        """[rows] the source of each."""
+        """[rows] source index of each example."""
         sources = self.source_of_texts()
         return sources if self.shared is None else sources[self.shared.values[self.shared.offsets[:-1]]]
 
@@ -155,7 +155,7 @@ class Examples:
 
 
 def longest_lengths(examples: Examples, streaming: bool) -> list[int]:
-    """Tokens of the longest text (source and target). Of a stream only the beginning is known: the limits."""
+    """Tokens of the longest row of each column; for a stream, whose rows are not known yet, the limits."""
     if streaming:
         return [*examples.limits.resolved.values()]
     return [int(column.max()) for column in examples.lengths_by_column()]

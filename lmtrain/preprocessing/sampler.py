@@ -1,4 +1,4 @@
-"""Which rows share a batch, and in which order."""
+"""Batch samplers: which rows share a batch, and the order of batches."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,23 +16,23 @@ from lmtrain.preprocessing.packing import WORTH, share_rows
 from lmtrain.preprocessing.ragged import Ragged
 
 POOL = {1: 100, 2: 500}
-"""Columns -> batches' worth of rows that are sorted by length together: enough for little padding, few enough to stay
-random. A batch of pairs has to be alike in two lengths, for which it takes more rows to choose from."""
+"""Number of columns -> size of a pool, in batches. Rows are sorted by length inside a pool: a larger pool has less padding,
+a smaller one is more random. Pairs need a larger pool, because a batch should be alike in two lengths."""
 
 AT_ONCE = 1 << 16
-"""Tokens whose labels are counted at once."""
+"""Tokens per step of `count_trained`."""
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """A new seeded order of the rows for every epoch.
+    """A seeded random order of the rows for every epoch.
 
-    With `weights`, one a source, an epoch has as many rows as there are, shared out by weight. A source gives its rows
-    one pass after another, each in an order of its own: none comes again before all have come, also across epochs.
+    With `weights`, one per source, an epoch has as many rows as the data, and each source a share by weight. A source
+    repeats a row only after all its rows were used, also across epochs.
     """
 
     sources: np.ndarray
-    """[rows]"""
+    """[rows] source index of each row."""
     seed: int
     weights: tuple[float, ...] = ()
 
@@ -40,13 +40,13 @@ class EpochOrder:
         return sum(self.shares().values()) if self.weights else len(self.sources)
 
     def shares(self) -> dict[int, int]:
-        """Source -> its rows in an epoch."""
+        """Source index -> number of rows in an epoch."""
         present = np.unique(self.sources).tolist()
         whole = sum(self.weights[source] for source in present)
         return {source: max(round(len(self.sources) * self.weights[source] / whole), 1) for source in present}
 
     def of(self, epoch: int) -> np.ndarray:
-        """[rows of the epoch]"""
+        """[rows of the epoch] row indices."""
         if not self.weights:
             return np.random.default_rng((self.seed, epoch)).permutation(len(self.sources))
         drawn = np.concatenate([self._drawn(source, count, epoch) for source, count in self.shares().items()])
@@ -61,19 +61,28 @@ class EpochOrder:
 
 
 class BatchSampler(Sampler[list[Key]]):
-    """The batches of this process, as rows of each: `size` at a time, or about `tokens` tokens, or of like length.
+    """Batches of this process: `size` rows or about `tokens` tokens each; with `alike`, rows of similar length.
 
-    Where the texts of a batch are laid end to end, in rows of `width` tokens (joining.py), about `tokens` tokens are drawn by
-    chance unless they are to be `alike`: there is little padding that like lengths would spare.
-    Every epoch has the same number of batches. Where they do not come out even for several processes, batches of the
-    blank row, number `rows`, which trains nothing, fill the gap: no row counts twice (accelerate would repeat some).
+    For padding-free batches, in rows of `width` tokens (padding_free.py), batches of `tokens` tokens are random unless
+    `alike` is set, because similar lengths would save little padding. Every epoch has the same number of batches. If
+    that number isn't a multiple of the processes, batches of the blank row (index `rows`), which has no labels, fill
+    up: no row counts twice (accelerate would repeat some).
     """
 
     def __init__(
-        self, examples: Examples, seed: int, size: int, tokens: int | None = None, alike: bool = False,
-        weights: tuple[float, ...] = (), process: tuple[int, int] = (0, 1), grad_accum: int = 1,
-        epochs: float = 1.0, max_steps: int | None = None, width: int | None = None,
-    ):  # fmt: skip
+        self,
+        examples: Examples,
+        seed: int,
+        size: int,
+        tokens: int | None = None,
+        alike: bool = False,
+        weights: tuple[float, ...] = (),
+        process: tuple[int, int] = (0, 1),
+        grad_accum: int = 1,
+        epochs: float = 1.0,
+        max_steps: int | None = None,
+        width: int | None = None,
+    ):
         self.examples, self.lengths = examples, examples.lengths_by_column()
         self.order = EpochOrder(examples.source_of_rows(), seed, weights)
         self.size, self.tokens, self.alike = size, tokens, alike
@@ -99,61 +108,61 @@ class BatchSampler(Sampler[list[Key]]):
             yield [(epoch, row, progress) for row in rows]
 
     def progress(self, epoch: int, number: int) -> float:
-        """0 at the first step of the training, 1 at the last one; `number` is that of a process's batch in its epoch."""
+        """0 at the first step of training, 1 at the last; `number` is the index of the process's batch in the epoch."""
         in_epoch = -(-len(self) // self.grad_accum)
         steps = self.max_steps or math.ceil(self.epochs * in_epoch)
         return min((epoch * in_epoch + number // self.grad_accum) / max(steps - 1, 1), 1.0)
 
     def largest(self) -> list[Key]:
-        """The batch of the first epoch that takes the most places for tokens."""
+        """The batch of the first epoch with the most token slots."""
         batches = self.of(0)
-        return [(0, row) for row in batches[int(self._places.argmax())].tolist()]
+        return [(0, row) for row in batches[int(self._slots.argmax())].tolist()]
 
     def padding_fraction(self) -> float:
-        """In the first epoch."""
-        return padding_fraction(self.lengths, self.of(0), self._places)
+        """Share of padding in the first epoch."""
+        return padding_fraction(self.lengths, self.of(0), self._slots)
 
     @cached_property
-    def _places(self) -> np.ndarray:
-        """[batches of the first epoch] for tokens, padding included."""
+    def _slots(self) -> np.ndarray:
+        """[batches of the first epoch] token slots, padding included."""
         batches = self.of(0)
-        padded = padded_places(self.lengths, batches)
+        padded = padded_slots(self.lengths, batches)
         if self.width is None:
             return padded
         texts = np.stack(self.lengths, 1)
         tokens, longest = (way.reduceat(texts[batches.values], batches.offsets[:-1]) for way in (np.add, np.maximum))
-        places = tokens.sum(1)  # of those that make one row
+        slots = tokens.sum(1)  # batches that fit into one row
         for number in np.flatnonzero(tokens.max(1) > np.maximum(longest.max(1), self.width)):
-            places[number] = share_rows(texts[batches[number]], self.width)[1]
-        return np.where(places <= WORTH * padded, places, padded)
+            slots[number] = share_rows(texts[batches[int(number)]], self.width)[1]
+        return np.where(slots <= WORTH * padded, slots, padded)
 
     def _of(self, epoch: int) -> Ragged:
         order = self.order.of(epoch)
         if not (self.tokens or self.alike):
             return _cut(order, self.size)
         if self.tokens and self.width and not self.alike:
-            return self._of_tokens(order)
+            return self._of_tokens(order, self.tokens)
         pools = _cut(order, POOL[len(self.lengths)] * self._rows_of_batch())
         whole = sum(int(column.sum()) for column in self.lengths)
         batches = [batch for pool in pools for batch in self._of_pool(pool, whole)]
         shuffled = np.random.default_rng((self.order.seed, epoch, 1)).permutation(len(batches))
         return Ragged.of((batches[number] for number in shuffled), np.int64)
 
-    def _of_tokens(self, order: np.ndarray) -> Ragged:
-        """The rows in their order, cut after every `tokens` tokens or so, in equally many batches every epoch."""
+    def _of_tokens(self, order: np.ndarray, tokens: int) -> Ragged:
+        """The rows in `order` in batches of about `tokens` tokens; the number of batches is the same every epoch."""
         ends = np.cumsum(sum(column[order] for column in self.lengths))
-        count = min(max(round(int(ends[-1]) / self.tokens), 1), len(order))
+        count = min(max(round(int(ends[-1]) / tokens), 1), len(order))
         at = np.arange(1, count)
         cuts = np.searchsorted(ends, ends[-1] * at / count, "right")
-        cuts = np.maximum.accumulate(cuts.clip(1) - at) + at  # at least a row each, however long it is,
+        cuts = np.maximum.accumulate(cuts.clip(1) - at) + at  # at least one row per batch
         return Ragged(order, np.array([0, *np.minimum(cuts, len(order) - count + at), len(order)], np.int64))
 
     def _rows_of_batch(self) -> int:
-        """Of a batch of `tokens`, how many rows it has on average."""
+        """Average number of rows in a batch."""
         return max(int(self.tokens / sum(column.mean() for column in self.lengths)), 1) if self.tokens else self.size
 
     def _of_pool(self, pool: np.ndarray, whole: int) -> Iterable[np.ndarray]:
-        """The pool's rows sorted by length, in as many batches as every pool of its size has; `whole`: tokens of all rows."""
+        """Batches of the pool's rows, sorted by length. Their number depends on the pool's size and on `whole`, the tokens of all rows."""
         longest_first = pool[np.lexsort([-column[pool] for column in reversed(self.lengths)])]
         if not self.tokens:
             return _cut(longest_first, self.size)
@@ -167,9 +176,9 @@ def _cut(rows: np.ndarray, size: int) -> Ragged:
 
 
 def evenly(lengths: list[np.ndarray], rows: np.ndarray, count: int) -> list[np.ndarray]:
-    """The rows, in their order, cut into `count` batches whose padded sizes are as equal as they can be.
+    """Cut the rows, in their order, into `count` batches of padded sizes as equal as possible.
 
-    The least size that `count` batches can keep is found by halving.
+    A binary search finds the smallest size that `count` batches can have.
     """
     low, high = 1, len(rows) * sum(int(column.max()) for column in lengths)
     while low < high:
@@ -179,7 +188,7 @@ def evenly(lengths: list[np.ndarray], rows: np.ndarray, count: int) -> list[np.n
         else:
             high = middle
     bounds = _greedily(lengths, low)
-    while len(bounds) < count:  # a coarse row may leave a batch to spare: the one of most rows is halved
+    while len(bounds) < count:  # long rows may need fewer batches: halve the one with the most rows
         sizes = np.diff([*bounds, len(rows)])
         widest = int(sizes.argmax())
         bounds.insert(widest + 1, bounds[widest] + int(sizes[widest]) // 2)
@@ -187,28 +196,27 @@ def evenly(lengths: list[np.ndarray], rows: np.ndarray, count: int) -> list[np.n
 
 
 def _greedily(lengths: list[np.ndarray], most: int) -> list[int]:
-    """Where batches start that take rows as long as they are padded to `most` tokens at most; one row if it is longer."""
+    """Start indices of batches of at most `most` tokens, padding included; a longer row is a batch of its own."""
     bounds, start, total = [], 0, len(lengths[0])
     least = max(sum(int(column.min()) for column in lengths), 1)
     while start < total:
         bounds.append(start)
         window = slice(start, start + most // least + 1)
-        height = sum(np.maximum.accumulate(column[window]) for column in lengths)
+        height = np.sum([np.maximum.accumulate(column[window]) for column in lengths], axis=0)
         padded = height * np.arange(1, len(height) + 1)
         start += max(int(np.searchsorted(padded, most, "right")), 1)
     return bounds
 
 
-class Loader(DataLoader):
-    """A loader of whole batches that are told which epoch it is."""
+class Loader(DataLoader[Any]):
+    """A DataLoader that passes the epoch to its batch sampler."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-# --- accounts --------------------------------------------------------------------------------------------------------
 def count_trained(examples: Examples, collate: Collator, epoch: int | None) -> None:
-    """Enter the tokens that are predicted in an epoch (None: at evaluation) in the ledgers of the examples' sources."""
+    """Set `tokens_trained` in the examples' ledgers: the predicted tokens of an epoch (None: evaluation)."""
     ids = examples.columns["input_ids"]
     counts = np.zeros(len(examples.ledgers), np.int64)
     bounds = (
@@ -225,33 +233,33 @@ def count_trained(examples: Examples, collate: Collator, epoch: int | None) -> N
         column = examples.columns.get("labels", ids)
         owners = np.repeat(examples.source_of_texts()[start:end], column.lengths[start:end])[scored]
         counts += np.bincount(owners, minlength=len(counts))
-    if examples.read is not None:  # every token of a target is trained, and its length is known without making it
+    if examples.read is not None:  # every token of a target is trained
         counts = np.bincount(examples.source_of_texts(), examples.read[1], minlength=len(counts))
     for ledger, count in zip(examples.ledgers, counts, strict=True):
         ledger.tokens_trained = int(count)
 
 
 def longest_first(lengths: np.ndarray, size: int) -> Ragged:
-    """The rows from the longest on, in batches of `size`, or of more where they are shorter and padded to no more tokens.
+    """Batches of rows, longest first. A batch has `size` rows or more, but no more padded tokens than the first.
 
-    `lengths` [rows] over all that the model reads. For evaluation: little padding, and the first batch is the largest.
+    `lengths` [rows] in tokens. For evaluation: there is little padding, and the first batch is the largest.
     """
     order = np.argsort(-lengths, kind="stable")
     bounds = _greedily([lengths[order]], size * int(lengths.max())) if len(order) else []
     return Ragged(order, np.array([*bounds, len(order)], np.int64))
 
 
-def padding_fraction(lengths: list[np.ndarray], batches: Ragged, places: np.ndarray | None = None) -> float:
-    """The share of padding among all ids that the model reads in one epoch; `lengths` holds one array a column.
+def padding_fraction(lengths: list[np.ndarray], batches: Ragged, slots: np.ndarray | None = None) -> float:
+    """Share of padding in one epoch; `lengths` holds one array per column.
 
-    `places` [batches] for tokens, where these are not those of padded rows.
+    `slots` [batches] are the token slots of each batch; default: those of padded rows.
     """
     read = sum(int(column[batches.values].sum()) for column in lengths)
-    places = padded_places(lengths, batches) if places is None else places
-    return 1 - read / max(int(places.sum()), 1)
+    slots = padded_slots(lengths, batches) if slots is None else slots
+    return 1 - read / max(int(slots.sum()), 1)
 
 
-def padded_places(lengths: list[np.ndarray], batches: Ragged) -> np.ndarray:
-    """[batches] places for tokens where every row of a batch is as long as its longest."""
+def padded_slots(lengths: list[np.ndarray], batches: Ragged) -> np.ndarray:
+    """[batches] token slots if every row of a batch is padded to its longest."""
     longest = [np.maximum.reduceat(column[batches.values], batches.offsets[:-1]) for column in lengths]
-    return sum(longest) * batches.lengths  # type: ignore[no-any-return]
+    return sum(longest) * batches.lengths

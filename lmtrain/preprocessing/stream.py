@@ -1,8 +1,7 @@
-"""Streaming: training data are read while training, chunk by chunk, shuffled inside each, without end.
+"""Streaming: read training data chunk by chunk during training, shuffle each chunk, and repeat without end.
 
-What is left of a chunk when its last row was cut or filled is carried into the next. The position of a stream is a few
-numbers and at most one row of ids (StreamState). A run resumes from it without a saved shuffle buffer: the chunk is read and
-shuffled again as before.
+Tokens that don't fill the last row of a chunk are carried into the next chunk. The state of a stream is a few numbers and
+at most one row of ids (StreamState). A checkpoint needs no shuffle buffer: resuming reads and shuffles the chunk again.
 """
 
 import json
@@ -22,28 +21,28 @@ from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.sampler import count_trained
 
 STREAM = "stream.json"
-"""In a checkpoint: the position of the stream of training data."""
+"""The file in a checkpoint that holds the state of the stream."""
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """The position of a stream: before a chunk of which `taken` rows have been given."""
+    """The position of a stream: the start of a chunk, `taken` rows of which were already used."""
 
     epoch: int = 0
     position: Position = field(default_factory=Position)
     carried: dict[str, list[int]] = field(default_factory=dict)
-    """What is left of the chunk before, by column."""
+    """Ids carried over from the previous chunk, by column."""
     continues: bool = False
     texts: int = 0
-    """Texts (pieces, pairs) of this epoch before this chunk: masks depend on the number of a text."""
+    """Texts (pieces, pairs) before this chunk in this epoch: masks depend on the number of a text."""
     taken: int = 0
     ledgers: tuple[dict[str, Any], ...] = ()
-    """The ledgers of what was read of the first epoch before this chunk."""
+    """Ledgers of the rows before this chunk in the first epoch."""
     fingerprint: str = ""
     chunk: int = 0
-    """Rows that are read at a time."""
+    """Rows per chunk."""
     batches: int = 0
-    """Batches that each process has been given."""
+    """Batches that each process already used."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -56,14 +55,14 @@ class StreamState:
 
 @dataclass
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    """Batches of this process, for ever; `state` is the position after the last one.
+    """Endless batches of this process; `state` is the position after the last one.
 
-    Every process reads everything and takes every n-th batch, so that all of them know the position.
+    Every process reads all rows and takes every n-th batch, so that all processes have the same state.
     """
 
     reading: RowReader
     encode: Callable[[Rows], Examples]
-    """A chunk of rows -> examples, packed where the recipe packs."""
+    """Converts a chunk of rows to examples, packed if the recipe packs."""
     collator: Collator
     seed: int
     batch_size: int
@@ -91,13 +90,13 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             yield [content | {"progress": progress} for content, _ in batches[process]]
 
     def ledgers(self) -> tuple[tuple[Ledger, ...], str]:
-        """(the ledgers of the sources, the fingerprint) of the first epoch, as far as its chunks have begun."""
+        """(one ledger per source, fingerprint) of the first epoch, up to the current chunk."""
         return self._begun or (tuple(Ledger(**ledger) for ledger in self.state.ledgers), self.state.fingerprint)
 
     # --- rows
 
     def _rows(self) -> Iterator[tuple[dict[str, Any], StreamState]]:
-        """Every row, with the state after it."""
+        """Yield (row, state after it)."""
         after = state = self.state
         while True:
             for chunk, before, after in self._chunks(state):
@@ -110,15 +109,21 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             )
 
     def _chunks(self, state: StreamState) -> Iterator[tuple[Examples, StreamState, StreamState]]:
-        """(examples, the state before them, the state after them) of each remaining chunk of an epoch."""
+        """Yield (examples, state before, state after) for each remaining chunk of the epoch."""
         empty = True
         for rows, position in chunks(self.reading, state.position, self.chunk):
             examples = self.encode(replace(rows, carried=state.carried, continues=state.continues))
             examples = replace(examples, first=state.texts)
             after = StreamState(
-                state.epoch, position, examples.rest, rows.continues_in_next(),
-                state.texts + examples.count, 0, *self._counted(state, rows, examples), self.chunk,
-            )  # fmt: skip
+                state.epoch,
+                position,
+                examples.rest,
+                rows.continues_in_next(),
+                state.texts + examples.count,
+                0,
+                *self._counted(state, rows, examples),
+                self.chunk,
+            )
             empty = empty and not examples.count
             yield examples, state, after
             state = after
@@ -126,6 +131,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             raise InputError(f"{self.reading.tables[0].name}: no usable text")
 
     def _counted(self, state: StreamState, rows: Rows, examples: Examples) -> tuple[tuple[dict[str, Any], ...], str]:
+        """(ledgers, fingerprint) after this chunk; both cover the first epoch only."""
         if state.epoch:
             return state.ledgers, state.fingerprint
         count_trained(examples, self.collator, 0)
