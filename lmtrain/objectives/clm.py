@@ -61,10 +61,10 @@ class CausalLM:
         return self.special_tokens
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """Every tokenizer serves."""
+        """Do nothing: every tokenizer can be used."""
 
     def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """There are none to set."""
+        """Do nothing: the objective has no languages."""
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
@@ -95,7 +95,7 @@ class CausalLM:
         collator: Collator,
         settings: GenerationSettings,
     ) -> list[Sample]:
-        """The start of a row (the prompt, where there is one), the model's continuation, and the text's own."""
+        """Input (the prompt or the start of a row), the model's continuation, and the original one as reference."""
         samples = []
         for row in range(min(count, len(examples))):
             content = examples[None, row]
@@ -133,7 +133,7 @@ class CausalLM:
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: PromptingOptions) -> list[int]:
-    """The ids that stand before the answer, with the special tokens of training. Raises UsageError, InputError."""
+    """Input ids of the prompt, with the special tokens of training. Raises UsageError, InputError."""
     messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     if isinstance(prompt, list):
         if not tokenizer.chat_template:
@@ -147,13 +147,13 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Pro
 
 
 def prompt_text(prompt: str) -> str:
-    """A prompt as it stands before its completion: a line break separates them."""
+    """The prompt, followed by the line break that separates it from its completion."""
     return prompt if prompt[-1:].isspace() else prompt + "\n"
 
 
 @dataclass(frozen=True)
 class CausalCollator:
-    """Labels are the ids themselves, except the first of each text: nothing predicts it."""
+    """Labels are the input ids. The first token of each text has no label, because nothing precedes it."""
 
     pad: int
     length: int | None = None
@@ -246,7 +246,7 @@ def _encode_chats(
 def _partly_trained(
     rows: Rows, encoded: Iterable[tuple[Sequence[int] | np.ndarray, np.ndarray]], data: ClmData, limits: Limits
 ) -> Examples:
-    """One example a row. A row with nothing left to train is dropped and counted in the ledger."""
+    """One example per row. A row without trained tokens is dropped and counted in the ledger."""
     if data.stride:
         raise UsageError("--stride is for plain text; a prompt or a chat is scored as one row")
     limits = limits.resolve("max_length", data.max_length)
@@ -281,4 +281,4 @@ ENCODERS: dict[str, Callable[[Rows, PreTrainedTokenizerBase, ClmData, Limits, bo
     "prompt": _encode_prompts,
     "messages": _encode_chats,
 }
-"""Kind of rows -> how they are tokenised."""
+"""Kind of rows -> encoder."""

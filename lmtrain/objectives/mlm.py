@@ -71,7 +71,7 @@ class MaskedLM:
         return self.special_tokens
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """Raise InputError where there is no mask token, or where words are to be masked and the tokenizer has none."""
+        """Raise InputError if the mask token is missing, or if --masking needs words and the tokenizer has none."""
         assert isinstance(data, MlmData)
         if tokenizer.mask_token_id is None:
             raise InputError(
@@ -82,7 +82,7 @@ class MaskedLM:
             check_words(tokenizer)
 
     def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """There are none to set."""
+        """Do nothing: the objective has no languages."""
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
@@ -158,7 +158,7 @@ class MaskedLM:
         collator: Collator,
         settings: GenerationSettings,
     ) -> list[Sample]:
-        """The start of a row with its masks, with the model's predictions in their places, and as it was."""
+        """The start of a row: masked, with the model's predictions filled in, and the original."""
         samples = []
         for row in range(min(count, len(examples))):
             batch = {name: tensor.to(network.device) for name, tensor in collator([examples[None, row]]).items()}
@@ -180,7 +180,7 @@ class MaskedLM:
     ) -> list[Answer]:
         """Each text with its masks filled by their most probable tokens, and the best candidates of each mask.
 
-        Raises InputError where there is nothing to fill.
+        Raises InputError if a text has no mask.
         """
         if tokenizer.mask_token is None:
             raise InputError("the tokenizer has no mask token, so there is nothing to fill")
@@ -217,7 +217,7 @@ class MaskedLM:
         truth: np.ndarray,
         scored: np.ndarray,
     ) -> RowTexts:
-        """The row with its masks, with the predictions in their places, and as it was."""
+        """The row masked, with the predictions filled in, and the original."""
         masked = np.where(scored, tokenizer.mask_token_id, shown)
         return {
             "source": tokenizer.decode(masked.tolist()),

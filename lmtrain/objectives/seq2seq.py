@@ -55,7 +55,7 @@ class Seq2SeqLM:
         return denoising.special_tokens_for(self.special_tokens, data.denoise)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """Raise InputError where the special tokens that --denoise needs are missing."""
+        """Raise InputError if the special tokens that --denoise needs are missing."""
         assert isinstance(data, PairData)
         if data.denoise != "none":
             denoising.noise_for(tokenizer, data)
@@ -91,7 +91,7 @@ class Seq2SeqLM:
         return {"noise": f"{data.denoise}x{density:g}" + (f"x{mean:g}" if mean else "")}
 
     def length_notes(self, data: Data) -> list[str]:
-        """What to report of lengths that were not given."""
+        """Notes on limits that were not requested."""
         assert isinstance(data, PairData)
         if data.denoise != "none" or (data.max_source_length and data.max_target_length):
             return []
@@ -167,7 +167,7 @@ class PairCollator:
 
 @dataclass(frozen=True)
 class DenoisingCollator(PairCollator):
-    """Source and target made anew from a text every epoch (denoising.py); rows that have labels are taken as they are."""
+    """Makes a new source and target from each text every epoch (denoising.py). Rows with labels stay as they are."""
 
     noise: denoising.Noise = field(kw_only=True)
     seed: int = field(kw_only=True)
@@ -185,7 +185,7 @@ class DenoisingCollator(PairCollator):
 def _encode_pairs(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: PairData, limits: Limits, measure: bool
 ) -> Examples:
-    if not rows.values:  # a part of a stream in which nothing could be used
+    if not rows.values:  # a chunk of a stream without usable rows
         empty = Ragged.of([])
         return finish_examples({"input_ids": empty, "labels": empty}, start_ledgers(rows), rows, [], limits)
     sources = source_ids(tokenizer, [source for source, *_ in rows.values], data.source_prefix)
@@ -221,12 +221,12 @@ def source_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], prefix: str
 
 
 def _length_needed(rows: list[list[int]], measure: bool) -> int:
-    """Tokens that 99 % of the rows need, or, where nothing is trained, all of them."""
+    """Tokens that 99% of the rows need; with `measure`, all rows."""
     return max(int(np.percentile([len(ids) for ids in rows], 100 if measure else 99, method="higher")), 2)
 
 
 def _shorten(ids: list[int], most: int, special: set[int]) -> list[int]:
-    """The first `most` ids, but with the special tokens of the end kept: a cut target still ends."""
+    """At most `most` ids. Special tokens at the end stay, so that a truncated target still ends."""
     if len(ids) <= most:
         return ids
     tail = 0

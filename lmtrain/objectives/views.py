@@ -24,10 +24,10 @@ from lmtrain.preprocessing.batch import IGNORED, Batch, Row, padded
 
 
 def causal_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
-    """`trained` are predicted from what stands before them, `prompt` and `ignored` (the first of a text) are not."""
+    """Roles: `trained` (predicted from the tokens before), `prompt`, and `ignored` (the first token of a text)."""
     ids, labels, real = arrays_of(batch)
-    asked = [row.get("trained", np.ones(len(row["input_ids"]), bool)) for row in rows]
-    prompt = padded([~some for some in asked], 0, ids.shape[1]).numpy() == 1
+    trained = [row.get("trained", np.ones(len(row["input_ids"]), bool)) for row in rows]
+    prompt = padded([~some for some in trained], 0, ids.shape[1]).numpy() == 1
     role = np.select([labels != IGNORED, prompt], ["trained", "prompt"], "ignored")
     return [{"tokens": line} for line in tokens_of(ids, role, labels, real)]
 
@@ -49,7 +49,7 @@ CAUSAL_VIEW = View(
 
 
 def masked_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
-    """`masked`, `replaced` and `kept` are predicted, from all that is shown; `ignored` are not."""
+    """Roles: `masked`, `replaced` and `kept` (all three are predicted), and `ignored`."""
     ids, labels, real = arrays_of(batch)
     fates = [labels == IGNORED, ids == labels, ids == tokenizer.mask_token_id]
     role = np.select(fates, ["ignored", "kept", "masked"], "replaced")
@@ -73,11 +73,11 @@ MASKED_VIEW = View(
 
 
 def pair_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
-    """`trained` are the labels; source and decoder input are read."""
+    """Roles: `trained` (labels) and `ignored` (source and decoder input)."""
     ids, labels, real = arrays_of(batch)
     given = decoder_inputs(network, batch["labels"]).numpy()
     target = labels != IGNORED
-    # The last label stands in the decoder's input as well, where there is padding for it to be moved into.
+    # The decoder's input also has the last label if padding follows it.
     reached = np.concatenate([np.ones_like(target[:, :1]), target[:, :-1]], axis=1)
     lines = (
         tokens_of(ids, np.full(ids.shape, "ignored"), np.full_like(ids, IGNORED), real),
