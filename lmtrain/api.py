@@ -270,17 +270,17 @@ def _in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Documen
 
 def _check_gates(recipe: Recipe) -> Document | None:
     """The baseline, after everything that can be checked of gates before any work. Raises UsageError, InputError."""
-    from lmtrain.runs.run_folder import check_can_be_written
+    from lmtrain.runs.run_folder import check_output_file
 
-    check_can_be_written(recipe.eval.predictions, "--predictions")
+    check_output_file(recipe.eval.predictions, "--predictions")
     return _baseline(recipe.gates, recipe.objective)
 
 
 def _baseline(section: Gates, objective: str) -> Document | None:
     from lmtrain.evaluation import gates
-    from lmtrain.runs.run_folder import check_can_be_written
+    from lmtrain.runs.run_folder import check_output_file
 
-    check_can_be_written(section.junit, "--junit")
+    check_output_file(section.junit, "--junit")
     return gates.read_baseline(section.baseline, objective)
 
 

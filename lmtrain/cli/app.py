@@ -22,7 +22,7 @@ from lmtrain.errors import LmtrainError, UsageError, visible
 from lmtrain.runtime import signals
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.processes import is_first_process
-from lmtrain.runtime.redaction import redacted
+from lmtrain.runtime.redaction import redact
 from lmtrain.version import __version__
 
 
@@ -43,7 +43,7 @@ class Program(Commands):
         sys.excepthook = _print_redacted
         console = Console(main_process=is_first_process())
         try:
-            with signals.listening():
+            with signals.handle_signals():
                 return super().main(_expanded(list(sys.argv[1:] if args is None else args)), *more, **options)
         except LmtrainError as error:
             console.error(str(error))
@@ -65,7 +65,7 @@ class Program(Commands):
 
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a traceback as Python does, without secrets: a library's message may repeat what it was given."""
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _expanded(args: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
             )
         launcher = ["-m", "accelerate.commands.launch", "--config_file", run.accelerate_config]
         command = [sys.executable, *launcher, "-m", "lmtrain", *arguments]
-        return signals.passed_on_to(subprocess.Popen(command))
+        return signals.wait_forwarding(subprocess.Popen(command))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser

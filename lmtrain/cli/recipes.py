@@ -13,8 +13,8 @@ from lmtrain.config import shipped
 from lmtrain.config.resolution import load_recipe
 from lmtrain.config.values import Document
 from lmtrain.errors import GateFailed, LmtrainError, StorageError, UsageError
-from lmtrain.runtime.console import Console, figure
-from lmtrain.runtime.redaction import redacted
+from lmtrain.runtime.console import Console, format_number
+from lmtrain.runtime.redaction import redact
 
 app = typer.Typer(help="The recipes that come with lmtrain.", context_settings=SETTINGS)
 
@@ -69,12 +69,12 @@ def _tried(path: Path) -> Document:
     except LmtrainError as error:
         outcome["failed"] = str(error).splitlines()[0]
     except Exception as error:  # a fault of ours is found here, and the other recipes are tried all the same
-        outcome["failed"] = redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+        outcome["failed"] = redact(f"{type(error).__name__}: {error}".splitlines()[0])
     return outcome | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def _outcome_text(outcome: Document) -> str:
-    metrics = [f"{name} {figure(outcome['metrics'][name])}" for name in list(outcome["metrics"])[:1]]
+    metrics = [f"{name} {format_number(outcome['metrics'][name])}" for name in list(outcome["metrics"])[:1]]
     return " · ".join(
         [f"{outcome['seconds']:.1f} s", f"loss {outcome['first_loss']:.2f} → {outcome['last_loss']:.2f}", *metrics]
     )

@@ -10,7 +10,7 @@ from lmtrain.config.data import ClmData
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import RECIPES
 from lmtrain.errors import StorageError, UsageError
-from lmtrain.runtime.console import Console, figure
+from lmtrain.runtime.console import Console, format_number
 from lmtrain.runtime.libraries import loading_libraries
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ def tokenizer_stats(
         from lmtrain.preprocessing.tokenizing import stats
     loaded, _ = load_tokenizer(Model(name=tokenizer))
     values = stats(loaded, rows.texts())
-    console.result(values, [(n, figure(v)) for n, v in values.items()], title=short_name(tokenizer))
+    console.result(values, [(n, format_number(v)) for n, v in values.items()], title=short_name(tokenizer))

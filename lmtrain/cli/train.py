@@ -19,7 +19,7 @@ from lmtrain.errors import UsageError
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 from lmtrain.runtime.processes import is_first_process
-from lmtrain.runtime.redaction import in_document
+from lmtrain.runtime.redaction import redact_document
 from lmtrain.training.start import open_corpus
 
 
@@ -61,7 +61,7 @@ def _print_recipe(recipe: Recipe) -> None:
     document = recipe.model_dump(mode="json", exclude_none=True)
     for section, name in ONLY_TYPED:
         document[section].pop(name, None)
-    sys.stdout.write(to_yaml(in_document(document)))
+    sys.stdout.write(to_yaml(redact_document(document)))
 
 
 def _smoke(recipe: Recipe, console: Console, present: api.Show) -> api.Results:

@@ -18,7 +18,7 @@ from lmtrain.data.corpus import Corpus
 from lmtrain.errors import UsageError
 from lmtrain.modeling.loss import evaluating
 from lmtrain.preprocessing.batch import IGNORED
-from lmtrain.runs.checkpoint import Continued
+from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment
@@ -68,7 +68,7 @@ def bench(recipe: Recipe, corpus: Corpus, seconds: float, console: Console) -> d
     run_section = recipe.run.model_copy(update={"resume": None, "overwrite": False})
     recipe = recipe.model_copy(update={"train": train_section, "run": run_section})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = assemble(recipe, corpus, RunFolder(Path(folder)), Continued(), console, saved=False).trainer
+        trainer = assemble(recipe, corpus, RunFolder(Path(folder)), ResumePoint(), console, saved=False).trainer
         trainer.args.eval_on_start = False
         clock = Clock(trainer, seconds)
         trainer.add_callback(clock)

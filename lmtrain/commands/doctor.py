@@ -24,9 +24,9 @@ from lmtrain.data.cache import Cache
 from lmtrain.data.corpus import Corpus
 from lmtrain.preprocessing.batch import IGNORED, Batch
 from lmtrain.runs import checkpoint
-from lmtrain.runs.checkpoint import Continued
+from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
-from lmtrain.runtime.console import Console, Silent, figure
+from lmtrain.runtime.console import Console, Silent, format_number
 from lmtrain.runtime.device import environment
 from lmtrain.training.assembly import Assembly, assemble
 from lmtrain.training.run import stepping
@@ -118,11 +118,11 @@ def recipe_for(family: str, folder: Path, **train: Any) -> Recipe:
     return build(RECIPES[objective], document, "doctor")
 
 
-def assembled(recipe: Recipe, folder: Path, continued: Continued | None = None) -> Assembly:
+def assembled(recipe: Recipe, folder: Path, continued: ResumePoint | None = None) -> Assembly:
     """The run of a recipe, assembled as for training, without notes."""
     console = Silent()
     corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
-    return assemble(recipe, corpus, RunFolder(folder), continued or Continued(), console, saved=False)
+    return assemble(recipe, corpus, RunFolder(folder), continued or ResumePoint(), console, saved=False)
 
 
 def first_step(family: str, folder: Path, batch_size: int, micro_batches: int) -> tuple[float, float]:
@@ -231,12 +231,12 @@ def resumes() -> dict[str, bool]:
 def _resumes(family: str, folder: Path) -> bool:
     run = folder / family
     run.mkdir()
-    whole = _six_steps(family, folder, run, Continued())
-    resumed = _six_steps(family, folder, run, Continued(checkpoint.at(RunFolder(run).checkpoints, 3)))
+    whole = _six_steps(family, folder, run, ResumePoint())
+    resumed = _six_steps(family, folder, run, ResumePoint(checkpoint.path_of(RunFolder(run).checkpoints, 3)))
     return all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def _six_steps(family: str, folder: Path, run: Path, continued: Continued) -> dict[str, torch.Tensor]:
+def _six_steps(family: str, folder: Path, run: Path, continued: ResumePoint) -> dict[str, torch.Tensor]:
     recipe = recipe_for(family, folder, batch_size=4, max_steps=6, save_every=3, learning_rate=1e-2)
     trainer = assembled(recipe, run, continued).trainer
     for module in trainer.model.modules():
@@ -272,7 +272,7 @@ def show(document: dict[str, Any], console: Console) -> None:
         loss, norm = entry["figures"]["float64"]
         verdict = "exact" if entry["exact"] else "NOT EXACT"
         agreement = f"{', '.join(LAYOUTS)} and float64 differ by {entry['difference']:.0e}: {verdict}"
-        rows.append((f"loss, {family}", f"{figure(loss)}, gradient {figure(norm)}: {agreement}"))
+        rows.append((f"loss, {family}", f"{format_number(loss)}, gradient {format_number(norm)}: {agreement}"))
     for objective, exact in document["resume"].items():
         rows.append((f"resume, {objective}", "bit for bit" if exact else "NOT EXACT"))
     console.result(document, rows, title="lmtrain doctor")

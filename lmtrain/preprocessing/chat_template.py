@@ -53,7 +53,7 @@ def render_chat(
 ) -> str:
     """The chat as text. Raises InputError naming `where`; TakesTooLong if rendering exceeds `PATIENCE`."""
     try:
-        with signals.within(PATIENCE):
+        with signals.time_limit(PATIENCE):
             text = tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
             return cast(str, text)
     except TakesTooLong:

@@ -1,9 +1,8 @@
-"""Checkpoints that are whole or not there, and which of them a run goes on from.
+"""Atomic checkpoints, and the choice of the one to resume from.
 
-One is written aside on the same file system; every file is brought to the disk; a manifest with the size and sha256 of
-each is written last; then the folder is renamed into its place, and only then are older ones removed. So whatever stops
-a run, and wherever, what stands under the name of a checkpoint can be gone on from. What a dead run left aside is
-cleared away by the next.
+A checkpoint is written to a temporary folder; all files are flushed to the disk; a manifest with their sizes and sha256
+hashes is written last; then the folder is renamed, and only then are older checkpoints removed. So a folder named
+checkpoint-N is complete, whenever a run was stopped. The next run removes temporary folders that a dead run left.
 """
 
 import json
@@ -21,32 +20,33 @@ from lmtrain.version import __version__
 MANIFEST = "manifest.json"
 FORMAT = 1
 ASIDE, REPLACED, REMOVED = ".saving-", ".replaced-", ".removing-"
-"""What a checkpoint is called while it is written, while another takes its place, and while it is removed."""
+"""Prefixes of a checkpoint's name while it is written, replaced and removed."""
 
 
 @dataclass(frozen=True)
-class Continued:
-    """What a run goes on from: nothing, or a checkpoint of the run that `identity` tells of (drift.py)."""
+class ResumePoint:
+    """What a run resumes from: a checkpoint, or nothing."""
 
     checkpoint: Path | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    """The identity of the run that saved it (compatibility.py)."""
     notes: tuple[str, ...] = ()
-    """What there is to say about it, and about those that were passed over."""
+    """Messages about the choice of the checkpoint."""
 
 
 def step_of(path: Path) -> int:
-    """The step at which a checkpoint was saved; -1 where its name does not say."""
+    """The step at which a checkpoint was saved, from its name; -1 for a folder of another name."""
     number = re.fullmatch(r"checkpoint-(\d+)", path.name)
     return int(number[1]) if number else -1
 
 
-def at(checkpoints: Path, step: int) -> Path:
+def path_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"checkpoint-{step}"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 def begin(place: Path) -> Path:
-    """An empty folder to write the checkpoint `place` into."""
+    """Create the temporary folder for the checkpoint `place`."""
     aside = place.with_name(f"{ASIDE}{step_of(place)}")
     discard(aside)
     aside.mkdir(parents=True)
@@ -58,7 +58,7 @@ def discard(folder: Path) -> None:
 
 
 def publish(aside: Path, place: Path, identity: dict[str, Any]) -> None:
-    """Make of what was written `aside` the checkpoint `place`, in the place of one that may be there."""
+    """Turn the temporary folder `aside` into the checkpoint `place`, replacing one of the same step."""
     seal(aside, step_of(place), identity)
     replaced = place.with_name(f"{REPLACED}{step_of(place)}")
     if place.exists():
@@ -69,10 +69,7 @@ def publish(aside: Path, place: Path, identity: dict[str, Any]) -> None:
 
 
 def seal(folder: Path, step: int, identity: dict[str, Any]) -> None:
-    """Bring every file to the disk and write the manifest, by which `damage` will know them again.
-
-    `identity` is what the run is, to be compared with what it is when it goes on (drift.py).
-    """
+    """Flush every file to the disk, then write the manifest that `damage` checks the files against."""
     files = {}
     for name, file in _files(folder).items():
         sync(file)
@@ -85,57 +82,59 @@ def seal(folder: Path, step: int, identity: dict[str, Any]) -> None:
 
 
 def rotate(checkpoints: Path, newest: int, best: int | None, keep: int) -> None:
-    """Remove all but the newest `keep`, the best among them; the newest and the best stay whatever `keep` says.
+    """Keep the newest `keep` checkpoints, including the best one; the newest and the best are always kept.
 
-    Those of later steps are what is left of a run that was gone back behind.
+    Checkpoints of steps after `newest` were left by a run that was resumed from an earlier step. They are removed.
     """
-    there = sorted((path for path in checkpoints.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
-    before = [path for path in there if step_of(path) <= newest]
-    kept = before[-keep:]
-    if best is not None and at(checkpoints, best) not in kept:
-        kept = before[-max(keep - 1, 1) :]
-    for path in there:
+    saved = sorted((path for path in checkpoints.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+    valid = [path for path in saved if step_of(path) <= newest]
+    kept = valid[-keep:]
+    if best is not None and path_of(checkpoints, best) not in kept:
+        kept = valid[-max(keep - 1, 1) :]
+    for path in saved:
         if path not in kept and step_of(path) != best:
             removed = path.with_name(f"{REMOVED}{step_of(path)}")
-            path.replace(removed)  # first of all: half a checkpoint never stands under its name
+            path.replace(removed)  # first: a folder named checkpoint-N is never incomplete
             discard(removed)
 
 
-def clear(checkpoints: Path) -> None:
-    """Put away what a run that died left behind; a checkpoint that was about to be replaced has its name again."""
+def clean_up(checkpoints: Path) -> None:
+    """Remove the temporary folders of a run that died, and restore a checkpoint that it was replacing."""
     for replaced in checkpoints.glob(f"{REPLACED}*"):
-        place = at(checkpoints, int(replaced.name.removeprefix(REPLACED)))
+        place = path_of(checkpoints, int(replaced.name.removeprefix(REPLACED)))
         if not place.exists():
             replaced.replace(place)
-    for mark in (ASIDE, REPLACED, REMOVED):
-        for folder in checkpoints.glob(f"{mark}*"):
+    for prefix in (ASIDE, REPLACED, REMOVED):
+        for folder in checkpoints.glob(f"{prefix}*"):
             discard(folder)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-def to_resume(resume: str | None, checkpoints: Path) -> Continued:
-    """What `--resume` means.
+def find(resume: str | None, checkpoints: Path) -> ResumePoint:
+    """The checkpoint that `--resume` selects; `auto` is the newest complete one.
 
-    `auto` passes over what is damaged. Raises InputError for a named one that is.
+    Raises InputError if the checkpoint is given by path and damaged.
     """
     if resume is None:
-        return Continued()
+        return ResumePoint()
     if resume != "auto":
         path = Path(resume)
         if wrong := damage(path):
-            raise InputError(f"{path}: not a whole checkpoint: {wrong}; --resume auto takes the newest whole one")
-        return Continued(path, _identity(path), (f"going on from {path}",))
-    passed: list[str] = []
+            raise InputError(
+                f"{path}: not a complete checkpoint: {wrong}; --resume auto selects the newest complete one"
+            )
+        return ResumePoint(path, _identity(path), (f"resuming from {path}",))
+    skipped: list[str] = []
     for path in sorted(checkpoints.glob("checkpoint-*"), key=step_of, reverse=True):
         wrong = damage(path)
         if wrong is None:
-            return Continued(path, _identity(path), (*passed, f"going on from {path}"))
-        passed.append(f"passing over {path.name}: {wrong}")
-    return Continued(notes=(*passed, "no whole checkpoint to go on from: starting anew"))
+            return ResumePoint(path, _identity(path), (*skipped, f"resuming from {path}"))
+        skipped.append(f"skipping {path.name}: {wrong}")
+    return ResumePoint(notes=(*skipped, "no complete checkpoint to resume from: starting from the beginning"))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None where every file is, byte for byte, what was saved."""
+    """What is wrong with a checkpoint; None if every file has the saved content."""
     try:
         document = _manifest(path)
         if document is None:
@@ -150,21 +149,23 @@ def damage(path: Path) -> str | None:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    return (_manifest(path) or {}).get("identity", {})
+    identity: dict[str, Any] = (_manifest(path) or {}).get("identity", {})
+    return identity
 
 
-def _difference(there: dict[str, Path], saved: dict[str, Any]) -> str | None:
-    if lost := [name for name in saved if name not in there]:
-        return f"{lost[0]} is missing"
-    if strange := [name for name in there if name not in saved]:
-        return f"{strange[0]} does not belong to it"
-    for name, file in there.items():
+def _difference(present: dict[str, Path], saved: dict[str, Any]) -> str | None:
+    """The first difference between the files of a folder and its manifest."""
+    if missing := [name for name in saved if name not in present]:
+        return f"{missing[0]} is missing"
+    if added := [name for name in present if name not in saved]:
+        return f"{added[0]} does not belong to it"
+    for name, file in present.items():
         size = file.stat().st_size
         if size != saved[name]["size"]:
             return f"{name} is damaged: {size:,} bytes of {saved[name]['size']:,}"
-    for name, file in there.items():
+    for name, file in present.items():
         if _sha256(file) != saved[name]["sha256"]:
-            return f"{name} is damaged: its content is not what was saved"
+            return f"{name} is damaged: its content has changed"
     return None
 
 
@@ -179,7 +180,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """None for one that is not, to the letter, what `seal` wrote."""
+    """The manifest; None if it is not exactly what `seal` wrote."""
     content = (folder / MANIFEST).read_bytes()
     try:
         document = json.loads(content)
@@ -190,5 +191,6 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _sealed(document: dict[str, Any]) -> str:
+    """The text of a manifest, with its own hash as `seal`."""
     own = sha256(json.dumps(document).encode()).hexdigest()
     return json.dumps({**document, "seal": own}, indent=1) + "\n"

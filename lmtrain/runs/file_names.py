@@ -1,6 +1,6 @@
-"""What the files of a run folder are called."""
+"""Names of the files in a run folder."""
 
 RECIPE, RESULTS, METRICS, SAMPLES = "recipe.yaml", "results.json", "metrics.jsonl", "samples.jsonl"
 PREDICTIONS = "predictions.jsonl"
 MODEL_ASIDE, PARTS = ".model", ".*.part"
-"""What is written aside, to take its place when it is whole: the folder of the model, and single files."""
+"""Temporary names while writing: the folder of the model's files, and single files."""

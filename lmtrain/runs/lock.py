@@ -1,4 +1,4 @@
-"""One run folder, one run: a lock that says who holds it, and that ends with its owner."""
+"""The lock of a run folder: one run at a time, released by the system when its process ends."""
 
 import json
 import os
@@ -15,14 +15,14 @@ LOCK = ".lock"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the run folder, which is made if it is not there, and removed again if nothing was written to it.
+    """Hold the lock of a run folder, which is created, and removed again if nothing was written to it.
 
-    The system lets go of the lock when the process ends, however it ends. Raises StorageError where another has it.
+    Raises StorageError if another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
     path = folder / LOCK
-    new = [made for made in (folder, *folder.parents) if not made.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -38,17 +38,18 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is held; whoever has opened it meanwhile sees that it is gone
+            path.unlink()  # before the release: a process that opened the file meanwhile notices that it is gone
         lock.release()
         with suppress(OSError):
-            for made in new:  # those that are still empty
-                made.rmdir()
+            for empty in created:  # fails at the first that is not empty
+                empty.rmdir()
 
 
 def _owner(path: Path) -> str:
+    """The process that holds the lock, in words."""
     for _ in range(10):
         with suppress(OSError, ValueError, KeyError, TypeError):
             owner = json.loads(path.read_text(encoding="utf-8"))
             return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
-        time.sleep(0.05)  # it holds the lock, and has yet to write who it is
+        time.sleep(0.05)  # the owner has the lock, but may not have written its id yet
     return "another process"

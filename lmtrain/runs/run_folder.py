@@ -1,4 +1,4 @@
-"""The run folder: what is in it, when it may be written, and the model card."""
+"""The run folder: its files, and the checks before anything is written to it."""
 
 import json
 import os
@@ -22,14 +22,13 @@ from lmtrain.runs.lock import LOCK
 from lmtrain.runs.model_card import card
 from lmtrain.runtime.console import to_json
 from lmtrain.runtime.files import storage_error, sync, write_text
-from lmtrain.runtime.redaction import in_document
-
-RESOLVED = ("max_length", "max_source_length", "max_target_length")
-"""Lengths that a saved recipe says even if they were not given."""
+from lmtrain.runtime.redaction import redact_document
 
 
 @dataclass(frozen=True)
 class RunFolder:
+    """The folder of a run, and how its files are written."""
+
     path: Path
 
     @property
@@ -37,15 +36,13 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def command(self, more: str = "") -> str:
-        """What to type for the same run once more."""
+        """The command that repeats the run."""
         return f"lmtrain run {self.path / RECIPE} {more}".strip()
 
     def create(self, recipe: Recipe, overwrite: bool, lengths: dict[str, int]) -> None:
-        """Make the folder and write the recipe with the `lengths` that were resolved.
+        """Create the folder and save the recipe with the resolved maximum `lengths`.
 
-        With `overwrite`, what an earlier run wrote is removed first.
-
-        Only what a run writes is touched, whatever else lies there. Raises StorageError.
+        With `overwrite`, the files of an earlier run are removed first, and no others. Raises StorageError.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -63,23 +60,24 @@ class RunFolder:
                 ):
                     for written in self.path.glob(name):
                         written.unlink()
-            for part in self.path.glob(PARTS):  # of a run that was killed while it wrote
+            for part in self.path.glob(PARTS):  # left by a run that was killed while writing
                 part.unlink()
-            # By its recipe the folder is known as a run, so it is there before all else.
+            # The recipe marks the folder as a run, so it is written first.
             write_text(self.path / RECIPE, to_yaml(recipe.saved(lengths)))
             self.checkpoints.mkdir(exist_ok=True)
-            if before := finished(self):  # a run that goes on is not a completed one, whatever becomes of it
+            if before := completed_results(self):  # a resumed run is not completed until it ends
                 write_text(self.path / RESULTS, to_json({**before, "status": "interrupted"}))
         except OSError as error:
             raise storage_error(self.path, error) from None
 
     def append(self, name: str, document: dict[str, Any]) -> None:
+        """Append a JSON line to a log file."""
         with (self.path / name).open("a", encoding="utf-8") as stream:
-            stream.write(to_json(in_document(document)) + "\n")
+            stream.write(to_json(redact_document(document)) + "\n")
             stream.flush()
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run says it again."""
+        """Remove log lines after `step`, which a resumed run writes again."""
         for name in (METRICS, SAMPLES):
             path = self.path / name
             if path.exists():
@@ -87,8 +85,8 @@ class RunFolder:
                 write_text(path, "".join(line + "\n" for line in lines))
 
     @contextmanager
-    def aside(self) -> Iterator[Path]:
-        """A folder for the model's files, each of which takes its place whole when the block ends."""
+    def model_files(self) -> Iterator[Path]:
+        """A temporary folder for the model's files; when the block ends, each replaces its counterpart atomically."""
         folder = self.path / MODEL_ASIDE
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -106,7 +104,7 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Write the card and the results, these last: a run with results is one of which nothing is missing."""
+        """Write the model card, then the results: a run that has results.json is complete."""
         write_text(self.path / "README.md", card(results, self.command()))
         write_text(self.path / RESULTS, to_json(results, indent=2) + "\n")
 
@@ -115,26 +113,26 @@ def _step(line: str) -> int:
     try:
         return int(json.loads(line).get("step", 0))
     except ValueError:
-        return 1 << 62  # a line that was cut off when the run died
+        return 1 << 62  # the line was cut off when the run died
 
 
-def place(run: Run, objective: str, model: str) -> RunFolder:
-    """Where this run goes. Raises UsageError for what cannot be a run folder, or has nothing to go on from."""
+def choose_folder(run: Run, objective: str, model: str) -> RunFolder:
+    """The folder of a run. Raises UsageError if it cannot be one, or if the checkpoint to resume from is missing."""
     if run.resume and run.overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite replaces it; give one of the two")
+        raise UsageError("--resume continues a run, --overwrite replaces it; give one of the two")
     if run.resume and run.resume != "auto":
         checkpoint = Path(run.resume)
         if not (checkpoint / "trainer_state.json").is_file():
-            raise UsageError(f"--resume {run.resume}: no checkpoint there; give a folder checkpoint-N, or auto")
+            raise UsageError(f"--resume {run.resume}: not a checkpoint; give a folder checkpoint-N, or auto")
         if run.output_dir is None:
             return RunFolder(checkpoint.resolve().parent.parent)
     if run.resume and not run.output_dir:
-        raise UsageError("--resume auto looks in --output-dir; say which run to go on with")
+        raise UsageError("--resume auto needs --output-dir, the folder of the run to resume")
     if run.output_dir is None:
         name = re.sub(r"[^\w.-]+", "-", Path(model).name).strip("-.") or "model"
         path = Path("runs") / f"{objective}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        again = (path.with_name(f"{path.name}-{os.getpid()}-{number}") for number in count(2))
-        return RunFolder(next(free for free in chain([path], again) if not free.exists()))
+        others = (path.with_name(f"{path.name}-{os.getpid()}-{number}") for number in count(2))
+        return RunFolder(next(free for free in chain([path], others) if not free.exists()))
     check_path(run.output_dir, "--output-dir")
     path = Path(run.output_dir)
     if path.exists() and not path.is_dir():
@@ -142,62 +140,67 @@ def place(run: Run, objective: str, model: str) -> RunFolder:
     return RunFolder(path)
 
 
-def check_free(folder: RunFolder, run: Run) -> None:
-    """Raise UsageError for a folder that holds a run and neither --resume nor --overwrite, or anything but a run."""
+def check_unused(folder: RunFolder, run: Run) -> None:
+    """Raise UsageError if the folder holds a run without --resume or --overwrite, or holds other files."""
     path = folder.path
     unfinished = {LOCK, MODEL_ASIDE, *(part.name for part in path.glob(PARTS))}
     used = path.is_dir() and any(inside.name not in unfinished for inside in path.iterdir())
     if used and not (run.overwrite or run.resume):
-        raise UsageError(f"--output-dir {path} is not empty; go on with --resume auto, replace with --overwrite, "
-                         "or name another folder")  # fmt: skip
+        raise UsageError(
+            f"--output-dir {path} is not empty; continue with --resume auto, replace it with --overwrite, or choose "
+            "another folder"
+        )
     if used and not (path / RECIPE).exists():
-        raise UsageError(f"--output-dir {path}: not a run of lmtrain, so nothing in it will be touched; name another")
+        raise UsageError(f"--output-dir {path}: not a run of lmtrain, so it is left unchanged; choose another folder")
 
 
-def check_room(folder: RunFolder, checkpoint: int, keep: int) -> None:
-    """Raise StorageError where the disk has no room for what is kept: checkpoints of about so many bytes, and the model."""
-    there = _existing(folder.path)
+def check_disk_space(folder: RunFolder, checkpoint_bytes: int, keep: int) -> None:
+    """Raise StorageError if the disk has too little space for the checkpoints that are kept, and the model."""
+    existing = _existing_parent(folder.path)
     written = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
-    needed, free = (keep + 2) * checkpoint, shutil.disk_usage(there).free + written
+    needed, free = (keep + 2) * checkpoint_bytes, shutil.disk_usage(existing).free + written
     if free < needed:
-        raise StorageError(f"{there}: {free / 1e6:,.0f} MB are free, and {keep + 2} checkpoints of {checkpoint / 1e6:,.0f} "
-                           "MB (those of --keep, the one being written, the model) need more; free some space, lower "
-                           "--keep or choose another --output-dir")  # fmt: skip
+        raise StorageError(
+            f"{existing}: {free / 1e6:,.0f} MB free, but the run needs space for {keep + 2} checkpoints of "
+            f"{checkpoint_bytes / 1e6:,.0f} MB (--keep, the one being written and the model); free some space, lower "
+            "--keep or choose another --output-dir"
+        )
 
 
-def _existing(path: Path) -> Path:
-    """The folder, or the one that it will be made in."""
+def _existing_parent(path: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
     while not path.exists():
         path = path.parent
     return path
 
 
 def check_writable(folder: RunFolder) -> None:
-    """Raise StorageError before hours of work where the folder, or the one it will be made in, cannot be written."""
-    there = _existing(folder.path)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise StorageError(f"{there}: no permission to write there; choose another --output-dir")
+    """Raise StorageError if there is no permission to write to the folder or, before it exists, to its parent."""
+    existing = _existing_parent(folder.path)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{existing}: no permission to write here; choose another --output-dir")
 
 
-def check_can_be_written(file: str | None, flag: str) -> None:
-    """Raise UsageError for a file in a folder that is not there, before the work rather than after it."""
-    if file and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-        raise UsageError(f"{flag} {file}: no such folder to write it in" if not Path(file).is_dir() else
-                         f"{flag} {file}: a folder; name a file")  # fmt: skip
+def check_output_file(file: str | None, flag: str) -> None:
+    """Raise UsageError, before the work starts, if `file` is a folder or its folder is missing."""
+    if file and Path(file).is_dir():
+        raise UsageError(f"{flag} {file}: is a folder; name a file")
+    if file and not Path(file).absolute().parent.is_dir():
+        raise UsageError(f"{flag} {file}: its folder does not exist")
 
 
-def finished(folder: RunFolder) -> dict[str, Any] | None:
-    """The results of a run that has been completed, else None."""
+def completed_results(folder: RunFolder) -> dict[str, Any] | None:
+    """The results of a completed run, otherwise None."""
     path = folder.path / RESULTS
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return results if results.get("status") == "completed" else None
 
 
 ENDS = ("epochs", "max_steps", "max_time")
-"""Settings of training that say when it ends."""
+"""Settings of training that determine its last step."""
 
 
-def ends_otherwise(folder: RunFolder, recipe: Any) -> bool:
-    """Whether `recipe` is to end at another step than the run in the folder."""
+def ends_differently(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether `recipe` ends at another step than the run in the folder."""
     before, now = read_yaml(folder.path / RECIPE).get("train", {}), recipe.saved({})["train"]
     return any(before.get(name) != now.get(name) for name in ENDS)

@@ -1,47 +1,55 @@
-"""TODO."""
+"""What a command prints about its results: the table, the metric signatures and the next commands to try."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.config.architectures import ADAPTER
 from lmtrain.runs.file_names import RECIPE
 from lmtrain.runs.run_folder import RunFolder
-from lmtrain.runtime.console import figure
+from lmtrain.runtime.console import format_number
+
+TRAIN_ROWS = ("steps", "first_loss", "last_loss", "tokens_trained", "tokens_per_second", "seconds")
 
 
-def summary(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines of the table that ends a run: figures with their 95 % intervals, gates, what the run took."""
+def summary(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the results table: metrics with their 95% intervals, comparisons, gates, training statistics."""
     intervals = results.get("intervals", {})
     rows = [
-        (name, figure(value) + (" [{}, {}]".format(*map(figure, intervals[name])) if name in intervals else ""))
-        for name, value in results["metrics"].items()
+        (name, format_number(value) + _interval(intervals.get(name))) for name, value in results["metrics"].items()
     ]
     for name, comparison in results.get("against", {}).items():
-        rows.append((f"{name} against", f"{comparison['difference']:+.4g} [{comparison['interval'][0]:+.4g}, "
-                                        f"{comparison['interval'][1]:+.4g}], p = {comparison['p_value']:.3g}"))  # fmt: skip
+        low, high = comparison["interval"]
+        difference = f"{comparison['difference']:+.4g} [{low:+.4g}, {high:+.4g}], p = {comparison['p_value']:.3g}"
+        rows.append((f"{name} against", difference))
     rows += [(gate["expression"], "holds" if gate["holds"] else "does not hold") for gate in results["gates"]]
     train = results.get("train") or results["eval"]
-    for name in ("steps", "first_loss", "last_loss", "tokens_trained", "tokens_per_second", "seconds"):
-        if name in train:
-            rows.append((name.replace("_", " "), figure(train[name])))
-    return rows
+    return rows + [(name.replace("_", " "), format_number(train[name])) for name in TRAIN_ROWS if name in train]
 
 
-def signatures(results: dict[str, Any]) -> list[str]:
-    """How the figures were made, one line for all that were made alike."""
-    alike: dict[str, list[str]] = {}
+def _interval(interval: tuple[float, float] | None) -> str:
+    return " [{}, {}]".format(*map(format_number, interval)) if interval else ""
+
+
+def signatures(results: Mapping[str, Any]) -> list[str]:
+    """One line for each signature, with the metrics that share it."""
+    names: dict[str, list[str]] = {}
     for name, signature in results.get("signatures", {}).items():
-        alike.setdefault(signature, []).append(name)
-    return [f"{' '.join(names)}: {signature}" for signature, names in alike.items()]
+        names.setdefault(signature, []).append(name)
+    return [f"{' '.join(alike)}: {signature}" for signature, alike in names.items()]
 
 
 def next_steps(objective: str, folder: RunFolder, hint: str = "") -> str:
-    """Where the model is, and what to type next; `hint` follows the suggestion to try `generate`."""
+    """Where the model is, and which commands to try next; `hint` follows the suggestion to try `generate`."""
     adapter = (folder.path / ADAPTER).is_file()
-    merge = f"\n  lmtrain merge {folder.path} -o …     make one model of adapter and base" if adapter else ""
-    what = "adapter is in {}; peft loads it" if adapter else "model is in {}; AutoModel classes load it"
+    merge = f"\n  lmtrain merge {folder.path} -o …     merge the adapter into its base model" if adapter else ""
+    what = (
+        f"adapter is in {folder.path}; load it with peft"
+        if adapter
+        else f"model is in {folder.path}; load it with AutoModel classes"
+    )
     return f"""
-The {what.format(folder.path)} from there. Next:
+The {what}. Next:
   lmtrain generate --model {folder.path} --prompt …     see what it writes{hint}
   lmtrain eval --model {folder.path} --data …     score it on other data
-  lmtrain {objective} --model {folder.path} --data …     train on, with other data
-  lmtrain run {folder.path / RECIPE} --seed 1     the same once more, with something changed{merge}"""
+  lmtrain {objective} --model {folder.path} --data …     continue training, on other data
+  lmtrain run {folder.path / RECIPE} --seed 1     repeat the run with a changed setting{merge}"""

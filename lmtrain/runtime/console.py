@@ -1,4 +1,4 @@
-"""What people see: notes and lines on stderr, tables on stdout."""
+"""Terminal output: messages and progress on stderr, results on stdout."""
 
 import json
 import math
@@ -7,69 +7,72 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.errors import visible
-from lmtrain.runtime.redaction import in_document, redacted
+from lmtrain.runtime.redaction import redact, redact_document
 
 SECONDS_BETWEEN_LINES = 10.0
 
-
-def to_json(document: Any, indent: int | None = None) -> str:
-    """JSON that any parser reads: a number that is none (NaN, infinity) is null."""
-    return json.dumps(_finite(document), ensure_ascii=False, indent=indent, allow_nan=False)
+Step = TypeVar("Step")
 
 
-def _finite(value: Any) -> Any:
+def to_json(document: object, indent: int | None = None) -> str:
+    """Standard JSON: NaN and infinities become null."""
+    return json.dumps(_without_nan(document), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _without_nan(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _safe(text: str) -> str:
-    """A text of anybody's without secrets, and without what would steer the terminal, or Rich."""
-    text = redacted(text)
+    """The text without secrets, and with control characters and Rich markup escaped."""
+    text = redact(text)
     return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
 
 
 class Console:
-    """Notes go to stderr unless `quiet`; the result goes to stdout, as a table or, with `as_json`, as one document."""
+    """Prints messages to stderr unless `quiet`, and results to stdout: as a table, or as JSON with `as_json`."""
 
-    def __init__(self, quiet: bool = False, as_json: bool = False, main_process: bool = True):
+    def __init__(self, quiet: bool = False, as_json: bool = False, main_process: bool = True) -> None:
         self.quiet, self.as_json, self.main_process = quiet, as_json, main_process
-        # Plain lines in a log file are not to be broken at 80 columns.
+        # Lines in a log file are not wrapped at 80 columns.
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-        # Rich takes NO_COLOR to spare bold and dim, whose escape codes are as little wanted.
+        # With NO_COLOR alone, Rich still writes bold and dim.
         self.out = RichConsole(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
     @property
     def live(self) -> bool:
+        """Whether to show spinners and bars that are redrawn in place."""
         return self.err.is_terminal and not self.quiet and self.main_process
 
-    def working(self, on: str) -> AbstractContextManager[Any]:
-        """A spinner that says what takes its time; on a terminal only."""
+    def working(self, on: str) -> AbstractContextManager[object]:
+        """Show a spinner while the block runs, on a terminal only."""
         return self.err.status(f"{on} …") if self.live else nullcontext()
 
-    def track(self, steps: Sequence[Any], what: str) -> Iterator[Any]:
-        """`steps` one after another, with a bar on a terminal; elsewhere a line every ten seconds."""
+    def track(self, steps: Sequence[Step], what: str) -> Iterator[Step]:
+        """Iterate over `steps` with a progress bar; outside a terminal, with a line every ten seconds."""
         if self.quiet or not self.main_process:
             yield from steps
             return
         if self.live:
-            from rich.progress import track  # --help has no use for it
+            from rich.progress import track  # slow to import
 
             yield from track(steps, what, console=self.err, transient=True)
             return
-        said = time.monotonic()
+        printed = time.monotonic()
         for number, step in enumerate(steps):
-            if time.monotonic() - said > SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
+            if time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
                 self.note(f"{what}: {number:,} of {len(steps):,}")
             yield step
 
@@ -78,7 +81,7 @@ class Console:
             self.err.print(_safe(text))
 
     def warn(self, text: str) -> None:
-        """Said even with --quiet."""
+        """Print a warning, even with --quiet."""
         if self.main_process:
             self.err.print(f"[yellow]warning:[/] {_safe(text)}")
 
@@ -88,9 +91,9 @@ class Console:
                 self.err.print(f"[bold red]lmtrain:[/] {_safe(line)}")
 
     def answer(self, answer: dict[str, Any], streamed: bool) -> None:
-        """What a model made of a prompt: one JSON line, or a text; `streamed` is on the screen already."""
+        """Print the output for one prompt, as a JSON line or as text; text that was `streamed` is not printed again."""
         if self.as_json:
-            sys.stdout.write(to_json(in_document(answer)) + "\n")
+            sys.stdout.write(to_json(redact_document(answer)) + "\n")
             sys.stdout.flush()
         elif "outputs" in answer:
             for output in answer["outputs"]:
@@ -104,13 +107,18 @@ class Console:
             )
 
     def result(
-        self, document: dict[str, Any], rows: Sequence[Sequence[str]], title: str, below: Sequence[str] = (),
+        self,
+        document: dict[str, Any],
+        rows: Sequence[Sequence[str]],
+        title: str,
+        below: Sequence[str] = (),
         header: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
+        """Print the result: `document` with --json, otherwise a table of `rows` with the lines `below` it."""
         if not self.main_process:
             return
         if self.as_json:
-            sys.stdout.write(to_json(in_document(document), indent=2) + "\n")
+            sys.stdout.write(to_json(redact_document(document), indent=2) + "\n")
             sys.stdout.flush()
             return
         table = Table(*map(_safe, header), title=_safe(title), show_header=bool(header), title_justify="left")
@@ -121,7 +129,7 @@ class Console:
             self.out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
 
     def ledger(self, ledgers: dict[str, dict[str, Any]]) -> None:
-        """The ledgers side by side, one line a count that is not zero anywhere."""
+        """Print the ledgers of the splits side by side, without counts that are zero in all of them."""
         if self.quiet or not self.main_process or not ledgers:
             return
         self.err.print(ledger_table(ledgers))
@@ -134,7 +142,7 @@ class Console:
 
 
 class Silent(Console):
-    """Says nothing: for runs of which only the outcome is wanted."""
+    """Prints nothing, for runs whose results are used by other code."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -147,7 +155,7 @@ class Silent(Console):
 
 
 def ledger_table(ledgers: dict[str, dict[str, Any]]) -> Table:
-    title = "What became of every row and token"
+    title = "Rows and tokens used, truncated and dropped"
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
     for name in ledgers:
@@ -160,8 +168,8 @@ def ledger_table(ledgers: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def figure(value: Any) -> str:
-    """A figure for people: four significant digits, whole numbers in full."""
+def format_number(value: object) -> str:
+    """A number with four significant digits, or in full if it is an integer."""
     if isinstance(value, float):
         return f"{value:,.4f}" if 0.001 <= abs(value) < 1000 else f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

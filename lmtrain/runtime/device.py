@@ -1,4 +1,4 @@
-"""The devices of this machine, and the precision that suits them."""
+"""The devices of this machine, precision, and setup of the libraries that use them."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ T5_FAMILY = frozenset(["t5", "mt5", "umt5", "longt5", "switch_transformers"])
 
 
 def environment(processes: int = 1, seed: int | None = None) -> dict[str, Any]:
-    """The `environment` of results.json."""
+    """The section `environment` of results.json."""
     import torch
     import transformers
 
@@ -27,21 +27,21 @@ def environment(processes: int = 1, seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def precision(asked: str, model_type: str) -> str:
-    """fp32, bf16 or fp16; `auto` is what this device does well. Raises UsageError for what would break the model."""
+def precision(requested: str, model_type: str) -> str:
+    """fp32, bf16 or fp16; `auto` is bf16 on GPUs that support it. Raises UsageError if the model or device cannot use it."""
     import torch
 
-    if asked == "auto":
+    if requested == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    if asked == "fp16" and model_type in T5_FAMILY:
-        raise UsageError("--precision fp16: T5's activations overflow in it; use bf16 or fp32")
-    if asked == "fp16" and not torch.accelerator.is_available():
+    if requested == "fp16" and model_type in T5_FAMILY:
+        raise UsageError("--precision fp16: T5's activations overflow; use bf16 or fp32")
+    if requested == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; use fp32 or bf16 on a CPU")
-    return asked
+    return requested
 
 
 def leave_process_group() -> None:
-    """End what several processes have in common; left to the interpreter's exit, one of them may abort."""
+    """Destroy the process group; a process that leaves this to the interpreter's exit may abort."""
     from accelerate import PartialState
 
     PartialState().wait_for_everyone()
@@ -49,13 +49,15 @@ def leave_process_group() -> None:
 
 
 def quiet_libraries() -> None:
-    """Their bars and advice would bury ours; what matters of it is said by lmtrain in its own words."""
+    """Turn off the progress bars and warnings of libraries; lmtrain reports what matters itself."""
     import huggingface_hub
     import transformers
 
     from lmtrain.runtime import hub_client
 
     hub_client.limit_retries()
-    transformers.logging.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub_logging: Any = huggingface_hub.utils.logging
+    hub_logging.set_verbosity_error()

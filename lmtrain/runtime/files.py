@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from lmtrain.errors import StorageError
 from lmtrain.runtime.console import to_json
-from lmtrain.runtime.redaction import by_value, in_document
+from lmtrain.runtime.redaction import redact_document, value_redactor
 
 
 @contextmanager
@@ -65,14 +65,14 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text without the secrets in it, atomically."""
     with atomic_write(path) as stream:
-        stream.write(by_value()(text))
+        stream.write(value_redactor()(text))
 
 
 def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines without the secrets in them, atomically. Raises StorageError."""
     try:
         with atomic_write(path, durable=False) as stream:
-            stream.writelines(to_json(in_document(document)) + "\n" for document in documents)
+            stream.writelines(to_json(redact_document(document)) + "\n" for document in documents)
     except OSError as error:
         raise storage_error(path, error) from None
 

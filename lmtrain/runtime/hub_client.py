@@ -1,6 +1,6 @@
-"""The hub's client, held to an end: it gives up on a hub that is down.
+"""Bounded retries for the client of the Hugging Face Hub.
 
-By itself it waits as long as an answer tells it to (Retry-After), and tries again for more than a minute.
+By default it obeys any Retry-After header, and retries for more than a minute when the Hub is down.
 """
 
 import re
@@ -15,32 +15,33 @@ from huggingface_hub.utils._http import default_client_factory
 from lmtrain.errors import visible
 
 PATIENCE = 20.0
-"""Seconds of nothing but faults after which the hub is given up."""
+"""Seconds without a successful response after which requests fail."""
 TRIES = 6
-"""Times that one file, or one part of it, is asked for."""
+"""Maximum number of requests for the same file, or for the same range of it."""
 BUSY = (408, 425, 429)
+"""Status codes that ask the client to try again later."""
 
 
 class HubFault(OSError):
-    """The hub is given up; the message says why."""
+    """The Hub does not work; the message says why."""
 
 
-class _Line:
-    """What is known of the way to the hub: there is one client, and one hub."""
+class _State:
+    """What is known about the Hub. There is one client for the process, so there is one instance."""
 
     down_since: float | None = None
     fault = ""
-    """The last fault that there was."""
-    asked: ClassVar[Counter[tuple[str, str]]] = Counter()
+    """The last fault, empty if there was none."""
+    requested: ClassVar[Counter[tuple[str, str]]] = Counter()
 
 
 def last_fault() -> str:
-    """What the hub did last that it should not, empty where it did nothing."""
-    return _Line.fault
+    """The last fault of the Hub, empty if there was none."""
+    return _State.fault
 
 
 def limit_retries() -> None:
-    """Have the hub's client give up in time."""
+    """Make the Hub's client fail after `PATIENCE` seconds of faults."""
     set_client_factory(_client)
 
 
@@ -67,33 +68,34 @@ def _client() -> Any:
             _note(f"the hub {what}", began, 0)
             raise
         if response.status_code in BUSY or response.status_code >= 500:
-            _note(f"the hub answers {response.status_code}", began, _asked_to_wait(response.headers))
+            _note(f"the hub answers {response.status_code}", began, _retry_after(response.headers))
         else:
-            _Line.down_since = None
+            _State.down_since = None
         return response
 
-    client.send = bounded
+    client.send = bounded  # type: ignore[method-assign]
     return client
 
 
 def _count(request: Any) -> None:
-    asked = str(request.url), request.headers.get("Range", "")
-    _Line.asked[asked] += 1
-    if _Line.asked[asked] > TRIES:
-        _Line.fault = f"the hub sends {Path(request.url.path).name} only in part"
-        raise HubFault(_Line.fault)
+    """Count a download. Raises HubFault if the same one was requested too often."""
+    key = str(request.url), request.headers.get("Range", "")
+    _State.requested[key] += 1
+    if _State.requested[key] > TRIES:
+        _State.fault = f"the hub sends {Path(request.url.path).name} only in part"
+        raise HubFault(_State.fault)
 
 
 def _note(fault: str, began: float, wait: float) -> None:
-    """Remember a fault of the hub. Raises HubFault once there has been nothing else for too long, or would be."""
-    _Line.fault = fault + (f" and wants {wait:.0f} s of waiting" if wait > PATIENCE else "")
-    _Line.down_since = _Line.down_since or began
-    if time.monotonic() - _Line.down_since + wait > PATIENCE:
-        raise HubFault(_Line.fault)
+    """Record a fault. Raises HubFault if requests have failed for `PATIENCE` seconds, or will have after the wait."""
+    _State.fault = fault + (f" and asks to wait {wait:.0f} s" if wait > PATIENCE else "")
+    _State.down_since = _State.down_since or began
+    if time.monotonic() - _State.down_since + wait > PATIENCE:
+        raise HubFault(_State.fault)
 
 
-def _asked_to_wait(headers: Any) -> float:
-    """Seconds that an answer wants the next request to be put off."""
+def _retry_after(headers: Any) -> float:
+    """Seconds to wait before the next request, from the response's headers."""
     after = headers.get("Retry-After", "").strip()
     reset = re.search(r"\bt\s*=\s*(\d{1,9})", headers.get("RateLimit", ""))
     return float(after[:9]) if after.isdecimal() else float(reset[1]) if reset else 0.0

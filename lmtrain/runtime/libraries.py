@@ -1,4 +1,4 @@
-"""The libraries: environment variables before they are imported, and how they are imported and kept quiet."""
+"""Setup of the libraries: environment variables before import, the import itself, their log levels."""
 
 import gc
 import os
@@ -10,23 +10,23 @@ from lmtrain.runtime.console import Console
 
 
 def set_environment(offline: bool | None, threads: int | None = None) -> None:
-    """Set what the hub's client and the tokenizers read once, when they are imported."""
+    """Set the environment variables that huggingface_hub and tokenizers read when they are imported."""
     if threads:
         os.environ["RAYON_NUM_THREADS"] = str(threads)
     if offline or os.environ.get("LMTRAIN_OFFLINE", "").lower() in ("1", "true"):
         for library in ("HUB", "DATASETS", "EVALUATE"):
             os.environ[f"HF_{library}_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Rows are tokenised before workers are forked; each worker would print a warning about it.
+    # Otherwise each data loading worker warns that tokenizers was used before the fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 @contextmanager
 def loading_libraries(console: Console) -> Iterator[None]:
-    """Open this around imports that may take seconds.
+    """Import libraries in this block: it shows a spinner and turns off garbage collection.
 
-    While modules create a million objects, all of which stay, Python would look for garbage again and again: a third of
-    the time. So it does not look meanwhile, and never looks at these objects again.
+    The imports create a million objects that all stay alive; collecting meanwhile takes a third of the time. Afterwards
+    the objects are frozen, so that later collections skip them.
     """
     first = "torch" not in sys.modules
     with console.working("loading torch and transformers"):

@@ -1,4 +1,4 @@
-"""Memory of the machine and of its devices: measured, kept, handed back."""
+"""Memory of the process and of the GPU: peak use, release and reuse, errors."""
 
 import ctypes
 import gc
@@ -9,30 +9,30 @@ from contextlib import suppress
 from typing import TypeVar
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""As in glibc's malloc.h."""
+"""Parameters of mallopt, from glibc's malloc.h."""
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
+    """Peak memory in bytes: of the GPU if there is one, otherwise of this process."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # Linux counts kibibytes, macOS bytes.
+        return int(torch.cuda.max_memory_allocated())
+    # in kibibytes on Linux, in bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def release_memory() -> None:
-    """Hand back what reading and tokenising have freed: glibc keeps it, in pieces that the model cannot use."""
+    """Return freed memory to the system: glibc keeps it, in fragments too small for the model's tensors."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # not every C library has it
+    with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def retain_memory() -> None:
-    """From now on keep what is freed, to be used again: glibc maps large tensors anew every time, at about 1 GB/s.
+    """Make malloc reuse freed memory: by default glibc maps every large tensor anew, at about 1 GB/s.
 
-    `release_memory` hands it back when a step no longer needs it. A GPU's memory has a keeper of its own.
+    `release_memory` still returns it to the system. Only for the CPU; torch caches the memory of a GPU itself.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -45,9 +45,9 @@ Result = TypeVar("Result")
 
 
 def in_halves(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
-    """The results of `work(items)`; out of memory, those of the two halves of `items`, in order.
+    """The results of `work(items)`, in order; if that runs out of memory, `items` is split in half.
 
-    Raises the out-of-memory error if a single item is too much.
+    Raises the out-of-memory error if a single item does not fit.
     """
     try:
         return [*work(items)]
@@ -61,11 +61,11 @@ def in_halves(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[R
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether `error` says that a device, or the machine, has no more memory to give."""
+    """Whether `error` means that the device or the machine is out of memory."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(should_reduce_batch_size(error))
 
 
 def free_device_memory() -> None:

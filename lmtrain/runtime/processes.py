@@ -1,4 +1,4 @@
-"""TODO."""
+"""Whether this process is one of several that train together."""
 
 import os
 

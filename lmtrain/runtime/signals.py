@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: what they mean at each moment of a command.
+"""Ctrl-C and SIGTERM: what they do at each stage of a command.
 
-As long as there is nothing to save they end it at once. While a model is trained the wish is kept, and asked for
-wherever it can be granted: before a micro-batch, in evaluation, at each token that is generated. A second one ends the
-process at once.
+While there is nothing to save, a signal ends the command at once. During training it is recorded, and `check` stops the
+run where it can stop: before a micro-batch, during evaluation, at each generated token. A second signal ends the process
+at once.
 """
 
 import os
@@ -11,37 +11,38 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from lmtrain.errors import Interrupted, TakesTooLong
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):  # not an error: nothing is wrong
-    """The wish is granted here."""
+class Stopped(Exception):  # not an error: a signal asked for it
+    """The run stops here because a signal was received."""
 
 
-class _Wish:
-    """Signals come to a process, not to an object: there is one."""
+class _State:
+    """The signal that this process received. Signals belong to a process, so there is one instance."""
 
     number: int | None = None
     owner = 0
-    say: Callable[[], None] | None = None
-    """Says that a wish is kept; None where it ends the process at once."""
+    """Process id; a forked worker inherits the handlers, but does not stop by itself."""
+    notify: Callable[[], None] | None = None
+    """Called when a signal is deferred; None while a signal ends the command at once."""
     alone = True
 
 
-_wish = _Wish()
+_state = _State()
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Turn both signals into Interrupted, which has the exit code that is due. Only the main thread can."""
+def handle_signals() -> Iterator[None]:
+    """Turn both signals into Interrupted, which carries the exit code. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _wish.number, _wish.owner, _wish.say = None, os.getpid(), None
+    _state.number, _state.owner, _state.notify = None, os.getpid(), None
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
     try:
         yield
@@ -51,46 +52,47 @@ def listening() -> Iterator[None]:
 
 
 @contextmanager
-def kept(say: Callable[[], None], alone: bool) -> Iterator[None]:
-    """While training: keep the wish, `say` so, and let `check` grant it.
+def deferred(notify: Callable[[], None], alone: bool) -> Iterator[None]:
+    """During training: record a signal, call `notify`, and let `check` stop the run.
 
-    Several processes have to stop together, so if this one is not `alone` they agree at each step, see `agreed`.
+    Processes that train together must stop at the same step: if this one is not `alone`, `check` does nothing, and the
+    trainer calls `stop_together` once any process has received a signal.
     """
-    _wish.say, _wish.alone = say, alone
+    _state.notify, _state.alone = notify, alone
     try:
         yield
     finally:
-        _wish.say = None
+        _state.notify = None
 
 
-def asked() -> int | None:
-    """The signal that came."""
-    return _wish.number
+def received() -> int | None:
+    """The number of the signal that was received, None if there was none."""
+    return _state.number
 
 
 def check() -> None:
-    """Raise Stopped if a signal has come; for a process among several nothing, they stop together."""
-    if _wish.number and _wish.say and _wish.alone:
+    """Raise Stopped if a signal was received and this process trains alone."""
+    if _state.number and _state.notify and _state.alone:
         raise Stopped
 
 
-def agreed(number: int) -> None:
-    """Raise Stopped because one of several processes was asked to; `number` is for those that were not."""
-    _wish.number = _wish.number or number
+def stop_together(number: int) -> None:
+    """Raise Stopped in every process; `number` is the signal for those that did not receive one."""
+    _state.number = _state.number or number
     raise Stopped
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise TakesTooLong if what is done here takes longer. Only the main thread can."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TakesTooLong if the block takes longer. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def over(number: int, frame: Any) -> None:
+    def expire(number: int, frame: FrameType | None) -> None:
         raise TakesTooLong
 
-    before = signal.signal(signal.SIGALRM, over)
+    before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -99,8 +101,8 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def passed_on_to(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of another process, which gets the signals that come meanwhile; a terminal sends its own to both."""
+def wait_forwarding(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process and return its exit code. SIGTERM is forwarded to it; a terminal sends Ctrl-C to both."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -112,14 +114,14 @@ def passed_on_to(process: subprocess.Popen[bytes]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _handle(number: int, frame: Any) -> None:
-    if _wish.number:
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _state.number:
         if "LOCAL_RANK" in os.environ:
-            return  # a launcher passes on what its terminal sends as well: no second wish
+            return  # the launcher forwards what the terminal sent already: not a second request
         os._exit(128 + number)
-    _wish.number = number
-    if os.getpid() != _wish.owner:
-        return  # a worker that loads data: it ends with its run, or at the second
-    if _wish.say is None:
+    _state.number = number
+    if os.getpid() != _state.owner:
+        return  # a data-loading worker ends with its run, or at the second signal
+    if _state.notify is None:
         raise Interrupted("interrupted; nothing was lost by it", number)
-    _wish.say()
+    _state.notify()

@@ -29,8 +29,8 @@ from lmtrain.objectives.objective import OBJECTIVES, Objective
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits, longest_lengths
 from lmtrain.runs import compatibility
-from lmtrain.runs.checkpoint import Continued, step_of
-from lmtrain.runs.run_folder import RunFolder, check_room
+from lmtrain.runs.checkpoint import ResumePoint, step_of
+from lmtrain.runs.run_folder import RunFolder, check_disk_space
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, precision
 from lmtrain.training.arguments import training_arguments
@@ -52,7 +52,7 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console, saved: bool = True
+    recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: ResumePoint, console: Console, saved: bool = True
 ) -> Assembly:
     """Build everything that a run needs; if it is `saved`, create the run folder.
 
@@ -189,7 +189,7 @@ def _add_callbacks(
 # --- before the first step -------------------------------------------------------------------------------------------
 
 
-def check_end(recipe: Recipe, continued: Continued) -> None:
+def check_end(recipe: Recipe, continued: ResumePoint) -> None:
     """Raise UsageError for a run that cannot stop as requested, or that is already beyond its last step."""
     if recipe.eval.early_stop and not recipe.evaluates:
         raise UsageError("--early-stop needs evaluation data: --eval-data or --val-split")
@@ -201,13 +201,13 @@ def check_end(recipe: Recipe, continued: Continued) -> None:
 def _open_folder(
     folder: RunFolder,
     recipe: Recipe,
-    continued: Continued,
+    continued: ResumePoint,
     limits: Limits,
     network: PreTrainedModel,
     console: Console,
 ) -> None:
     """Create the run folder, or take it back to the step that the run continues from."""
-    check_room(folder, checkpoint_bytes(network), recipe.train.keep)
+    check_disk_space(folder, checkpoint_bytes(network), recipe.train.keep)
     folder.create(recipe, recipe.run.overwrite, dict(limits.resolved))
     if recipe.run.resume:
         folder.rewind(step_of(continued.checkpoint) if continued.checkpoint else -1)

@@ -25,7 +25,7 @@ from lmtrain.runs import checkpoint
 from lmtrain.runs.file_names import METRICS, SAMPLES
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime import signals
-from lmtrain.runtime.console import Console, figure
+from lmtrain.runtime.console import Console, format_number
 from lmtrain.training.trainer import ExactTrainer
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -68,14 +68,14 @@ class LiveProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "eval_loss" in logs:
-            shown = [f"{plain_name(name)} {figure(logs[name])}" for name in logs if name.startswith("eval_")]
+            shown = [f"{plain_name(name)} {format_number(logs[name])}" for name in logs if name.startswith("eval_")]
             self.evaluated = " · ".join(shown)
             if self.bar:
-                self.bar.update(self.task, evaluated=f"eval_loss {figure(logs['eval_loss'])}")
+                self.bar.update(self.task, evaluated=f"eval_loss {format_number(logs['eval_loss'])}")
             self.console.note(f"step {state.global_step}: {self.evaluated}")
         elif "loss" in logs:
             speed = f" · {logs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in logs else ""
-            news = f"loss {figure(logs['loss'])}{speed}"
+            news = f"loss {format_number(logs['loss'])}{speed}"
             if self.bar:
                 self.bar.update(self.task, news=news)
             elif self._due(state):
@@ -134,10 +134,10 @@ class RunCallback(TrainerCallback):
             self.console.warn("stopping with a checkpoint; interrupt again to exit at once")
 
         try:
-            with signals.kept(announce, alone=not self.trainer.several):
+            with signals.deferred(announce, alone=not self.trainer.several):
                 yield
         except signals.Stopped:
-            self.stopped_by = signals.asked()
+            self.stopped_by = signals.received()
             control = self.trainer.control
             self.trainer.save_interrupted({"evaluate": control.should_evaluate, "save": control.should_save})
 
@@ -292,7 +292,7 @@ class RunCallback(TrainerCallback):
         state = self.trainer.state
         if not state.best_global_step or state.best_global_step == state.global_step:
             return None
-        path = Path(checkpoint.at(self.folder.checkpoints, state.best_global_step))
+        path = Path(checkpoint.path_of(self.folder.checkpoints, state.best_global_step))
         if wrong := checkpoint.damage(path):
             self.console.warn(f"{path}: {wrong}; keeping the last model instead of the best")
             return None

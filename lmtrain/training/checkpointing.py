@@ -86,10 +86,10 @@ class CheckpointingTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any, pending: dict[str, bool] | None = None) -> None:
         """Save what Trainer saves, atomically and without pickle."""
-        target = checkpoint.at(self.checkpoints, self.state.global_step)
+        target = checkpoint.path_of(self.checkpoints, self.state.global_step)
         self.store_flos()
         if self.state.best_global_step:
-            best = checkpoint.at(self.checkpoints, self.state.best_global_step)
+            best = checkpoint.path_of(self.checkpoints, self.state.best_global_step)
             self.state.best_model_checkpoint = str(best)
         state = self._state(pending or {})
         self.tokens_saved = state["tokens"]

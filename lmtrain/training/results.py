@@ -101,7 +101,7 @@ def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, r
     network, folder = trainer.model, run.folder
     if "use_cache" in network.config.to_dict():
         network.config.use_cache = True  # Trainer turns it off; whoever generates wants it
-    with folder.aside() as aside:
+    with folder.model_files() as aside:
         lora.save(network, aside, state_dict)
         trainer.processing_class.save_pretrained(aside)
     if scores and run.evaluator:

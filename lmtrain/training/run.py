@@ -12,7 +12,7 @@ from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError
 from lmtrain.modeling.cpu_kernels import fallbacks, fast_dropout
-from lmtrain.runs.checkpoint import Continued
+from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import leave_process_group
@@ -28,7 +28,9 @@ NOT_WRITTEN = ("No space left", "File too large", "Disk quota exceeded", "Read-o
 """Parts of the messages with which safetensors, torch and tokenizers report a full disk."""
 
 
-def train(recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: Continued, console: Console) -> dict[str, Any]:
+def train(
+    recipe: Recipe, corpus: Corpus, folder: RunFolder, continued: ResumePoint, console: Console
+) -> dict[str, Any]:
     """Train as the recipe says, from the checkpoint of `continued` on, and return the content of results.json.
 
     The run folder is written to only once training can start. Raises an LmtrainError for whatever the user can put right.
@@ -116,7 +118,7 @@ def _how_to_resume(trainer: ExactTrainer, folder: RunFolder) -> str:
     return f"interrupted at step {step}, {saved}; resume with\n  {folder.command('--resume auto')} -o {folder.path}"
 
 
-def _shared(folder: RunFolder, continued: Continued) -> tuple[RunFolder, Continued]:
+def _shared(folder: RunFolder, continued: ResumePoint) -> tuple[RunFolder, ResumePoint]:
     """The values of the first process: a new folder's name holds the time, and one process finds the checkpoint."""
     found: list[Any] = [folder, continued]
     if PartialState().num_processes > 1:

@@ -13,7 +13,7 @@ from lmtrain.data.corpus import Corpus
 from lmtrain.errors import UsageError
 from lmtrain.runs import checkpoint, compatibility, run_folder
 from lmtrain.runs import lock as locking
-from lmtrain.runs.checkpoint import Continued
+from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime import processes
 from lmtrain.runtime.console import Console
@@ -27,7 +27,7 @@ class Start:
     recipe: Recipe
     console: Console
     folder: RunFolder
-    continued: Continued
+    continued: ResumePoint
     finished: Document | None = None
     """The results of a run that is already complete."""
 
@@ -44,20 +44,20 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
     if recipe.run.resume and recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     model_checks.check_model(recipe.objective, recipe.model)
-    start = Start(recipe, console, run_folder.RunFolder(Path(recipe.run.output_dir or ".")), checkpoint.Continued())
+    start = Start(recipe, console, run_folder.RunFolder(Path(recipe.run.output_dir or ".")), checkpoint.ResumePoint())
     with ExitStack() as stack:
         if console.main_process:
-            start.folder = run_folder.place(recipe.run, recipe.objective, recipe.model.name)
+            start.folder = run_folder.choose_folder(recipe.run, recipe.objective, recipe.model.name)
             run_folder.check_writable(start.folder)
             if lock:
                 stack.enter_context(locking.held(start.folder.path))
-                checkpoint.clear(start.folder.checkpoints)
-            run_folder.check_free(start.folder, recipe.run)
-            start.continued = checkpoint.to_resume(recipe.run.resume, start.folder.checkpoints)
+                checkpoint.clean_up(start.folder.checkpoints)
+            run_folder.check_unused(start.folder, recipe.run)
+            start.continued = checkpoint.find(recipe.run.resume, start.folder.checkpoints)
             for line in compatibility.check_settings(start.continued.identity, recipe):
                 console.warn(line)
-            done = run_folder.finished(start.folder) if recipe.run.resume == "auto" else None
-            if done and not run_folder.ends_otherwise(start.folder, recipe):
+            done = run_folder.completed_results(start.folder) if recipe.run.resume == "auto" else None
+            if done and not run_folder.ends_differently(start.folder, recipe):
                 console.note("the run is completed already; these are its results")
                 start.finished = done
         yield start

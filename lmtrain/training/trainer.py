@@ -111,9 +111,9 @@ class ExactTrainer(CheckpointingTrainer):
         """Raise Stopped if this process, or another process of the run, received a request to stop."""
         signals.check()
         if self.several:
-            requested = torch.tensor(int(signals.asked() is not None), device=self.accelerator.device)
+            requested = torch.tensor(int(signals.received() is not None), device=self.accelerator.device)
             if self.accelerator.reduce(requested) > 0:
-                signals.agreed(SIGTERM)
+                signals.stop_together(SIGTERM)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward. Out of memory, the step restarts with half the rows at once and the same loss."""

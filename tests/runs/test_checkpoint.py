@@ -94,7 +94,7 @@ def test_rotation_keeps_the_best_and_the_newest_and_forgets_an_abandoned_future(
         ([2, 3, 4, 6], 3, 2, 9, [2, 3]),  # gone back behind 4
     ]:
         for step in steps:
-            checkpoint.at(tmp_path, step).mkdir()
+            checkpoint.path_of(tmp_path, step).mkdir()
         (tmp_path / "checkpoint-2-mine").mkdir()
         checkpoint.rotate(tmp_path, newest, best, keep)
         assert there() == [-1, *left]  # what is not named as ours is left alone
@@ -106,7 +106,7 @@ def test_what_a_dead_run_left_is_cleared_and_what_it_was_replacing_is_there_agai
     for name in (".saving-6", ".removing-2", ".replaced-4", ".replaced-5", "checkpoint-5"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    checkpoint.clear(tmp_path)
+    checkpoint.clean_up(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-5"]
     assert (tmp_path / "checkpoint-5/file").read_text() == "checkpoint-5"
 
@@ -166,7 +166,7 @@ def test_too_little_room_is_told_before_training(material: Path, monkeypatch: py
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     outcome = lmtrain(*command(material))
     assert outcome.code == 7
-    assert "1 MB are free, and 4 checkpoints of 0 MB" in outcome.err.replace("\n", " ")
+    assert "1 MB free, but the run needs space for 4 checkpoints of 0 MB" in outcome.err.replace("\n", " ")
     assert not Path("run").exists()
 
 

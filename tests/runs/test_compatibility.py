@@ -68,7 +68,7 @@ def test_changed_data_are_refused(change: str, run: tuple[Path, list[Any]]):
     finally:
         data.write_text(before)
     assert outcome.code == 2
-    assert "--resume: data.train is not what it was" in outcome.err
+    assert "--resume: data.train has changed" in outcome.err
 
 
 def test_what_may_change_may_and_what_is_allowed_is_said(run: tuple[Path, list[Any]]):
@@ -77,7 +77,7 @@ def test_what_may_change_may_and_what_is_allowed_is_said(run: tuple[Path, list[A
     other = run[0] / "free"
     outcome = lmtrain(*run[1], *free, "-o", other, "--allow-drift", "weight-decay", "--weight-decay", 0.1)
     assert outcome.code == 0, outcome.err
-    assert "going on though train.weight_decay was 0.0 and is 0.1" in outcome.err
+    assert "resuming although train.weight_decay was 0.0 and is 0.1" in outcome.err
     assert outcome_of(other)[1][-1][0] == 4
 
 
@@ -99,5 +99,5 @@ def test_other_libraries_are_told_of():
     before = {"versions": {"torch": "2.11.0", "transformers": "5.17.0"}}
     now = {"torch": "2.13.0", "transformers": "5.17.0"}
     assert compatibility.version_warnings(before, now) == [
-        "saved with torch 2.11.0, going on with 2.13.0: figures may differ in their last digits"
+        "saved with torch 2.11.0, resuming with 2.13.0: results may differ in the last digits"
     ]

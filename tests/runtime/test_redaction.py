@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import lmtrain, scratch
 
-from lmtrain.runtime.redaction import is_secret_name, redacted
+from lmtrain.runtime.redaction import is_secret_name, redact
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_QWERTYuiopASDFghjklZXCVbnm01",
@@ -120,7 +120,7 @@ def test_a_dry_run_shows_none(material: Path):
 
 def test_a_traceback_shows_none():
     """In a process of its own: a fault that nobody expected."""
-    code = f"import sys; from lmtrain.cli import app; from lmtrain.config import shipped; sys.argv = ['lmtrain', 'recipes']\ndef f(*_): raise KeyError('{TYPED['hub']} in https://{TYPED['user']}x')\nshipped.shipped = f; app.main()"  # fmt: skip
+    code = f"import sys; from lmtrain.cli import app; from lmtrain.config import shipped; sys.argv = ['lmtrain', 'recipes']\ndef f(*_): raise KeyError('{TYPED['hub']} in https://{TYPED['user']}x')\nshipped.shipped = f; app.app()"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "KeyError" in done.stderr
@@ -132,7 +132,7 @@ def test_a_traceback_shows_none():
 )
 def test_names_of_secrets(name: str):
     assert is_secret_name(name)
-    assert "s3cr3tv4lue123456" not in redacted(f"{name}=s3cr3tv4lue123456")
+    assert "s3cr3tv4lue123456" not in redact(f"{name}=s3cr3tv4lue123456")
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_names_of_secrets(name: str):
      "the token: of his love"],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str):
-    assert redacted(text) == text
+    assert redact(text) == text

@@ -13,11 +13,11 @@ from conftest import lmtrain, outcome_of, scratch, trained
 from lmtrain.modeling.loss import TokenLoss
 from lmtrain.objectives import generation
 from lmtrain.runs import checkpoint
-from lmtrain.training import run
+from lmtrain.training import assembly
 from lmtrain.training.trainer import ExactTrainer
 
 MOMENTS: dict[str, tuple[Any, str]] = {
-    "preparation": (run, "prepare"),
+    "preparation": (assembly, "prepare_data"),
     "micro-batch": (ExactTrainer, "compute_loss"),
     "evaluation": (TokenLoss, "score"),
     "generation": (generation.Interruptible, "__call__"),

@@ -530,7 +530,7 @@ def _damaged_and_resumed(lab: Lab, name: str, what: str, place: Path) -> None:
     expect(outcome.code == 3, f"by its path: it ended with {outcome.code}: {last_words(outcome)}")
     expect(name in outcome.err, f"{name} is not named: {last_words(outcome)}")
     outcome = lab.go_on(command, place)
-    expect("passing over checkpoint-7" in outcome.err, "auto does not say that it passes over it")
+    expect("skipping checkpoint-7" in outcome.err, "auto does not say that it passes over it")
 
 
 # --- disk ------------------------------------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ def goes_on_once_there_is_room(place: Path, outcome: Outcome) -> str:
     checkpoints = sorted(path.name for path in (place / "disk/run/checkpoints").glob("*"))
     subprocess.run(["mount", "-o", "remount,size=200m", str(place / "disk")], check=True)
     resumed = start([*FILLING, "--resume", "auto"], place)
-    if resumed.code or "going on from" not in resumed.err:
+    if resumed.code or "resuming from" not in resumed.err:
         return f"of {checkpoints} nothing could be resumed: {resumed.message}"
     return ""
 
@@ -716,7 +716,7 @@ STORED = [
     refused(
         "checkpoints/trainer_state_broken",
         "trainer_state.json cut, named",
-        "not a whole checkpoint",
+        "not a complete checkpoint",
         command=[*CLM, "--data", "{good}", "--resume", "{file}"],
     ),
 ]
@@ -728,7 +728,7 @@ MADE = [
         "goes on from the checkpoint before",
         [*TWO_CHECKPOINTS, "--max-steps", "6", "--resume", "auto"],
         make=a_cut_state,
-        notes=("passing over checkpoint-4", "checkpoint-2"),
+        notes=("skipping checkpoint-4", "checkpoint-2"),
         after=steps_taken(6, 6),
     ),
     refused(

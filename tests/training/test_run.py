@@ -220,7 +220,7 @@ def test_resume_auto_goes_on_from_the_newest_whole_checkpoint(material: Path):
     (Path("run/checkpoints/checkpoint-6") / "resume.safetensors").unlink()
     outcome = lmtrain(*run, "--max-steps", 8, "--resume", "auto")
     assert outcome.code == 0
-    assert "going on from run/checkpoints/checkpoint-4" in outcome.err
+    assert "resuming from run/checkpoints/checkpoint-4" in outcome.err
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     (Path("run/checkpoints/checkpoint-6") / "resume.json").unlink()
@@ -520,9 +520,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(material: Path):
     outcome = lmtrain(*run, "--max-steps", 7, "--resume", "auto")
     message = outcome.err.replace("\n", " ")
     assert outcome.code == 0, outcome.err
-    assert "passing over checkpoint-6: trainer_state.json is damaged" in message
-    assert "passing over checkpoint-4: model.safetensors is damaged: " in message
-    assert "going on from run/checkpoints/checkpoint-2" in message
+    assert "skipping checkpoint-6: trainer_state.json is damaged" in message
+    assert "skipping checkpoint-4: model.safetensors is damaged: " in message
+    assert "resuming from run/checkpoints/checkpoint-2" in message
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_anything_is_written(material: Path):
