@@ -1,10 +1,10 @@
-"""Everything that can go wrong for a reason that is not a fault of ours, and the exit code of each."""
+"""Errors that the user can fix, and their exit codes."""
 
 from collections.abc import Iterable
 
 
 class LmtrainError(Exception):
-    """One clear sentence for the person who can put it right: where, what, remedy."""
+    """Base class; the message says where, what and how to fix it."""
 
     exit_code = 1
 
@@ -16,31 +16,31 @@ class UsageError(LmtrainError):
 
 
 class InputError(LmtrainError):
-    """Data, a model, a tokenizer or a recipe file that cannot be used as it is."""
+    """Data, a model, a tokenizer or a recipe file that cannot be used."""
 
     exit_code = 3
 
 
 class TakesTooLong(LmtrainError):
-    """A program that came with the input, such as a chat template, comes to no end."""
+    """Code from the input, such as a chat template, does not finish."""
 
     exit_code = 3
 
 
 class GateFailed(LmtrainError):
-    """Trained or evaluated, but a figure is not what it has to be."""
+    """Training or evaluation succeeded, but a gate failed."""
 
     exit_code = 4
 
 
 class OutOfMemory(LmtrainError):
-    """The device has not enough memory for one micro-batch."""
+    """One micro-batch does not fit in the device's memory."""
 
     exit_code = 5
 
 
 class BrokenDown(LmtrainError):
-    """The loss is no longer a finite number."""
+    """The loss is not finite any more."""
 
     exit_code = 6
 
@@ -60,7 +60,7 @@ class Interrupted(LmtrainError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` where `known` holds something close to `word`, else the empty string."""
+    """`"; did you mean 'x'?"` if a `known` word is similar to `word`, otherwise the empty string."""
     from difflib import get_close_matches
 
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -68,6 +68,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def visible(text: str, limit: int = 60) -> str:
-    """`text` from somebody's data, shortened and with control characters escaped: safe to print on a terminal."""
+    """Text from data, shortened and with control characters escaped, so that it is safe to print on a terminal."""
     short = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)

@@ -1,48 +1,46 @@
-"""The figures that there are: their names, which way is better, and the formulas of those that are made of sums.
+"""The metrics: their names, which direction is better, and the formulas of those computed from sums.
 
-docs/metrics.md says of each how it is defined and where the definition comes from.
+docs/metrics.md gives the definition and the source of each.
 """
 
 import math
 
-TEXT_METRICS = (
-    "bleu", "chrf", "chrfpp", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1",
-)  # fmt: skip
-"""Figures of generated text, all of them between 0 and 100 (TER may be more)."""
+TEXT_METRICS = ("bleu", "chrf", "chrfpp", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1")
+"""Metrics of generated text, in percent (TER may exceed 100)."""
 
 PROBE_METRICS = ("accuracy", "macro_f1", "entity_precision", "entity_recall", "entity_f1")
-"""Figures of `lmtrain probe`, between 0 and 1."""
+"""Metrics of `lmtrain probe`, between 0 and 1."""
 
 HIGHER_IS_BETTER = frozenset(
     ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", *TEXT_METRICS, *PROBE_METRICS]
-) - {"ter"}  # fmt: skip
+) - {"ter"}
 
 LOWER_IS_BETTER = frozenset(["eval_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "ter"])
 
 
 def trainer_name(name: str) -> str:
-    """A figure's name as Trainer's callbacks want it: `perplexity` -> `eval_perplexity`, `eval_loss` as it is."""
+    """The name of a metric in Trainer: `perplexity` -> `eval_perplexity`; `eval_loss` stays."""
     return name if name == "eval_loss" else f"eval_{name}"
 
 
 def plain_name(name: str) -> str:
-    """The name back again; names that are no figure's stay as they are."""
+    """The inverse of `trainer_name`; other names stay."""
     return name if name == "eval_loss" else name.removeprefix("eval_")
 
 
 def mean(total: float, count: float) -> float:
-    """NaN of nothing: a row, or a draw of rows, may hold no token that is scored."""
+    """The mean; NaN if `count` is 0, because a row or a bootstrap sample may have no scored token."""
     return total / count if count else math.nan
 
 
 def perplexity(nll: float, tokens: float) -> float:
-    """Exp of the mean negative log-likelihood (nats) per token."""
-    return math.exp(min(mean(nll, tokens), 700.0))  # above that a float is infinite, which JSON cannot say
+    """Exp of the mean negative log-likelihood (in nats) per token."""
+    return math.exp(min(mean(nll, tokens), 700.0))  # exp of more overflows to infinity, which JSON cannot represent
 
 
 def bits_per_byte(nll: float, size: float) -> float:
-    """Negative log-likelihood (nats) of a text of `size` UTF-8 bytes, in bits per byte.
+    """Negative log-likelihood (in nats) of a text of `size` UTF-8 bytes, in bits per byte.
 
-    Comparable across tokenizers, and with the size of a compressed file.
+    It is comparable across tokenizers, and with the size of a compressed file.
     """
     return mean(nll / math.log(2), size)

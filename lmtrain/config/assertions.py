@@ -10,17 +10,17 @@ GRAMMAR = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.
 
 
 def parse_assertions(expressions: list[str]) -> list[str]:
-    """The expressions as they are. Raises ValueError for one that is not a comparison."""
+    """Return the expressions unchanged. Raises ValueError if one is not a comparison."""
     for expression in expressions:
         if not GRAMMAR.fullmatch(expression):
-            raise ValueError("write it as NAME<NUMBER (or <=, >, >=, ==, !=), such as perplexity<25")
+            raise ValueError("write it as NAME<NUMBER (or <=, >, >=, ==, !=), e.g. perplexity<25")
     return expressions
 
 
 def check_assertions(expressions: list[str], known: Collection[str] | None, evaluates: bool) -> None:
-    """Raise ValueError for a figure that there will not be; with `known` None only the results can tell.
+    """Raise ValueError for a metric that the evaluation does not compute; with `known` None, any name is accepted.
 
-    What has a dot in its name is looked up in the results, the others among the figures of an evaluation.
+    A name with a dot, such as train.last_loss, is looked up in the results and not checked here.
     """
     for expression in expressions:
         match = GRAMMAR.fullmatch(expression)
@@ -31,5 +31,7 @@ def check_assertions(expressions: list[str], known: Collection[str] | None, eval
         if not evaluates:
             raise ValueError(f"--assert {expression}: needs evaluation data: --eval-data or --val-split")
         if known is not None and name not in known:
-            raise ValueError(f"--assert {expression}: no figure {name!r}; with these settings there are "
-                             f"{', '.join(known)}{suggestion(name, known)}")  # fmt: skip
+            raise ValueError(
+                f"--assert {expression}: no metric {name!r}; these settings compute {', '.join(known)}"
+                f"{suggestion(name, known)}"
+            )

@@ -1,4 +1,4 @@
-"""What can be checked of a model before torch is imported."""
+"""Checks of a model before torch is imported."""
 
 import json
 import os
@@ -13,42 +13,43 @@ from lmtrain.config.architectures import (
     HUB_NAME,
     TABLES,
     TRAINED,
-    _read_json,
-    _table,
     adapter_base,
     check_objective,
     check_path,
     is_architecture,
+    model_table,
     objective_of_folder,
     read_config,
+    read_json,
 )
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
 
 def check_is_adapter(name: str) -> None:
-    """Raise InputError for what is no folder of an adapter."""
+    """Raise InputError if `name` is not the folder of an adapter."""
     check_path(name, "ADAPTER")
     if not (Path(name) / ADAPTER).is_file():
-        raise InputError(f"{name}: no {ADAPTER} in it, so there is nothing to merge")
+        raise InputError(f"{name}: not an adapter, because it has no {ADAPTER}")
 
 
 def check_model(objective: str, model: Model, weights: bool = True) -> None:
-    """Everything about the model and the tokenizer that can be known before torch is imported.
+    """Check the model and the tokenizer; weight files only with `weights`.
 
-    Without `weights` they need not be there.
-    Raises UsageError for flags that do not go together, InputError for a model that is not there or not of the kind.
+    Raises UsageError for flags that exclude each other, InputError for a model that is missing or of another objective.
     """
     if model.config and not model.from_scratch:
-        raise UsageError("--model-config shapes a new model; it needs --from-scratch")
+        raise UsageError("--model-config sets the sizes of a new model; it needs --from-scratch")
     if model.load_in_4bit and find_spec("bitsandbytes") is None:
         raise UsageError("--load-in-4bit: needs bitsandbytes (pip install bitsandbytes) and a CUDA GPU; drop it here")
     trained_tokenizer = bool(model.tokenizer and TRAINED.fullmatch(model.tokenizer))
     if model.tokenizer and not trained_tokenizer and re.match(r"(bpe|wordpiece|unigram|char|byte)\b", model.tokenizer):
         raise UsageError(f"--tokenizer {model.tokenizer}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
     if trained_tokenizer and not model.from_scratch:
-        raise UsageError(f"--tokenizer {model.tokenizer} makes a new vocabulary; a trained model keeps its own "
-                         "(add --from-scratch for a new model)")  # fmt: skip
+        raise UsageError(
+            f"--tokenizer {model.tokenizer} trains a new vocabulary, but a trained model keeps its own "
+            "(add --from-scratch for a new model)"
+        )
     if model.encoder:
         _check_pair(model, weights)
         return
@@ -60,19 +61,20 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
         if model.name in GONE:
             check_objective(model.name, objective)
         if not is_architecture(model.name):
-            known = [name for table, _ in TABLES.values() for name in _table(table)]
+            known = [name for table, _ in TABLES.values() for name in model_table(table)]
             raise InputError(f"--model {model.name}: no such architecture{suggestion(model.name, known)}")
         check_objective(model.name, objective)
         check_size(model.config, "--model-config")
         if model.tokenizer is None:
-            raise UsageError(f"{model.name} from scratch has no tokenizer; train one with --tokenizer bpe:8000, "
-                             "or name one")  # fmt: skip
+            raise UsageError(
+                f"{model.name} from scratch has no tokenizer; train one with --tokenizer bpe:8000, or name one"
+            )
     else:
         check_name(model.name)
 
 
 def _check_pair(model: Model, weights: bool) -> None:
-    """An encoder of masked language models, and a decoder that transformers trains as a causal one."""
+    """Check that --encoder is a masked language model, and --decoder a model that transformers has as a causal one."""
     for name, flag, table in ((model.encoder, "--encoder", "mlm"), (model.decoder, "--decoder", "clm")):
         check_path(str(name), flag)
         folder = Path(str(name))
@@ -82,14 +84,14 @@ def _check_pair(model: Model, weights: bool) -> None:
             model_type = str(config["model_type"])
         elif model.from_scratch:
             model_type = str(name)
-            if model_type not in _table(TABLES[table][0]):
+            if model_type not in model_table(TABLES[table][0]):
                 raise InputError(
-                    f"{flag} {name}: no such architecture{suggestion(str(name), _table(TABLES[table][0]))}"
+                    f"{flag} {name}: no such architecture{suggestion(str(name), model_table(TABLES[table][0]))}"
                 )
         else:
             check_name(str(name))
             continue
-        if model_type not in _table(TABLES[table][0]):
+        if model_type not in model_table(TABLES[table][0]):
             raise InputError(f"{flag} {name} ({model_type}): cannot be the {flag[2:]} of a pair")
     check_size(model.config, "--model-config")
     if model.from_scratch and model.tokenizer is None:
@@ -97,7 +99,7 @@ def _check_pair(model: Model, weights: bool) -> None:
 
 
 def check_encoder(model: Model) -> None:
-    """`check_model` for a model of whatever objective. Raises InputError."""
+    """`check_model` for a model of any objective. Raises InputError."""
     check_path(model.name, "--model")
     if objective := objective_of_folder(model.name):
         check_model(objective, model)
@@ -106,9 +108,9 @@ def check_encoder(model: Model) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise InputError for what is no folder and cannot be the name of a model of the hub."""
+    """Raise InputError for a name that is not a Hub id."""
     if Path(name).exists():
-        raise InputError(f"{name}: a file; --model wants the folder that it lies in")
+        raise InputError(f"{name}: is a file; --model takes the folder that contains it")
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise InputError(f"{name}: no such folder")
 
@@ -116,7 +118,7 @@ def check_name(name: str) -> None:
 def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> None:
     if base := adapter_base(str(folder)):
         if weights and not (folder / "adapter_model.safetensors").is_file():
-            raise InputError(f"{folder}: no adapter_model.safetensors beside adapter_config.json")
+            raise InputError(f"{folder}: has adapter_config.json, but no adapter_model.safetensors")
         if Path(base).is_dir():
             _check_folder(Path(base), objective, model, weights)
         return
@@ -127,10 +129,10 @@ def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> 
 
 def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bool) -> None:
     if "auto_map" in config and not model.trust_remote_code:
-        raise InputError(f"{folder}: brings code of its own, which is run only with --trust-remote-code")
+        raise InputError(f"{folder}: contains its own code, which is run only with --trust-remote-code")
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
         raise InputError(
-            f"{folder}: names code of the hub as its attention; take that out of config.json, or give --attn"
+            f"{folder}: its attention implementation is code from the Hub; remove it from config.json, or give --attn"
         )
     check_size({**config, **model.config}, str(folder / "config.json"))
     if not weights:
@@ -140,7 +142,7 @@ def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bo
     files = list(folder.glob("*.safetensors"))
     if not files and not model.allow_pickle:
         pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
-        reason = f"only {pickled[0]}, a pickle, which can run code when read" if pickled else "none are there"
+        reason = f"only {pickled[0]}, a pickle, which can run code when loaded" if pickled else "there are none"
         raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
     for path in files:
         if damage := cut_off(path):
@@ -148,13 +150,13 @@ def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bo
 
 
 def _check_shards(index: Path) -> None:
-    """Raise InputError for an index of weights that names anything but files beside it."""
-    names = _read_json(index).get("weight_map")
+    """Raise InputError if an index of weights names anything except files in its own folder."""
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict):
         raise InputError(f"{index}: has no weight_map")
     for name in names.values():
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {visible(str(name))}, which is no file beside it")
+            raise InputError(f"{index}: names {visible(str(name))}, which is not a file in this folder")
 
 
 LAYERS = (
@@ -167,34 +169,36 @@ LAYERS = (
     "decoder_layers",
 )
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
-MOST_LAYERS = 10_000
+MAX_LAYERS = 10_000
 
 
 def check_size(config: dict[str, Any], where: str) -> None:
-    """Raise InputError, before anything is made of it, for sizes that no memory of this machine could hold.
+    """Raise InputError for model sizes that do not fit in this machine's memory.
 
-    What is counted is the least that such a model has: its embeddings, and of each layer the attention.
+    The estimate is a lower bound: the embeddings and the attention weights of each layer, in float32.
     """
     sizes = {name: value for name, value in config.items() if isinstance(value, int) and not isinstance(value, bool)}
     layers = max((sizes[name] for name in LAYERS if name in sizes), default=1)
     width = max((sizes[name] for name in WIDTHS if name in sizes), default=1)
-    if layers > MOST_LAYERS:
-        raise InputError(f"{where}: {layers:,} layers; no model has so many")
+    if layers > MAX_LAYERS:
+        raise InputError(f"{where}: {layers:,} layers are too many for any model")
     needed = 4 * (sizes.get("vocab_size", 1) * width + layers * 4 * width**2)
     needed = max(needed, 4 * width * max(sizes.get(name, 1) for name in ("max_position_embeddings", "n_positions")))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 50
     if needed > memory:
-        raise InputError(f"{where}: such a model needs more than {needed / 1e9:,.0f} GB, and this machine has "
-                         f"{memory / 1e9:,.0f} GB; ask for less")  # fmt: skip
+        raise InputError(
+            f"{where}: the model needs more than {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB; "
+            "choose smaller sizes"
+        )
 
 
 def cut_off(path: Path) -> str | None:
-    """What is wrong with a safetensors file as far as its header tells; None where it is as long as it says."""
+    """How a safetensors file is damaged, according to its header; None if it has the right length."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
-            return f"cut off, {size:,} bytes are left"
+            return f"cut off after {size:,} bytes"
         try:
             header = json.loads(stream.read(length))
             end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)

@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments, known without importing transformers."""
+"""The fields of transformers' TrainingArguments, found without importing transformers."""
 
 import ast
 import importlib.util
@@ -32,7 +32,7 @@ OURS = {
     "metric_for_best_model": "--best-metric",
     "greater_is_better": "--best-metric",
     "data_seed": "--seed",
-    "use_cpu": "the devices that there are",
+    "use_cpu": "the available devices",
     "disable_tqdm": "--quiet",
     "logging_first_step": "--log-every",
     "logging_nan_inf_filter": "the promise that no NaN is hidden",
@@ -50,23 +50,20 @@ OURS = {
     "ignore_data_skip": "the promise that a resumed run is exact",
     "enable_jit_checkpoint": "the promise that a signal leaves a checkpoint",
 }
-"""Fields of TrainingArguments that lmtrain sets itself, and what decides them."""
+"""Fields of TrainingArguments that lmtrain sets itself -> what determines them."""
 
 
 def transformers_source(*parts: str) -> Path:
     """A file or folder of the installed transformers, found without importing it. Raises InputError."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
-        raise InputError("transformers is not installed; pip install lmtrain brings it")
+        raise InputError("transformers is not installed; pip install lmtrain installs it")
     return Path(spec.origin).parent.joinpath(*parts)
 
 
 @cache
 def training_arguments() -> dict[str, str]:
-    """Every field of the installed transformers' TrainingArguments with its annotation.
-
-    Read from the source, because importing transformers takes seconds and a misspelt key should not.
-    """
+    """Every field of the installed transformers' TrainingArguments -> its annotation, parsed from the source."""
     tree = ast.parse(transformers_source("training_args.py").read_text(encoding="utf-8"))
     (definition,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
     return {

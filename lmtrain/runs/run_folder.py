@@ -186,7 +186,7 @@ def check_output_file(file: str | None, flag: str) -> None:
     if file and Path(file).is_dir():
         raise UsageError(f"{flag} {file}: is a folder; name a file")
     if file and not Path(file).absolute().parent.is_dir():
-        raise UsageError(f"{flag} {file}: its folder does not exist")
+        raise UsageError(f"{flag} {file}: no such folder: {Path(file).parent}")
 
 
 def completed_results(folder: RunFolder) -> dict[str, Any] | None:

@@ -348,11 +348,11 @@ MISTAKES = {
     "no text": (["--data", "blank.jsonl"], 3, "blank.jsonl: no usable text (2 empty rows)"),
     "no such file": (["--data", "tex.jsonl"], 3, "tex.jsonl: no such file"),
     "text without tags": (["--data", "text.txt"], 3, "text.txt, line 1: 'word' is a word without a tag"),
-    "a gate on an unknown metric": (["--assert", "acuracy>1"], 2, "no figure 'acuracy'"),
+    "a gate on an unknown metric": (["--assert", "acuracy>1"], 2, "no metric 'acuracy'"),
     "a gate on a metric of other data": (
         ["--assert", "entity_f1>0"],
         2,
-        "no figure 'entity_f1'; with these settings there are accuracy, macro_f1",
+        "no metric 'entity_f1'; these settings compute accuracy, macro_f1",
     ),
     "no model": (["--model", "nowhere/at/all"], 3, "nowhere/at/all: no such folder"),
     "too long": (["-L", "129"], 2, "--max-length 129"),

@@ -44,7 +44,7 @@ def test_adapter_without_a_usable_base_is_refused(gpt2: Path, tmp_path: Path):
     Path("ad").mkdir()
     for base, message in (
         ("/nonexist/base", "no such folder"),
-        (str(Path("ad").resolve()), "adapter of another adapter"),
+        (str(Path("ad").resolve()), "the base of this adapter is an adapter"),
         ("org/base", "offline there is no such model"),
     ):
         Path("ad/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))

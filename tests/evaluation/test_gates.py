@@ -189,8 +189,8 @@ def test_gates_are_checked_again_on_a_completed_run(material: Path):
 @pytest.mark.parametrize(
     ("model", "flags", "message"),
     [
-        ("t5", ["--metric", "rouge1", "--assert", "bleu>0"], "no figure 'bleu'"),
-        ("bert", ["--assert", "pseudo_perplexity<9"], "no figure 'pseudo_perplexity'"),
+        ("t5", ["--metric", "rouge1", "--assert", "bleu>0"], "no metric 'bleu'"),
+        ("bert", ["--assert", "pseudo_perplexity<9"], "no metric 'pseudo_perplexity'"),
     ],
 )
 def test_gate_on_a_metric_that_is_not_computed_is_refused(

@@ -70,13 +70,13 @@ def header(document: Any) -> bytes:
 
 
 HOSTILE = {
-    "pickle": (only_a_pickle, "a pickle, which can run code when read"),
+    "pickle": (only_a_pickle, "a pickle, which can run code when loaded"),
     "remote code": (code_of_its_own, "only with --trust-remote-code"),
-    "shard outside": (shards("../outside.safetensors"), "which is no file beside it"),
-    "shard absolute": (shards("/etc/passwd"), "which is no file beside it"),
-    "shard number": (shards(7), "which is no file beside it"),
-    "kernel of the hub": (lambda f: changed(f, attn_implementation="org/kernel"), "names code of the hub"),
-    "layers": (lambda f: changed(f, n_layer=10**9), "layers; no model has so many"),
+    "shard outside": (shards("../outside.safetensors"), "which is not a file in this folder"),
+    "shard absolute": (shards("/etc/passwd"), "which is not a file in this folder"),
+    "shard number": (shards(7), "which is not a file in this folder"),
+    "kernel of the hub": (lambda f: changed(f, attn_implementation="org/kernel"), "is code from the Hub"),
+    "layers": (lambda f: changed(f, n_layer=10**9), "layers are too many"),
     "width": (lambda f: changed(f, n_embd=10**7), "needs more than"),
     "vocabulary": (lambda f: changed(f, vocab_size=10**13), "needs more than"),
     "positions": (lambda f: changed(f, n_positions=10**13), "needs more than"),
