@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there: damage of any kind is found, rotation loses nothing, a full disk ends in one line."""
+"""Checkpoints are atomic: damage is detected, rotation keeps the best and newest, a full disk ends with one message."""
 
 import errno
 import json
@@ -14,13 +14,40 @@ from conftest import lmtrain, outcome_of, scratch, trained
 from lmtrain.runs import checkpoint
 from lmtrain.training import training_state
 
-FILES = ("config.json", "manifest.json", "model.safetensors", "resume.json", "resume.safetensors", "tokenizer.json",
-         "trainer_state.json")  # fmt: skip
+FILES = (
+    "config.json",
+    "manifest.json",
+    "model.safetensors",
+    "resume.json",
+    "resume.safetensors",
+    "tokenizer.json",
+    "trainer_state.json",
+)
 
 
 def command(material: Path, *flags: Any) -> list[Any]:
-    return ["clm", *scratch("gpt2"), "--no-packing", "-d", material / "text.jsonl", "-o", "run", "--save-every", 2,
-            "--val-split", 0.1, "--samples", 0, "--log-every", 1, "--max-steps", 6, "--lr", 1e-3, *flags]  # fmt: skip
+    return [
+        "clm",
+        *scratch("gpt2"),
+        "--no-packing",
+        "-d",
+        material / "text.jsonl",
+        "-o",
+        "run",
+        "--save-every",
+        2,
+        "--val-split",
+        0.1,
+        "--samples",
+        0,
+        "--log-every",
+        1,
+        "--max-steps",
+        6,
+        "--lr",
+        1e-3,
+        *flags,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +63,13 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved / "checkpoint-4", tmp_path / "checkpoint-4"))
 
 
-def test_nothing_in_it_is_a_pickle(saved: Path):
+def test_checkpoint_contains_no_pickle(saved: Path):
     names = {path.name for path in (saved / "checkpoint-4").iterdir()}
     assert set(FILES) <= names
     assert not {path.suffix for path in (saved / "checkpoint-4").iterdir()} - {".json", ".safetensors"}
 
 
-def test_any_flipped_bit_is_found(copy: Path):
+def test_flipped_bits_are_detected(copy: Path):
     chance = random.Random(5)
     files = sorted(copy.iterdir())
     for _ in range(100):
@@ -58,7 +85,7 @@ def test_any_flipped_bit_is_found(copy: Path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_missing_empty_half_or_of_another_step_is_found(name: str, copy: Path, saved: Path):
+def test_missing_empty_truncated_or_swapped_files_are_detected(name: str, copy: Path, saved: Path):
     file = copy / name
     whole = file.read_bytes()
     swapped = (saved / "checkpoint-6" / name).read_bytes()
@@ -71,7 +98,7 @@ def test_a_file_that_is_missing_empty_half_or_of_another_step_is_found(name: str
     assert checkpoint.damage(copy) is None
 
 
-def test_a_file_too_many_and_another_format_are_found(copy: Path):
+def test_additional_files_and_other_formats_are_detected(copy: Path):
     (copy / "pytorch_model.bin").write_bytes(b"x")
     assert checkpoint.damage(copy) == "pytorch_model.bin does not belong to it"
     (copy / "pytorch_model.bin").unlink()
@@ -81,7 +108,7 @@ def test_a_file_too_many_and_another_format_are_found(copy: Path):
     assert "in a format that" in (checkpoint.damage(copy) or "")
 
 
-def test_rotation_keeps_the_best_and_the_newest_and_forgets_an_abandoned_future(tmp_path: Path):
+def test_rotation_keeps_the_best_and_the_newest_and_removes_later_steps(tmp_path: Path):
     def there() -> list[int]:
         return sorted(checkpoint.step_of(path) for path in tmp_path.iterdir())
 
@@ -91,18 +118,18 @@ def test_rotation_keeps_the_best_and_the_newest_and_forgets_an_abandoned_future(
         ([2, 4, 6], 6, 6, 2, [4, 6]),
         ([2, 4, 6], 6, 2, 1, [2, 6]),
         ([2, 4, 6], 6, None, 1, [6]),
-        ([2, 3, 4, 6], 3, 2, 9, [2, 3]),  # gone back behind 4
+        ([2, 3, 4, 6], 3, 2, 9, [2, 3]),  # resumed from before step 4
     ]:
         for step in steps:
             checkpoint.path_of(tmp_path, step).mkdir()
         (tmp_path / "checkpoint-2-mine").mkdir()
         checkpoint.rotate(tmp_path, newest, best, keep)
-        assert there() == [-1, *left]  # what is not named as ours is left alone
+        assert there() == [-1, *left]  # other folders are left alone
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
 
 
-def test_what_a_dead_run_left_is_cleared_and_what_it_was_replacing_is_there_again(tmp_path: Path):
+def test_clean_up_removes_temporary_folders_and_restores_a_replaced_checkpoint(tmp_path: Path):
     for name in (".saving-6", ".removing-2", ".replaced-4", ".replaced-5", "checkpoint-5"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
@@ -111,7 +138,7 @@ def test_what_a_dead_run_left_is_cleared_and_what_it_was_replacing_is_there_agai
     assert (tmp_path / "checkpoint-5/file").read_text() == "checkpoint-5"
 
 
-def test_state_comes_back_equal_in_value_and_type(tmp_path: Path):
+def test_training_state_round_trips_with_values_and_types(tmp_path: Path):
     import numpy as np
     import torch
 
@@ -138,7 +165,7 @@ def test_state_comes_back_equal_in_value_and_type(tmp_path: Path):
 @pytest.mark.parametrize(
     ("place", "error"), [("seal", errno.ENOSPC), ("publish", errno.EDQUOT), ("begin", errno.EROFS)]
 )
-def test_a_disk_that_is_full_ends_the_run_in_one_line_and_leaves_what_was_saved(
+def test_full_disk_ends_the_run_with_one_message_and_keeps_the_last_checkpoint(
     place: str, error: int, material: Path, monkeypatch: pytest.MonkeyPatch
 ):
     trained(*command(material, "-o", "whole"))
@@ -162,7 +189,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_leaves_what_was_saved(
     assert outcome_of("run") == outcome_of("whole")
 
 
-def test_too_little_room_is_told_before_training(material: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_disk_space_is_reported_before_training(material: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     outcome = lmtrain(*command(material))
     assert outcome.code == 7
@@ -170,7 +197,7 @@ def test_too_little_room_is_told_before_training(material: Path, monkeypatch: py
     assert not Path("run").exists()
 
 
-def test_a_log_that_cannot_be_written_waits_for_the_next(material: Path, monkeypatch: pytest.MonkeyPatch):
+def test_log_line_that_cannot_be_written_is_retried(material: Path, monkeypatch: pytest.MonkeyPatch):
     from lmtrain.runs.run_folder import RunFolder
 
     append, times = RunFolder.append, []
@@ -189,7 +216,7 @@ def test_a_log_that_cannot_be_written_waits_for_the_next(material: Path, monkeyp
     assert steps == [0, 1, 2, 3, 4, 5, 6, 6]
 
 
-def test_the_preflight_leaves_no_trace_in_the_run(material: Path):
+def test_preflight_does_not_change_the_run(material: Path):
     trained(*command(material, "-o", "without"))
     outcome = lmtrain(*command(material, "--preflight"))
     assert outcome.code == 0

@@ -1,4 +1,4 @@
-"""What changes between a run and its continuation is refused by name before the first step, or may change."""
+"""Settings that change between a run and its continuation are refused by name, unless they may change."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ SIZES = "n_embd=32,n_layer=2,n_head=2,n_positions=128"
 
 @pytest.fixture(scope="module")
 def run(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
-    """(a run that has two of its four steps behind it, its command)."""
+    """(folder of a run that has completed two of four steps, its command)."""
     folder = tmp_path_factory.mktemp("drift")
     data = folder / "text.jsonl"
     data.write_bytes((material / "text.jsonl").read_bytes())
@@ -44,7 +44,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_changed_setting_is_refused_by_name(name: str, run: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch):
+def test_changed_setting_is_refused_by_name(name: str, run: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ExactTrainer, "train", None)  # would be called
     outcome = lmtrain(*run[1], *CHANGED[name], "-o", run[0] / "other")
     assert outcome.code == 2, outcome.err
@@ -54,15 +54,17 @@ def test_a_changed_setting_is_refused_by_name(name: str, run: tuple[Path, list[A
 
 
 @pytest.mark.parametrize("change", ["one byte", "one row more", "another order"])
-def test_changed_data_are_refused(change: str, run: tuple[Path, list[Any]]):
+def test_changed_data_is_refused(change: str, run: tuple[Path, list[Any]]):
     data = run[0] / "text.jsonl"
     before = data.read_text()
     lines = before.splitlines()
-    data.write_text({
-        "one byte": before.replace("cat", "cut", 1),
-        "one row more": before + '{"text": "one row more"}\n',
-        "another order": "\n".join([lines[1], lines[0], *lines[2:]]) + "\n",
-    }[change])  # fmt: skip
+    data.write_text(
+        {
+            "one byte": before.replace("cat", "cut", 1),
+            "one row more": before + '{"text": "one row more"}\n',
+            "another order": "\n".join([lines[1], lines[0], *lines[2:]]) + "\n",
+        }[change]
+    )
     try:
         outcome = lmtrain(*run[1], "-o", run[0] / "other")
     finally:
@@ -71,9 +73,22 @@ def test_changed_data_are_refused(change: str, run: tuple[Path, list[Any]]):
     assert "--resume: data.train has changed" in outcome.err
 
 
-def test_what_may_change_may_and_what_is_allowed_is_said(run: tuple[Path, list[Any]]):
-    free = ["--save-every", 3, "--log-every", 1, "--eval-every", 1, "--keep", 3, "--on-nonfinite", "skip 3",
-            "--gradient-checkpointing", "--set", "train.dataloader_num_workers=0"]  # fmt: skip
+def test_harmless_settings_may_change_and_allowed_drift_is_reported(run: tuple[Path, list[Any]]):
+    free = [
+        "--save-every",
+        3,
+        "--log-every",
+        1,
+        "--eval-every",
+        1,
+        "--keep",
+        3,
+        "--on-nonfinite",
+        "skip 3",
+        "--gradient-checkpointing",
+        "--set",
+        "train.dataloader_num_workers=0",
+    ]
     other = run[0] / "free"
     outcome = lmtrain(*run[1], *free, "-o", other, "--allow-drift", "weight-decay", "--weight-decay", 0.1)
     assert outcome.code == 0, outcome.err
@@ -81,7 +96,7 @@ def test_what_may_change_may_and_what_is_allowed_is_said(run: tuple[Path, list[A
     assert outcome_of(other)[1][-1][0] == 4
 
 
-def test_moved_data_are_the_same_data(run: tuple[Path, list[Any]]):
+def test_moved_data_counts_as_unchanged(run: tuple[Path, list[Any]]):
     moved = run[0] / "moved.jsonl"
     moved.write_bytes((run[0] / "text.jsonl").read_bytes())
     assert (
@@ -89,13 +104,13 @@ def test_moved_data_are_the_same_data(run: tuple[Path, list[Any]]):
     )
 
 
-def test_a_name_that_is_none_is_told_with_what_was_meant(run: tuple[Path, list[Any]]):
+def test_unknown_name_in_allow_drift_gets_a_suggestion(run: tuple[Path, list[Any]]):
     outcome = lmtrain(*run[1], "-o", run[0] / "other", "--allow-drift", "train.learning_rat")
     assert outcome.code == 2
     assert "did you mean 'train.learning_rate'?" in outcome.err
 
 
-def test_other_libraries_are_told_of():
+def test_changed_library_versions_are_reported():
     before = {"versions": {"torch": "2.11.0", "transformers": "5.17.0"}}
     now = {"torch": "2.13.0", "transformers": "5.17.0"}
     assert compatibility.version_warnings(before, now) == [

@@ -25,13 +25,13 @@ def owner():
     process.communicate()
 
 
-def test_a_second_run_is_told_who_is_in_the_folder(owner: subprocess.Popen, material: Path):
+def test_second_run_is_refused_and_names_the_owner(owner: subprocess.Popen, material: Path):
     outcome = lmtrain("clm", *scratch("gpt2"), "-d", material / "text.jsonl", "-o", "run", "--overwrite")
     assert outcome.code == 7
     assert f"in use by process {owner.pid} on {socket.gethostname()}" in outcome.err.replace("\n", " ")
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(owner: subprocess.Popen):
+def test_lock_of_a_killed_process_is_released(owner: subprocess.Popen):
     with pytest.raises(StorageError), lock.held(Path("run")):
         pass
     owner.kill()
@@ -41,7 +41,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(owner: subprocess.P
     assert not Path("run/.lock").exists()
 
 
-def test_a_folder_to_which_nothing_was_written_is_gone_again():
+def test_folder_is_removed_if_nothing_was_written():
     with lock.held(Path("new/deep/run")):
         assert Path("new/deep/run").is_dir()
     assert not Path("new").exists()

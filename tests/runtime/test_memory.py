@@ -42,7 +42,7 @@ class Large:
     """A stand-in for a tensor."""
 
 
-def test_what_the_failed_work_held_is_freed_before_the_retry():
+def test_memory_of_the_failed_work_is_freed_before_the_retry():
     held: list[weakref.ref[Large]] = []
     alive = []
 

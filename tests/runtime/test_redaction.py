@@ -1,4 +1,4 @@
-"""Secrets reach neither the screen nor the run folder, whatever becomes of the command."""
+"""Secrets reach neither the terminal nor the run folder, however a command ends."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows() -> Path:
-    """Text in which somebody left what should not be there."""
+    """Text that contains secrets."""
     address = {TYPED["user"]: "https://{}example.org", TYPED["query"]: "https://example.org/?token={}"}
     left = [address.get(value, "{}").format(value) for value in CANARIES * 3]
     texts = [f"the cat sees {value} and the dog {number}" for number, value in enumerate(left)]
@@ -56,20 +56,34 @@ def found(*texts: str) -> list[str]:
 
 
 def command(*flags: Any) -> list[Any]:
-    # With a tokenizer of bytes, whose vocabulary is not made of the text.
-    return ["clm", *scratch("gpt2")[:5], "--tokenizer", "byte", "-d", rows(), "-o", "run", "--max-steps", 1, "--val-split", 0.3,
-            "--no-packing", *flags]  # fmt: skip
+    # The vocabulary of a byte tokenizer does not contain text.
+    return [
+        "clm",
+        *scratch("gpt2")[:5],
+        "--tokenizer",
+        "byte",
+        "-d",
+        rows(),
+        "-o",
+        "run",
+        "--max-steps",
+        1,
+        "--val-split",
+        0.3,
+        "--no-packing",
+        *flags,
+    ]
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_run_over_text_that_holds_secrets_shows_and_keeps_none(flags: list[str]):
+def test_run_on_text_with_secrets_prints_and_saves_none(flags: list[str]):
     outcome = lmtrain(*command(*flags))
     assert outcome.code == 0, outcome.err
     assert found(outcome.out, outcome.err) == []
     assert "the cat sees" in Path("run/samples.jsonl").read_text() + Path("run/predictions.jsonl").read_text()
 
 
-def test_a_run_that_breaks_down_names_its_rows_without_secrets(monkeypatch: pytest.MonkeyPatch):
+def test_nonfinite_loss_names_rows_without_secrets(monkeypatch: pytest.MonkeyPatch):
     from lmtrain.training.trainer import ExactTrainer
 
     whole = ExactTrainer.compute_loss
@@ -95,15 +109,17 @@ def test_a_run_that_breaks_down_names_its_rows_without_secrets(monkeypatch: pyte
         ["--set", f"train.optim={TYPED['slack']}"],
     ],
 )
-def test_a_mistake_is_told_without_the_secret_in_it(flags: list[str]):
+def test_error_message_hides_the_secret_in_a_flag(flags: list[str]):
     outcome = lmtrain(*command(*flags))
     assert outcome.code in (2, 3), outcome.err
     assert found(outcome.out, outcome.err) == []
 
 
-def test_a_recipe_with_secrets_is_refused_by_the_names_of_the_keys(material: Path):
-    Path("bad.yaml").write_text(f"objective: clm\nmodel: gpt2\ndata: {material / 'text.jsonl'}\n"
-                                f"api_key: {TYPED['query']}\ntrain:\n  password: {TYPED['query']}\n")  # fmt: skip
+def test_recipe_with_secret_keys_is_refused(material: Path):
+    Path("bad.yaml").write_text(
+        f"objective: clm\nmodel: gpt2\ndata: {material / 'text.jsonl'}\n"
+        f"api_key: {TYPED['query']}\ntrain:\n  password: {TYPED['query']}\n"
+    )
     outcome = lmtrain("run", "bad.yaml")
     assert outcome.code == 2
     assert "api_key: a secret has no place in a recipe" in outcome.err.replace("\n", " ")
@@ -111,16 +127,20 @@ def test_a_recipe_with_secrets_is_refused_by_the_names_of_the_keys(material: Pat
     assert found(outcome.out, outcome.err) == []
 
 
-def test_a_dry_run_shows_none(material: Path):
+def test_dry_run_prints_no_secrets(material: Path):
     outcome = lmtrain(*command("--data", f"x/{TYPED['github']}", "--set", f"train.run_id={TYPED['hub']}"))
     dry = lmtrain(*command("--data", f"x/{TYPED['github']}", "--dry-run"))
     assert (outcome.code, dry.code) == (2, 0)
     assert found(outcome.out, outcome.err, dry.out, dry.err) == []
 
 
-def test_a_traceback_shows_none():
-    """In a process of its own: a fault that nobody expected."""
-    code = f"import sys; from lmtrain.cli import app; from lmtrain.config import shipped; sys.argv = ['lmtrain', 'recipes']\ndef f(*_): raise KeyError('{TYPED['hub']} in https://{TYPED['user']}x')\nshipped.shipped = f; app.app()"  # fmt: skip
+def test_traceback_contains_no_secrets():
+    """An unexpected error, in another process."""
+    code = (
+        "import sys; from lmtrain.cli import app; from lmtrain.config import shipped\n"
+        f"def fail(*_): raise KeyError('{TYPED['hub']} in https://{TYPED['user']}x')\n"
+        "sys.argv = ['lmtrain', 'recipes']; shipped.shipped = fail; app.app()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "KeyError" in done.stderr
@@ -130,16 +150,26 @@ def test_a_traceback_shows_none():
 @pytest.mark.parametrize(
     "name", ["api_key", "hub_token", "WANDB_API_KEY", "password", "secret", "access-key", "apiKey"]
 )
-def test_names_of_secrets(name: str):
+def test_secret_names_are_recognized(name: str):
     assert is_secret_name(name)
     assert "s3cr3tv4lue123456" not in redact(f"{name}=s3cr3tv4lue123456")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["use_cls_token: True", "num_memory_tokens=16", "pad_token='<pad>'", "max_new_tokens=128", "eos_token: </s>",
-     "token_accuracy 0.5", "tokenizer: bpe:8000", "tokens per second 12,345", "--tokenizer bpe:300", "key: value",
-     "the token: of his love"],
-)  # fmt: skip
-def test_what_is_no_secret_stays(text: str):
+    [
+        "use_cls_token: True",
+        "num_memory_tokens=16",
+        "pad_token='<pad>'",
+        "max_new_tokens=128",
+        "eos_token: </s>",
+        "token_accuracy 0.5",
+        "tokenizer: bpe:8000",
+        "tokens per second 12,345",
+        "--tokenizer bpe:300",
+        "key: value",
+        "the token: of his love",
+    ],
+)
+def test_ordinary_text_is_unchanged(text: str):
     assert redact(text) == text

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at every moment of a run: the exit code, a checkpoint, and the same end after --resume auto."""
+"""Ctrl-C and SIGTERM at every stage of a run: exit code, checkpoint, and identical results after --resume auto."""
 
 import os
 import signal
@@ -28,12 +28,37 @@ MOMENTS: dict[str, tuple[Any, str]] = {
 def command(objective: str, model: str, material: Path, run: str) -> list[Any]:
     data = material / ("pairs.jsonl" if objective == "seq2seq" else "text.jsonl")
     alone = [] if objective == "seq2seq" else ["--no-packing"]
-    return [objective, *scratch(model), *alone, "--data", data, "-o", run, "--val-split", 0.1, "-b", 6, "--grad-accum", 3,
-            "--epochs", 3, "--log-every", 1, "--eval-every", 2, "--save-every", 3, "--samples", 0, "--lr", 1e-3]  # fmt: skip
+    return [
+        objective,
+        *scratch(model),
+        *alone,
+        "--data",
+        data,
+        "-o",
+        run,
+        "--val-split",
+        0.1,
+        "-b",
+        6,
+        "--grad-accum",
+        3,
+        "--epochs",
+        3,
+        "--log-every",
+        1,
+        "--eval-every",
+        2,
+        "--save-every",
+        3,
+        "--samples",
+        0,
+        "--lr",
+        1e-3,
+    ]
 
 
 def after(number: int, monkeypatch: pytest.MonkeyPatch, moment: str, sent: int) -> list[int]:
-    """Send a signal to this process at the n-th time that a moment is reached; the list holds what was reached."""
+    """Send a signal to this process when a moment is reached for the n-th time; the list counts them."""
     place, name = MOMENTS[moment]
     made: Callable[..., Any] = getattr(place, name)
     reached: list[int] = []
@@ -69,7 +94,7 @@ def whole(objective: str, model: str, material: Path) -> Any:
         ("save", 2, signal.SIGTERM, "seq2seq", "t5"),
     ],
 )
-def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_the_same(
+def test_signal_saves_a_checkpoint_and_the_resumed_run_is_identical(
     moment: str, number: int, sent: int, objective: str, model: str, material: Path, monkeypatch: pytest.MonkeyPatch
 ):
     expected = whole(objective, model, material)
@@ -85,16 +110,14 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_ends_the_same(
     assert outcome_of("run") == expected
 
 
-def test_a_signal_before_training_ends_it_at_once(material: Path, monkeypatch: pytest.MonkeyPatch):
+def test_signal_before_training_ends_the_command_at_once(material: Path, monkeypatch: pytest.MonkeyPatch):
     after(1, monkeypatch, "preparation", signal.SIGTERM)
     outcome = lmtrain(*command("clm", "gpt2", material, "run"))
     assert outcome.code == 143
     assert not Path("run").exists()
 
 
-def test_a_run_that_ended_before_it_said_so_is_finished_without_a_step(
-    material: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_run_killed_after_its_last_step_is_completed_without_training(material: Path, monkeypatch: pytest.MonkeyPatch):
     run = command("clm", "gpt2", material, "run")
     trained(*run)
     expected = outcome_of("run")
