@@ -13,10 +13,17 @@ from conftest import HEAVY, imported_by, lmtrain, scratch, trained
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["clm", "--help"], ["recipes"], ["clm", "--model", "gpt2", "--data", "x", "--dry-run"],
-     ["clm", "--model", "gpt2", "--data", "no-such-file.txt"], ["clm", "--from-scratch", "--model", "t5", "--data", "x"],
-     ["probe", "--help"], ["probe", "--model", "bert-base-cased", "--data", "no-such-file.csv"]],
-)  # fmt: skip
+    [
+        ["--help"],
+        ["clm", "--help"],
+        ["recipes"],
+        ["clm", "--model", "gpt2", "--data", "x", "--dry-run"],
+        ["clm", "--model", "gpt2", "--data", "no-such-file.txt"],
+        ["clm", "--from-scratch", "--model", "t5", "--data", "x"],
+        ["probe", "--help"],
+        ["probe", "--model", "bert-base-cased", "--data", "no-such-file.csv"],
+    ],
+)
 def test_what_needs_no_torch_imports_none_of_the_heavy_libraries(arguments: list[str]):
     assert not imported_by(*arguments) & set(HEAVY)
 
@@ -92,23 +99,67 @@ def test_a_flag_can_be_turned_off_and_a_shortcut_sets_its_option():
 
 # What a newcomer gets wrong: (arguments, exit code, what the message must hold).
 MISTAKES = {
-    "missing file": (["clm", "--model", "GPT2", "--data", "txet.jsonl"], 3, ["txet.jsonl", "no such file", "text.jsonl"]),
-    "wrong column": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--text-column", "txt"], 3, ["no column 'txt'", "it has text"]),
+    "missing file": (
+        ["clm", "--model", "GPT2", "--data", "txet.jsonl"],
+        3,
+        ["txet.jsonl", "no such file", "text.jsonl"],
+    ),
+    "wrong column": (
+        ["clm", "--model", "GPT2", "--data", "text.jsonl", "--text-column", "txt"],
+        3,
+        ["no column 'txt'", "it has text"],
+    ),
     "empty file": (["clm", "--model", "GPT2", "--data", "empty.txt"], 3, ["empty.txt", "no usable text"]),
     "misspelt flag": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--epoch", "3"], 2, ["--epoch", "--epochs"]),
     "misspelt key": (["run", "typo.yaml"], 2, ["typo.yaml", "learing_rate", "did you mean 'learning_rate'"]),
-    "wrong objective": (["clm", "--from-scratch", "--model", "t5", "--data", "text.jsonl"], 3, ["t5 is an encoder-decoder: use lmtrain seq2seq"]),
-    "folder exists": (["clm", "--model", "GPT2", "--data", "text.jsonl", "-o", "GPT2"], 2, ["not empty", "--overwrite", "--resume"]),
-    "unknown architecture": (["clm", "--from-scratch", "--model", "gtp2", "--data", "text.jsonl"], 3, ["no such architecture", "gpt2"]),
-    "too long": (["clm", "--model", "GPT2", "--data", "text.jsonl", "-L", "4096"], 2, ["--max-length 4096", "128 positions"]),
-    "no mask token": (["mlm", "--model", "BERT", "--tokenizer", "GPT2", "--data", "text.jsonl"], 3, ["no mask token", "wordpiece"]),
-    "half a pair": (["clm", "--model", "GPT2", "--data", "prompts.jsonl", "--prompt-column", "question"], 2, ["--completion-column", "belong together"]),
-    "a value out of range": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--lr", "-1", "-b", "0"], 2, ["--learning-rate", "--batch-size", "got -1"]),
-    "unknown TrainingArguments": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.adam_beta3=1"], 2, ["train.adam_beta3", "did you mean 'adam_beta"]),
-    "what lmtrain sets itself": (["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.eval_strategy=no"], 2, ["--eval-every"]),
+    "wrong objective": (
+        ["clm", "--from-scratch", "--model", "t5", "--data", "text.jsonl"],
+        3,
+        ["t5 is an encoder-decoder: use lmtrain seq2seq"],
+    ),
+    "folder exists": (
+        ["clm", "--model", "GPT2", "--data", "text.jsonl", "-o", "GPT2"],
+        2,
+        ["not empty", "--overwrite", "--resume"],
+    ),
+    "unknown architecture": (
+        ["clm", "--from-scratch", "--model", "gtp2", "--data", "text.jsonl"],
+        3,
+        ["no such architecture", "gpt2"],
+    ),
+    "too long": (
+        ["clm", "--model", "GPT2", "--data", "text.jsonl", "-L", "4096"],
+        2,
+        ["--max-length 4096", "128 positions"],
+    ),
+    "no mask token": (
+        ["mlm", "--model", "BERT", "--tokenizer", "GPT2", "--data", "text.jsonl"],
+        3,
+        ["no mask token", "wordpiece"],
+    ),
+    "half a pair": (
+        ["clm", "--model", "GPT2", "--data", "prompts.jsonl", "--prompt-column", "question"],
+        2,
+        ["--completion-column", "belong together"],
+    ),
+    "a value out of range": (
+        ["clm", "--model", "GPT2", "--data", "text.jsonl", "--lr", "-1", "-b", "0"],
+        2,
+        ["--learning-rate", "--batch-size", "got -1"],
+    ),
+    "unknown TrainingArguments": (
+        ["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.adam_beta3=1"],
+        2,
+        ["train.adam_beta3", "did you mean 'adam_beta"],
+    ),
+    "what lmtrain sets itself": (
+        ["clm", "--model", "GPT2", "--data", "text.jsonl", "--set", "train.eval_strategy=no"],
+        2,
+        ["--eval-every"],
+    ),
     "no recipe of this name": (["run", "clm-quikstart"], 2, ["did you mean 'clm-quickstart'"]),
     "an option of another objective": (["run", "foreign.yaml"], 2, ["mask_probability", "an option of mlm only"]),
-}  # fmt: skip
+}
 NEED_TORCH = {"too long", "no mask token"}
 
 
@@ -148,13 +199,35 @@ def test_json_is_the_only_thing_on_stdout_and_quiet_says_nothing(material: Path)
 
 @pytest.mark.slow
 def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material: Path):
-    command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "text.jsonl"),
-               "--max-steps", "3", "--json", "--quiet", "--lr", "1e-3", "-b", "4"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lmtrain",
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        str(material / "text.jsonl"),
+        "--max-steps",
+        "3",
+        "--json",
+        "--quiet",
+        "--lr",
+        "1e-3",
+        "-b",
+        "4",
+    ]
     done = subprocess.run([*command, "-o", "two", "--num-processes", "2"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
-    one = trained(*command[3:-2], "-b", 8, "-o", "one", "--set", "model.config={'n_embd': 32, 'n_layer': 2, 'n_head': 2, "
-                  "'n_positions': 128}")  # fmt: skip
+    one = trained(
+        *command[3:-2],
+        "-b",
+        8,
+        "-o",
+        "one",
+        "--set",
+        "model.config={'n_embd': 32, 'n_layer': 2, 'n_head': 2, 'n_positions': 128}",
+    )
     assert two["environment"]["processes"] == 2
     assert two["initial_metrics"]["eval_loss"] == pytest.approx(one["initial_metrics"]["eval_loss"], rel=1e-6)
     assert two["train"]["tokens_trained"] == one["train"]["tokens_trained"]
@@ -162,8 +235,20 @@ def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material
 
 @pytest.mark.slow
 def test_a_mistake_under_several_processes_is_said_once_with_its_exit_code(material: Path, gpt2: Path):
-    command = [sys.executable, "-m", "lmtrain", "clm", "--model", str(gpt2), "--data", str(material / "text.jsonl"),
-               "-L", "4096", "--num-processes", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lmtrain",
+        "clm",
+        "--model",
+        str(gpt2),
+        "--data",
+        str(material / "text.jsonl"),
+        "-L",
+        "4096",
+        "--num-processes",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("128 positions") == 1
@@ -181,8 +266,24 @@ def wait_until_it_trains() -> None:
 
 @pytest.mark.slow
 def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "lmtrain", "clm", *scratch("gpt2"),
-               "--data", str(material / "prose.txt"), "--epochs", "10000", "-o", "run", "--eval-every", "1000"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "-m",
+        "lmtrain",
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        str(material / "prose.txt"),
+        "--epochs",
+        "10000",
+        "-o",
+        "run",
+        "--eval-every",
+        "1000",
+    ]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until_it_trains()
     children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
@@ -251,8 +352,23 @@ def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
 
 @pytest.mark.slow
 def test_an_interrupted_launch_of_several_processes_says_how_to_go_on(material: Path):
-    command = [sys.executable, "-m", "lmtrain", "clm", *scratch("gpt2"), "--data", str(material / "prose.txt"),
-               "--epochs", "10000", "-o", "run", "--eval-every", "100000", "--num-processes", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lmtrain",
+        "clm",
+        *scratch("gpt2"),
+        "--data",
+        str(material / "prose.txt"),
+        "--epochs",
+        "10000",
+        "-o",
+        "run",
+        "--eval-every",
+        "100000",
+        "--num-processes",
+        "2",
+    ]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until_it_trains()
     running.terminate()

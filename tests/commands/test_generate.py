@@ -34,10 +34,16 @@ def test_beams_are_those_of_transformers_best_first_and_distinct(model: str, req
     else:
         network, ids = AutoModelForSeq2SeqLM.from_pretrained(folder), tokenizer("the dog sees the")["input_ids"]
     expected = network.generate(
-        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=int), num_beams=5, num_return_sequences=4,
-        max_new_tokens=9, do_sample=False, output_scores=True, return_dict_in_generate=True,
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=int),
+        num_beams=5,
+        num_return_sequences=4,
+        max_new_tokens=9,
+        do_sample=False,
+        output_scores=True,
+        return_dict_in_generate=True,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     cut = len(ids) if model == "gpt2" else 1
     texts = tokenizer.batch_decode(expected.sequences[:, cut:], skip_special_tokens=True)
     outputs = answer["outputs"]
@@ -65,8 +71,13 @@ def test_masks_are_filled_with_their_probabilities(bert: Path):
 
 
 def test_lines_of_standard_input_are_prompts(t5: Path, monkeypatch: pytest.MonkeyPatch):
-    done = subprocess.run([sys.executable, "-m", "lmtrain", "generate", "--model", str(t5), "--json"],
-                          input="the dog\n\nthe cat\n", capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "lmtrain", "generate", "--model", str(t5), "--json"],
+        input="the dog\n\nthe cat\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == ["the dog", "the cat"]
 
 
@@ -94,8 +105,19 @@ def test_a_prompt_is_asked_as_in_training(material: Path):
         ("prompts", ["--prompt-column", "question", "--completion-column", "answer"]),
         ("chats", []),
     ):
-        trained("clm", *scratch("gpt2"), "-d", material / f"{name}.jsonl", *columns, "-o", name, "--max-steps", 60,
-                "--lr", 1e-2)  # fmt: skip
+        trained(
+            "clm",
+            *scratch("gpt2"),
+            "-d",
+            material / f"{name}.jsonl",
+            *columns,
+            "-o",
+            name,
+            "--max-steps",
+            60,
+            "--lr",
+            1e-2,
+        )
     (answer,) = answers("-m", "prompts", "-p", "What of the cat?")
     assert "the" in answer["output"] and "\n" not in answer["output"]
     (chat,) = answers("-m", "chats", "-p", "Tell me of the dog.")
@@ -173,8 +195,9 @@ def multilingual(kind: str) -> object:
 
     text = ["the dog sees the cat", "der hund sieht die katze", "le chien voit le chat"] * 20
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=model, vocab_size=50,
-                                             hard_vocab_limit=False, minloglevel=2)  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=model, vocab_size=50, hard_vocab_limit=False, minloglevel=2
+    )
     Path("sp.model").write_bytes(model.getvalue())
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     if kind == "m2m_100":
@@ -190,8 +213,12 @@ def multilingual(kind: str) -> object:
     return {"mbart": MBartTokenizer, "mbart50": MBart50Tokenizer}[kind](vocab=entries)
 
 
-LANGUAGES = {"m2m_100": ("en", "de"), "nllb": ("eng_Latn", "deu_Latn"), "mbart": ("en_XX", "de_DE"),
-             "mbart50": ("en_XX", "de_DE")}  # fmt: skip
+LANGUAGES = {
+    "m2m_100": ("en", "de"),
+    "nllb": ("eng_Latn", "deu_Latn"),
+    "mbart": ("en_XX", "de_DE"),
+    "mbart50": ("en_XX", "de_DE"),
+}
 
 
 @pytest.mark.parametrize("kind", LANGUAGES)
@@ -201,10 +228,21 @@ def test_generation_starts_with_the_target_language(kind: str):
     set_languages(tokenizer, source, target)
     assert {source, target} <= set(languages(tokenizer))
     config = AutoConfig.for_model(
-        "mbart" if "mbart" in kind else "m2m_100", vocab_size=300, d_model=16, encoder_layers=1,
-        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
-        max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2,
-    )  # fmt: skip
+        "mbart" if "mbart" in kind else "m2m_100",
+        vocab_size=300,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=64,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+    )
     network = AutoModelForSeq2SeqLM.from_config(config).eval()
     told = generation.generation_arguments(network, tokenizer, generation.GenerationSettings(max_new_tokens=4))
     written = network.generate(torch.tensor([tokenizer("the dog")["input_ids"]]), **told)[0].tolist()

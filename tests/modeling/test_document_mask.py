@@ -121,7 +121,9 @@ def test_a_model_that_cannot_separate_documents_packs_blocks_with_a_warning(mate
     )
     assert outcome.code == 0
     message = outcome.err.replace("\n", " ")
-    assert "bloom cannot keep packed documents from attending to each other, so they are concatenated and cut" in message
+    assert (
+        "bloom cannot keep packed documents from attending to each other, so they are concatenated and cut" in message
+    )
 
 
 @pytest.mark.parametrize(("objective", "model"), [("clm", "gpt2"), ("mlm", "bert")])

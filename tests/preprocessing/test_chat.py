@@ -60,9 +60,19 @@ FAREWELL = (
 """Behind the last turn there is an end token more."""
 
 MARKERS = (
-    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]",
-    "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>",
-)  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "[INST]",
+    "[/INST]",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
 
 ENDS = {
     CHATML: (str, "", "<|im_end|>"),
@@ -206,11 +216,16 @@ def test_a_prompt_that_opens_thoughts_ends_where_the_answer_begins():
 
 
 def test_answers_to_tools_are_trained_though_the_thoughts_before_them_are_gone():
-    messages = [*talk("Who?", "<think>\nhm\n</think>\n\nask"), {"role": "tool", "content": "7"},
-                *talk("-", "<think>\noh\n</think>\n\n7", "Why?", "d")[1:]]  # fmt: skip
+    messages = [
+        *talk("Who?", "<think>\nhm\n</think>\n\nask"),
+        {"role": "tool", "content": "7"},
+        *talk("-", "<think>\noh\n</think>\n\n7", "Why?", "d")[1:],
+    ]
     assert trained_text(made("byte", THINKING), messages) == [
-        "ask<|im_end|>", "7<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>",
-    ]  # fmt: skip
+        "ask<|im_end|>",
+        "7<|im_end|>",
+        "<think>\n\n</think>\n\nd<|im_end|>",
+    ]
 
 
 def test_an_end_token_behind_the_last_turn_alone_is_trained_there():
@@ -233,7 +248,7 @@ UNCLEAR = {
         "where the assistant's part begins is unknown",
     ),
     "bursts": (CHATML + "{{ 1 / 0 }}", "the chat template raises an error: division by zero"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("template", "message"), UNCLEAR.values(), ids=UNCLEAR.keys())
@@ -270,7 +285,7 @@ MARKED = {
     "{% endgeneration %}{% else %}{{ m.content + '\n' }}{% endif %}{% endfor %}",
     "without the end": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
     "<|im_end|>{% else %}{{ m.content }}{% endif %}\n{% endfor %}",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("template", MARKED.values(), ids=MARKED.keys())
@@ -292,13 +307,17 @@ def test_a_mark_in_a_comment_is_none():
         *[(template, None) for template in (CHATML, LLAMA3, MISTRAL, GEMMA, THINKING, OPENING, FAREWELL)],
         (PLAIN, "the chat template has no end marker: </s> is appended to the last assistant turn of every chat"),
         (chat.DEFAULT_TEMPLATE, None),
-        (chat.DEFAULT_TEMPLATE.replace(" + eos_token", ""),
-         "the chat template has no end marker: </s> is appended to the last assistant turn of every chat"),
-        (MARKED["without the end"],
-         "the chat template's generation marks leave out '<|im_end|>', which ends an assistant turn: it is trained anyway"),
+        (
+            chat.DEFAULT_TEMPLATE.replace(" + eos_token", ""),
+            "the chat template has no end marker: </s> is appended to the last assistant turn of every chat",
+        ),
+        (
+            MARKED["without the end"],
+            "the chat template's generation marks leave out '<|im_end|>', which ends an assistant turn: it is trained anyway",
+        ),
         *[(MARKED[name], None) for name in MARKED if name != "without the end"],
     ],
-)  # fmt: skip
+)
 def test_it_is_said_when_a_template_does_not_teach_to_stop(template: str, note: str | None):
     assert chat.notes(made("byte", template)) == ([note] if note else [])
 
@@ -352,8 +371,16 @@ def test_no_token_reaches_from_a_header_into_an_answer(template: str, trim: bool
 
 
 def test_a_tokenizer_with_a_space_in_front_of_a_text_writes_none_in_front_of_an_answer():
-    entries = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\n", -3.0), ("▁the", -1.0), ("the", -2.0), ("▁", -3.0),
-               *((c, -5.0) for c in "Useristantcdog:?WhoA▁")]  # fmt: skip
+    entries = [
+        ("<unk>", 0.0),
+        ("<s>", 0.0),
+        ("</s>", 0.0),
+        ("\n", -3.0),
+        ("▁the", -1.0),
+        ("the", -2.0),
+        ("▁", -3.0),
+        *((c, -5.0) for c in "Useristantcdog:?WhoA▁"),
+    ]
     entries = list(dict(entries).items())
     made_tokenizer = own(
         models.Unigram(entries, 0), PLAIN, pre_tokenizers.Metaspace(prepend_scheme="always"), decoders.Metaspace()
@@ -385,9 +412,11 @@ def test_words_are_told_apart_where_white_space_is_lost():
     ]
     for template in (CHATML, PLAIN):
         made_tokenizer = own(
-            models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>"), template, pre_tokenizers.Whitespace(),
+            models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>"),
+            template,
+            pre_tokenizers.Whitespace(),
             normalizer=normalizers.NFC(),
-        )  # fmt: skip
+        )
         ends = ["<|im_end|>", "<|im_end|>"] if template == CHATML else ["", "</s>"]
         messages = talk("Who?", "the cat ", "dog?", " the unheard dog")
         wanted_words = [f"the cat {ends[0]}".strip(), f"the <unk> dog {ends[1]}"]

@@ -184,12 +184,16 @@ def test_noise_is_new_every_epoch_a_function_of_the_text_and_fixed_at_evaluation
     alone = first([examples[0, 2]])
     length = int(alone["attention_mask"].sum())
     assert (batch["input_ids"][1, :length] == alone["input_ids"][0]).all()
-    shown = [[tuple(collate.scored(examples[e, row])[0]) for row in range(40)]
-             for collate, e in ((first, 0), (first, 0), (first, 1), (other, 0))]  # fmt: skip
+    shown = [
+        [tuple(collate.scored(examples[e, row])[0]) for row in range(40)]
+        for collate, e in ((first, 0), (first, 0), (first, 1), (other, 0))
+    ]
     assert shown[0] == shown[1] and shown[0] != shown[2] and shown[0] != shown[3]
     lines = [f"{line}. " + "Then so on! " * (i % 5) for i, line in enumerate(sentences(90))]
-    held = [OBJECTIVES["seq2seq"].encode(Rows.of("text", lines), own, data, Limits(None, dict(limits.resolved)), True)
-            for _ in range(2)]  # fmt: skip
+    held = [
+        OBJECTIVES["seq2seq"].encode(Rows.of("text", lines), own, data, Limits(None, dict(limits.resolved)), True)
+        for _ in range(2)
+    ]
     assert all((a == b).all() for a, b in zip(*(h.columns["labels"] for h in held), strict=True))
     assert len(held[0]) == len(examples)
     text, (source, reference) = examples.columns["input_ids"][0], held[0].texts[0]
@@ -203,7 +207,7 @@ TEXTS = [
     ("그는 갔다. 그녀는 남았다! 왜? 모른다.", ["그는", "그녀는", "왜", "모른다"]),
     ("他走了。她留下了！「为什么？」不知道。", ["他", "她", "「", "不"]),
     ("A title\n\nThe text goes on\nand on. End", ["A", "The", "End"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "firsts"), TEXTS)
@@ -253,20 +257,38 @@ def test_byt5_has_sentinels_of_its_own():
 SIZES = {
     "t5": TINY["t5"],
     "bart": "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,"
-            "encoder_ffn_dim=64,decoder_ffn_dim=64,max_position_embeddings=64",
+    "encoder_ffn_dim=64,decoder_ffn_dim=64,max_position_embeddings=64",
     "pegasus": "d_model=32,encoder_layers=1,decoder_layers=1,encoder_attention_heads=2,decoder_attention_heads=2,"
-               "encoder_ffn_dim=64,decoder_ffn_dim=64,max_position_embeddings=64",
-}  # fmt: skip
+    "encoder_ffn_dim=64,decoder_ffn_dim=64,max_position_embeddings=64",
+}
 
 
 def flags(model: str, denoise: str, data: Path) -> list[Any]:
-    return ["seq2seq", "--from-scratch", "--model", model, "--model-config", SIZES[model], "--tokenizer", "unigram:60",
-            "--denoise", denoise, "--data", data, "--max-source-length", 32, "--max-target-length", 32,
-            "--metric", "exact_match"]  # fmt: skip
+    return [
+        "seq2seq",
+        "--from-scratch",
+        "--model",
+        model,
+        "--model-config",
+        SIZES[model],
+        "--tokenizer",
+        "unigram:60",
+        "--denoise",
+        denoise,
+        "--data",
+        data,
+        "--max-source-length",
+        32,
+        "--max-target-length",
+        32,
+        "--metric",
+        "exact_match",
+    ]
 
 
-@pytest.mark.parametrize(("model", "denoise"), [("t5", "span-corruption"), ("bart", "infilling"),
-                                                  ("pegasus", "gap-sentences")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "denoise"), [("t5", "span-corruption"), ("bart", "infilling"), ("pegasus", "gap-sentences")]
+)
 def test_from_nothing_the_loss_falls_and_a_run_is_resumed_to_the_bit(model: str, denoise: str, material: Path):
     more = ["--max-steps", 24, "--save-every", 12, "--eval-every", 12, "--lr", "5e-3", "-b", 4]
     whole = trained(*flags(model, denoise, material / "prose.txt"), *more, "-o", "whole")
@@ -288,8 +310,20 @@ def test_from_nothing_the_loss_falls_and_a_run_is_resumed_to_the_bit(model: str,
 
 def test_a_stream_of_noise_is_resumed_to_the_bit(material: Path):
     Path("held.txt").write_text("".join(f"{line}.\n" for line in sentences(20)))
-    base = [*flags("t5", "infilling", material / "prose.txt"), "--streaming", "--shuffle-buffer", 50, "--eval-data",
-            "held.txt", "--eval-every", 6, "--save-every", 6, "-b", 4]  # fmt: skip
+    base = [
+        *flags("t5", "infilling", material / "prose.txt"),
+        "--streaming",
+        "--shuffle-buffer",
+        50,
+        "--eval-data",
+        "held.txt",
+        "--eval-every",
+        6,
+        "--save-every",
+        6,
+        "-b",
+        4,
+    ]
     trained(*base, "--max-steps", 12, "-o", "whole")
     shutil.copytree("whole", "halves")
     shutil.rmtree("halves/checkpoints/checkpoint-12")
@@ -297,8 +331,9 @@ def test_a_stream_of_noise_is_resumed_to_the_bit(material: Path):
     assert outcome_of("whole") == outcome_of("halves")
 
 
-@pytest.mark.parametrize(("denoise", "sign"), [("span-corruption", "<extra_id_0>"), ("infilling", "<mask>"),
-                                                 ("gap-sentences", "<mask_1>")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("denoise", "sign"), [("span-corruption", "<extra_id_0>"), ("infilling", "<mask>"), ("gap-sentences", "<mask_1>")]
+)
 def test_preview_shows_source_and_target_with_their_marks(denoise: str, sign: str, material: Path):
     command = ["preview", *flags("t5", denoise, material / "prose.txt")]
     shown = lmtrain(*command, "--json", "--quiet").json

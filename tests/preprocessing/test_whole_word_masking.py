@@ -96,8 +96,13 @@ def test_over_a_million_tokens_the_shares_are_right_and_no_word_is_cut_through(k
 @pytest.mark.parametrize("spans", [False, True])
 def test_every_word_has_the_same_chance_whatever_its_length_also_in_short_texts(probability: float, spans: bool):
     lengths, times = np.array([1, 2, 9, 23]), 4000
-    starts = np.array([True] + [True, False] + [True, False, False, True, True, False, True, True, True]
-                      + [True, False, False, False] * 5 + [True] * 3)  # fmt: skip
+    starts = np.array(
+        [True]
+        + [True, False]
+        + [True, False, False, True, True, False, True, True, True]
+        + [True, False, False, False] * 5
+        + [True] * 3
+    )
     free = np.ones(len(starts), bool)
     counts = np.zeros(len(starts))
     for seed in range(times):
@@ -145,8 +150,10 @@ def test_single_tokens_are_masked_as_they_always_were():
     ordinary = np.setdiff1d(np.arange(len(own)), own.all_special_ids)
     stand_in = ordinary[(other * len(ordinary)).astype(int)]
     assert (asked == (labels != IGNORED)).all()
-    assert (shown == np.where(asked & (fate < 0.8), own.mask_token_id,
-                              np.where(asked & (fate < 0.9), stand_in, ids.values))).all()  # fmt: skip
+    assert (
+        shown
+        == np.where(asked & (fate < 0.8), own.mask_token_id, np.where(asked & (fate < 0.9), stand_in, ids.values))
+    ).all()
 
 
 @pytest.mark.parametrize("what", ["word", "span"])
@@ -215,8 +222,16 @@ def test_a_stream_and_two_processes_mask_what_memory_and_one_do(options: list[st
         def encode(rows: Rows) -> Examples:
             return OBJECTIVES["mlm"].encode(rows, own, data, Limits(None, {}), False)
 
-        return Stream(RowReader(open_tables(["c.txt"], data), data), encode, OBJECTIVES["mlm"].collator(own, data, 1), 1, 2, 5, process,
-                      steps=30)  # fmt: skip
+        return Stream(
+            RowReader(open_tables(["c.txt"], data), data),
+            encode,
+            OBJECTIVES["mlm"].collator(own, data, 1),
+            1,
+            2,
+            5,
+            process,
+            steps=30,
+        )
 
     whole = stream()
     batches, states = [], [whole.state]
@@ -257,8 +272,10 @@ def test_the_share_falls_from_step_to_step_the_same_in_every_layout():
 
     def shares(size: int, accum: int, processes: int) -> list[np.ndarray]:
         """Of each step of two epochs how much is predicted of each of its rows."""
-        parts = [BatchSampler(examples, 1, size, process=(n, processes), grad_accum=accum, epochs=2.0)
-                 for n in range(processes)]  # fmt: skip
+        parts = [
+            BatchSampler(examples, 1, size, process=(n, processes), grad_accum=accum, epochs=2.0)
+            for n in range(processes)
+        ]
         steps: dict[int, list] = {}
         for epoch in range(2):
             for part in parts:
@@ -282,8 +299,26 @@ def test_the_share_falls_from_step_to_step_the_same_in_every_layout():
 
 @pytest.mark.parametrize("what", ["word", "span"])
 def test_a_run_is_resumed_to_the_bit_and_evaluated_the_same(what: str, material: Path):
-    flags = ["mlm", *scratch("bert"), "--data", material / "prose.txt", "--masking", what, "--mask-schedule", "0.4:0.2",
-             "--max-steps", 8, "--save-every", 4, "--eval-every", 4, "-b", 4, "--lr", 1e-3]  # fmt: skip
+    flags = [
+        "mlm",
+        *scratch("bert"),
+        "--data",
+        material / "prose.txt",
+        "--masking",
+        what,
+        "--mask-schedule",
+        "0.4:0.2",
+        "--max-steps",
+        8,
+        "--save-every",
+        4,
+        "--eval-every",
+        4,
+        "-b",
+        4,
+        "--lr",
+        1e-3,
+    ]
     whole = trained(*flags, "-o", "whole")
     trained(*flags, "-o", "halves")
     shutil.rmtree("halves/checkpoints/checkpoint-8")
@@ -296,8 +331,20 @@ def test_a_run_is_resumed_to_the_bit_and_evaluated_the_same(what: str, material:
 
 
 def test_preview_shows_words_masked_whole(bert: Path, material: Path):
-    shown = lmtrain("preview", "mlm", "--model", bert, "--data", material / "text.jsonl", "--masking", "word", "--json",
-                    "--quiet", "--mask-split", "100/0/0").json  # fmt: skip
+    shown = lmtrain(
+        "preview",
+        "mlm",
+        "--model",
+        bert,
+        "--data",
+        material / "text.jsonl",
+        "--masking",
+        "word",
+        "--json",
+        "--quiet",
+        "--mask-split",
+        "100/0/0",
+    ).json
     tokens = [row["tokens"] for batch in shown["batches"] for row in batch["rows"]]
     assert any(token["role"] == "masked" for row in tokens for token in row)
     own = json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"]
@@ -308,9 +355,14 @@ def test_preview_shows_words_masked_whole(bert: Path, material: Path):
                 assert ("label" in token) == ("label" in before)
 
 
-@pytest.mark.parametrize(("flags", "told"), [(["--mask-schedule", "0.3"], "--mask-schedule"),
-                                             (["--mask-schedule", "0.3:.0"], "above 0"),
-                                             (["--masking", "words"], "token")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--mask-schedule", "0.3"], "--mask-schedule"),
+        (["--mask-schedule", "0.3:.0"], "above 0"),
+        (["--masking", "words"], "token"),
+    ],
+)
 def test_what_is_no_masking_is_refused(flags: list[str], told: str):
     outcome = lmtrain("mlm", "--model", "bert", "--data", "x", *flags, "--dry-run")
     assert outcome.code == 2 and told in outcome.err

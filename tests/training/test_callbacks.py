@@ -15,9 +15,32 @@ LAST = 9
 
 
 def command(material: Path, *flags: Any) -> list[Any]:
-    return ["clm", *scratch("gpt2"), "--no-packing", "-d", material / "text.jsonl", "-o", "run", "--max-steps", LAST,
-            "--log-every", 1, "--save-every", 1, "--keep", 20, "--val-split", 0.1, "--eval-every", 3, "--lr", 1e-3,
-            "--samples", 0, *flags]  # fmt: skip
+    return [
+        "clm",
+        *scratch("gpt2"),
+        "--no-packing",
+        "-d",
+        material / "text.jsonl",
+        "-o",
+        "run",
+        "--max-steps",
+        LAST,
+        "--log-every",
+        1,
+        "--save-every",
+        1,
+        "--keep",
+        20,
+        "--val-split",
+        0.1,
+        "--eval-every",
+        3,
+        "--lr",
+        1e-3,
+        "--samples",
+        0,
+        *flags,
+    ]
 
 
 def at_step(step: int, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
@@ -110,10 +133,32 @@ def test_a_step_in_which_nothing_is_predicted_trains_nothing(material: Path, mon
     from lmtrain.objectives.mlm import MaskedCollator
 
     scored = MaskedCollator.scored
-    monkeypatch.setattr(MaskedCollator, "scored", lambda self, row: (scored(self, row)[0], scored(self, row)[1] * 0 - 100)
-                        if row["epoch"] is not None and 8 <= row["numbers"][0] < 16 else scored(self, row))  # fmt: skip
-    results = trained("mlm", *scratch("bert"), "--no-packing", "-d", material / "text.jsonl", "-o", "run", "--max-steps", 12,
-                      "-b", 1, "--log-every", 1, "--val-split", 0.1)  # fmt: skip
+    monkeypatch.setattr(
+        MaskedCollator,
+        "scored",
+        lambda self, row: (
+            (scored(self, row)[0], scored(self, row)[1] * 0 - 100)
+            if row["epoch"] is not None and 8 <= row["numbers"][0] < 16
+            else scored(self, row)
+        ),
+    )
+    results = trained(
+        "mlm",
+        *scratch("bert"),
+        "--no-packing",
+        "-d",
+        material / "text.jsonl",
+        "-o",
+        "run",
+        "--max-steps",
+        12,
+        "-b",
+        1,
+        "--log-every",
+        1,
+        "--val-split",
+        0.1,
+    )
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert any(line.get("loss") == 0 for line in lines)
     assert results["train"]["steps"] == 12
