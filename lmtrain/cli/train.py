@@ -20,7 +20,6 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 from lmtrain.runtime.processes import is_first_process
 from lmtrain.runtime.redaction import redact_document
-from lmtrain.training.start import open_corpus
 
 
 def training(recipe_class: type[Recipe]) -> Callable[..., None]:
@@ -100,6 +99,8 @@ def previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
         console = Console(quiet=quiet, as_json=json, main_process=is_first_process())
         set_environment(recipe.run.offline, recipe.run.num_proc)
         model_checks.check_model(recipe.objective, recipe.model, weights=False)
+        from lmtrain.training.start import open_corpus
+
         corpus = open_corpus(recipe, console)
         with loading_libraries(console):
             from lmtrain.commands.preview.preview import preview
@@ -130,6 +131,8 @@ def benching(recipe_class: type[Recipe]) -> Callable[..., None]:
         if launch.wanted(recipe.run):
             raise UsageError("bench measures one process; leave out --num-processes and --accelerate-config")
         model_checks.check_model(recipe.objective, recipe.model)
+        from lmtrain.training.start import open_corpus
+
         corpus = open_corpus(recipe, console)
         with loading_libraries(console):
             from lmtrain.commands import bench

@@ -28,6 +28,7 @@ from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime.console import Console, Silent, format_number
 from lmtrain.runtime.device import environment
+from lmtrain.runtime.upstream import differences
 from lmtrain.training.assembly import Assembly, assemble
 from lmtrain.training.run import stepping
 
@@ -262,6 +263,7 @@ def report(console: Console) -> dict[str, Any]:
         "environment": environment(),
         "loss": families,
         "resume": resumed,
+        "upstream": differences(),
         "exact": all(entry["exact"] for entry in families.values()) and all(resumed.values()),
     }
 
@@ -275,6 +277,9 @@ def show(document: dict[str, Any], console: Console) -> None:
         rows.append((f"loss, {family}", f"{format_number(loss)}, gradient {format_number(norm)}: {agreement}"))
     for objective, exact in document["resume"].items():
         rows.append((f"resume, {objective}", "bit for bit" if exact else "NOT EXACT"))
+    rows += [
+        ("upstream", sentence) for sentence in document["upstream"] or ["every name that lmtrain relies on is there"]
+    ]
     console.result(document, rows, title="lmtrain doctor")
 
 

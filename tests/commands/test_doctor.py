@@ -193,3 +193,7 @@ def test_label_smoothing_changes_training_but_not_evaluation(gpt2: Path, materia
     ]
     assert runs[0]["train"]["first_loss"] != pytest.approx(runs[1]["train"]["first_loss"], rel=1e-4)
     assert runs[0]["initial_metrics"] == runs[1]["initial_metrics"]
+
+
+def test_doctor_reports_upstream_names_that_changed(report: dict):
+    assert report["upstream"] == []
