@@ -97,14 +97,14 @@ def train(
     `Results.enforce_gates()` raises where one failed. Unless the run folder stays (`saved`), the results do not name it.
     Raises an LmtrainError for whatever the user can put right.
     """
-    from lmtrain.training.start import started
+    from lmtrain.training.start import open_corpus, started
 
     recipe, console = load_recipe(recipe, **overrides), console or Silent()
     baseline = _check_gates(recipe)
     with started(recipe, console, lock=True) as start:
         document = start.finished
         if document is None:
-            corpus = start.corpus()
+            corpus = open_corpus(recipe, console)
             with loading_libraries(console):
                 from lmtrain.training import run
             document = run.train(recipe, corpus, start.folder, start.continued, console)
@@ -119,12 +119,12 @@ def check(recipe: Recipe, console: Console, show: Show | None = None) -> Results
 
     For a process that starts others. Raises as `train` does.
     """
-    from lmtrain.training.start import started
+    from lmtrain.training.start import open_corpus, started
 
     baseline = _check_gates(recipe)
     with started(recipe, console, lock=False) as start:
         if start.finished is None:
-            start.corpus()
+            open_corpus(recipe, console)
             return None
         results = Results(start.finished, start.folder)
         _settle(results, recipe.gates, baseline, show)

@@ -42,8 +42,6 @@ _ALIASES = {
 
 def with_flags(command: Callable[..., None], options: Iterable[Leaf], trains: bool) -> Callable[..., None]:
     """Give `command`, which ends in `**flags`, one option for each leaf; `trains` selects its help text."""
-    if hasattr(command, "__signature__"):
-        return command  # it has its flags from an earlier call in this process
     own = [p for p in Signature.from_callable(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
     flags = [parameter for leaf in options for parameter in _parameters(leaf, trains)]
     first, last = [p for p in own if p.name == "ctx"], [p for p in own if p.name != "ctx"]

@@ -1,7 +1,9 @@
 """`lmtrain clm`, `mlm`, `seq2seq`, and what looks at such a training: `preview`, `bench`."""
 
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -39,7 +41,7 @@ def training(recipe_class: type[Recipe]) -> Callable[..., None]:
     ) -> None:
         recipe = resolve_recipe(recipe_class, config, set_ or [], typed(ctx, flags))
         console = Console(quiet=quiet, as_json=json)
-        present = lambda results: show(results, console)  # noqa: E731 - a closure, not a function of its own
+        present = partial(show, console=console)
         if dry_run:
             _print_recipe(recipe)
             return
@@ -64,8 +66,6 @@ def _print_recipe(recipe: Recipe) -> None:
 
 
 def _smoke(recipe: Recipe, console: Console, present: api.Show) -> api.Results:
-    import time
-
     began, saved = time.monotonic(), recipe.run.output_dir is not None
     results = api.smoke(recipe, console=console, show=present)
     console.note(f"smoke: it runs ({time.monotonic() - began:.0f} s){'' if saved else '; nothing is saved'}")

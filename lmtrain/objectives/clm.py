@@ -18,9 +18,10 @@ from lmtrain.config.data import ClmData, Data
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
+from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.generation import GenerationSettings, decode, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, write_one
-from lmtrain.objectives.samples import PROMPT_TOKENS, RowTexts, Sample, describe_row
+from lmtrain.objectives.samples import PROMPT_TOKENS, Sample
 from lmtrain.objectives.token_roles import View
 from lmtrain.objectives.views import CAUSAL_VIEW
 from lmtrain.preprocessing import chat
@@ -41,7 +42,7 @@ from lmtrain.preprocessing.tokenizing import ids_and_bytes, ids_of
 from lmtrain.preprocessing.train_tokenizer import SEQUENCE_TOKENS, SpecialTokens
 
 
-class CausalLM:
+class CausalLM(Defaults):
     """Predict the next token."""
 
     name = "clm"
@@ -50,21 +51,11 @@ class CausalLM:
     special_tokens = SpecialTokens(SEQUENCE_TOKENS, "<s> $A")
     shift = 1
     accuracy, top5 = "token_accuracy", None
-    generates_references = False
     streams_answers = True
 
     @property
     def view(self) -> View:
         return CAUSAL_VIEW
-
-    def special_tokens_for(self, data: Data) -> SpecialTokens:
-        return self.special_tokens
-
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """Do nothing: every tokenizer can be used."""
-
-    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """Do nothing: the objective has no languages."""
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
@@ -81,9 +72,6 @@ class CausalLM:
         assert isinstance(data, ClmData)
         packing = data.packs_blocks and not data.stride if kind == "text" else None
         return {"packing": packing, "stride": data.stride}
-
-    def length_notes(self, data: Data) -> list[str]:
-        return []
 
     @torch.no_grad()
     def sample(
@@ -120,16 +108,6 @@ class CausalLM:
             check_length(network, len(ids) + 1, prompt)
             answers.append(write_one(network, tokenizer, ids, options))
         return answers
-
-    def describe_row(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        shown: np.ndarray,
-        predicted: np.ndarray,
-        truth: np.ndarray,
-        scored: np.ndarray,
-    ) -> RowTexts:
-        return describe_row(tokenizer, shown, predicted, truth, scored)
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: PromptingOptions) -> list[int]:

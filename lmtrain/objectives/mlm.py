@@ -19,6 +19,7 @@ from lmtrain.config.data import Data, MlmData
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
+from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.generation import COMPLETION_TOKENS, GenerationSettings, decode
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, text_of
 from lmtrain.objectives.samples import RowTexts, Sample
@@ -42,7 +43,7 @@ MASKS = ("[MASK]", "<mask>")
 """Spellings of a mask in a prompt, whatever the tokenizer calls it."""
 
 
-class MaskedLM:
+class MaskedLM(Defaults):
     """Fill masked tokens from both sides."""
 
     name = "mlm"
@@ -60,15 +61,10 @@ class MaskedLM:
     )
     shift = 0
     accuracy, top5 = "masked_accuracy", "masked_accuracy_top5"
-    generates_references = False
-    streams_answers = False
 
     @property
     def view(self) -> View:
         return MASKED_VIEW
-
-    def special_tokens_for(self, data: Data) -> SpecialTokens:
-        return self.special_tokens
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         """Raise InputError if the mask token is missing, or if --masking needs words and the tokenizer has none."""
@@ -80,9 +76,6 @@ class MaskedLM:
             )
         if data.masking != "token":
             check_words(tokenizer)
-
-    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-        """Do nothing: the objective has no languages."""
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
@@ -144,9 +137,6 @@ class MaskedLM:
         unit = "" if data.masking == "token" else f"x{data.masking}"
         masks = f"{data.mask_probability:g}x{data.mask_split}{unit}"
         return {"packing": data.packs_blocks if kind == "text" else None, "masks": masks, "seed": seed}
-
-    def length_notes(self, data: Data) -> list[str]:
-        return []
 
     @torch.no_grad()
     def sample(

@@ -54,10 +54,6 @@ class Objective(Protocol):
         """The name of the accuracy of the five best predictions, where it is reported."""
 
     @property
-    def generates_references(self) -> bool:
-        """Whether evaluation generates outputs and compares them with references."""
-
-    @property
     def streams_answers(self) -> bool:
         """Whether `generate` can show an answer token by token."""
 

@@ -15,10 +15,11 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 from lmtrain.config.data import Data, PairData
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
+from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.denoising_encoder import encode_for_denoising
 from lmtrain.objectives.generation import GenerationSettings, decode, generate_rows, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, answer_of, check_length, text_of, write_one
-from lmtrain.objectives.samples import RowTexts, Sample, describe_row
+from lmtrain.objectives.samples import Sample
 from lmtrain.objectives.token_roles import View
 from lmtrain.objectives.views import PAIR_VIEW
 from lmtrain.preprocessing import denoising
@@ -34,7 +35,7 @@ from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.train_tokenizer import SEQUENCE_TOKENS, SpecialTokens
 
 
-class Seq2SeqLM:
+class Seq2SeqLM(Defaults):
     """Turn one text into another."""
 
     name = "seq2seq"
@@ -43,8 +44,6 @@ class Seq2SeqLM:
     special_tokens = SpecialTokens(SEQUENCE_TOKENS, "$A </s>")
     shift = 0
     accuracy, top5 = "token_accuracy", None
-    generates_references = True
-    streams_answers = False
 
     @property
     def view(self) -> View:
@@ -131,16 +130,6 @@ class Seq2SeqLM:
         if options.settings.num_beams > 1:
             return [write_one(network, tokenizer, ids, options) for ids in sources]
         return [answer_of(written) for written in generate_texts(network, tokenizer, sources, options.settings)]
-
-    def describe_row(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        shown: np.ndarray,
-        predicted: np.ndarray,
-        truth: np.ndarray,
-        scored: np.ndarray,
-    ) -> RowTexts:
-        return describe_row(tokenizer, shown, predicted, truth, scored)
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,10 @@ from lmtrain.runtime.libraries import set_environment
 class Start:
     """What a run starts with."""
 
-    recipe: Recipe
-    console: Console
     folder: RunFolder
     continued: ResumePoint
     finished: Document | None = None
     """The results of a run that is already complete."""
-
-    def corpus(self) -> Corpus:
-        """The data, read and checked. Raises InputError."""
-        return open_corpus(self.recipe, self.console)
 
 
 @contextmanager
@@ -44,7 +38,7 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
     if recipe.run.resume and recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     model_checks.check_model(recipe.objective, recipe.model)
-    start = Start(recipe, console, run_folder.RunFolder(Path(recipe.run.output_dir or ".")), checkpoint.ResumePoint())
+    start = Start(run_folder.RunFolder(Path(recipe.run.output_dir or ".")), checkpoint.ResumePoint())
     with ExitStack() as stack:
         if console.main_process:
             start.folder = run_folder.choose_folder(recipe.run, recipe.objective, recipe.model.name)

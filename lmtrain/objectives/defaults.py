@@ -1,0 +1,40 @@
+"""What an objective does unless its own file says otherwise."""
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lmtrain.config.data import Data
+from lmtrain.objectives.samples import RowTexts, describe_row
+from lmtrain.preprocessing.train_tokenizer import SpecialTokens
+
+
+class Defaults:
+    """The parts of the protocol `Objective` that need no code in most objectives."""
+
+    special_tokens: SpecialTokens
+    streams_answers = False
+
+    def special_tokens_for(self, data: Data) -> SpecialTokens:
+        """The same for all data."""
+        return self.special_tokens
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Do nothing: every tokenizer can be used."""
+
+    def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        """Do nothing: the objective has no languages."""
+
+    def length_notes(self, data: Data) -> list[str]:
+        """No notes."""
+        return []
+
+    def describe_row(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        shown: np.ndarray,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        scored: np.ndarray,
+    ) -> RowTexts:
+        """The row, its predictions under teacher forcing, and the scored tokens."""
+        return describe_row(tokenizer, shown, predicted, truth, scored)
