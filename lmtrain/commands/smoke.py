@@ -21,7 +21,8 @@ from lmtrain.config.model import Model
 from lmtrain.config.recipe import RECIPES, Recipe
 from lmtrain.config.values import Document
 from lmtrain.data.builtin import EXAMPLES, english, korean
-from lmtrain.data.columns import OPTIONS, template_fields
+from lmtrain.data.columns import template_fields
+from lmtrain.data.selection import OPTIONS
 from lmtrain.errors import InputError
 from lmtrain.modeling.configuration import LOADING
 from lmtrain.modeling.network import load_network

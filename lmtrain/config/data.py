@@ -12,7 +12,7 @@ class Split(Section):
     """Training and evaluation data."""
 
     KINDS: ClassVar[tuple[str, ...]]
-    """The kinds of rows that this objective can read, see lmtrain/data/columns.py."""
+    """The kinds of rows that this objective can read, see lmtrain/data/selection.py."""
 
     train: Strings = option(
         ..., flag="data", short="d", aliases=("train_file", "dataset", "dataset_name", "data"), min_length=1

@@ -8,10 +8,12 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lmtrain.config.data import Split
-from lmtrain.data.columns import BadRow, Record, Selection, choose
+from lmtrain.data.columns import BadRow, Record
 from lmtrain.data.conll import sentences
+from lmtrain.data.layouts import choose
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.rows import Rows, Texts
+from lmtrain.data.selection import Selection
 from lmtrain.data.sources import Table, open_tables
 from lmtrain.errors import InputError, visible
 

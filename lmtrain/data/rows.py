@@ -59,7 +59,7 @@ class Rows:
     """
 
     kind: str
-    """text, prompt, messages, pairs, labelled or tagged, see columns.py."""
+    """text, prompt, messages, pairs, labelled or tagged, see selection.py."""
     tables: tuple[Table, ...]
     values: Sequence[Any]
     """Usable values, see `Selection.value`."""
