@@ -18,6 +18,7 @@ from lmtrain.config.recipe import RECIPES, GenerateRequest, ProbeRequest, Recipe
 from lmtrain.config.resolution import load_recipe
 from lmtrain.config.values import Document
 from lmtrain.errors import UsageError, suggestion
+from lmtrain.runtime import processes
 from lmtrain.runtime.console import Console, Silent
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 
@@ -179,6 +180,7 @@ def open_evaluation(given: Document, objective: str | None, console: Console) ->
     from lmtrain.commands import saved_model
     from lmtrain.data import corpus, reading
 
+    processes.settle()
     set_environment(given.get("run", {}).get("offline"))
     recipe, named = saved_model.evaluation_recipe(given, objective)
     model_checks.check_model(recipe.objective, recipe.model)

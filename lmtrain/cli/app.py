@@ -19,9 +19,9 @@ from lmtrain.config.loading import objective_of, read_yaml
 from lmtrain.config.options import Leaf, leaves
 from lmtrain.config.recipe import RECIPES, GenerateRequest, probe_leaves, untrained_leaves
 from lmtrain.errors import LmtrainError, UsageError, visible
-from lmtrain.runtime import signals
+from lmtrain.runtime import signals, streams
 from lmtrain.runtime.console import Console
-from lmtrain.runtime.processes import is_first_process
+from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact
 from lmtrain.version import __version__
 
@@ -41,10 +41,16 @@ class Program(Commands):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         sys.excepthook = _print_redacted
+        streams.install()
         console = Console(main_process=is_first_process())
+        given = list(sys.argv[1:] if args is None else args)
         try:
+            streams.check_arguments(given)
             with signals.handle_signals():
-                return super().main(_expanded(list(sys.argv[1:] if args is None else args)), *more, **options)
+                try:
+                    return super().main(_expanded(given), *more, **options)
+                finally:
+                    sys.stdout.flush()  # where this fails, it is said
         except LmtrainError as error:
             console.error(str(error))
             sys.exit(error.exit_code)
@@ -160,6 +166,7 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
     if find_spec("torch") is None:
         raise UsageError("torch is not installed; pip install lmtrain brings it")
     console = Console(quiet=quiet, as_json=json)
+    settle()
     with loading_libraries(console):
         from lmtrain.commands import doctor as examining
     report = examining.report(console)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmtrain.config.train import Run
 from lmtrain.errors import UsageError
 from lmtrain.runtime import signals
-from lmtrain.runtime.processes import is_launched
+from lmtrain.runtime.processes import LAUNCHED, is_launched
 
 
 def wanted(run: Run) -> bool:
@@ -31,7 +31,7 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
             )
         launcher = ["-m", "accelerate.commands.launch", "--config_file", run.accelerate_config]
         command = [sys.executable, *launcher, "-m", "lmtrain", *arguments]
-        return signals.wait_forwarding(subprocess.Popen(command))
+        return signals.wait_forwarding(subprocess.Popen(command, env={**os.environ, LAUNCHED: "1"}))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser
@@ -40,7 +40,7 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // (run.num_processes or 1), 1)))
     # The launcher reports a failure with a page for every process; lmtrain has printed one sentence already.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    own = ["--standalone", "--nproc-per-node", str(run.num_processes), "-m", "lmtrain", *arguments]
+    own = ["--standalone", "--nnodes", "1", "--nproc-per-node", str(run.num_processes), "-m", "lmtrain", *arguments]
     try:
         distribute(get_args_parser().parse_args(own))
     except ChildFailedError as error:

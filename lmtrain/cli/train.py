@@ -20,7 +20,7 @@ from lmtrain.config.resolution import resolve_recipe
 from lmtrain.errors import UsageError
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
-from lmtrain.runtime.processes import is_first_process
+from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact_document
 
 
@@ -127,6 +127,7 @@ def benching(recipe_class: type[Recipe]) -> Callable[..., None]:
     ) -> None:
         recipe = resolve_recipe(recipe_class, config, set_ or [], typed(ctx, flags))
         console = Console(quiet=quiet, as_json=json)
+        settle()
         set_environment(recipe.run.offline, recipe.run.num_proc)
         if launch.wanted(recipe.run):
             raise UsageError("bench measures one process; leave out --num-processes and --accelerate-config")

@@ -14,7 +14,7 @@ from lmtrain.config import model_checks
 from lmtrain.config.model import Model
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
-from lmtrain.runtime.processes import is_first_process
+from lmtrain.runtime.processes import is_first_process, not_used
 
 Objective = Annotated[
     str | None,
@@ -52,6 +52,8 @@ def evaluate(
     """
     console = Console(quiet=quiet, as_json=json, main_process=is_first_process())
     evaluation = api.open_evaluation(typed(ctx, flags), objective, console)
+    if unused := not_used(evaluation.recipe.run.num_processes):
+        console.warn(unused)
     if launch.wanted(evaluation.recipe.run):
         raise typer.Exit(launch.relaunch(evaluation.recipe.run, evaluation.named, sys.argv[1:]))
     results = api.score(evaluation, against, console, lambda results: show(results, console))

@@ -194,7 +194,7 @@ def losses() -> dict[str, dict[str, tuple[float, float]]]:
 
 def _in_processes(layout: str, processes: int, folder: Path) -> dict[str, tuple[float, float]]:
     target = folder / "steps.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nnodes", "1", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, "-m", "lmtrain.commands.doctor", layout, str(folder), str(target)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)

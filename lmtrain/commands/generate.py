@@ -61,6 +61,8 @@ def generate(
         for prompt, answer in zip(batch, answers, strict=True):
             found.append({"input": prompt, **answer})
             console.answer(found[-1], streamed=streamed)
+        if console.reader_left:
+            break
     return found
 
 

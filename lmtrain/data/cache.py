@@ -38,9 +38,11 @@ class Cache:
         """The cache that the recipe's section `run` names; with --no-cache it saves nothing."""
         if not run.cache:
             return cls(None, console)
-        base = os.environ.get("XDG_CACHE_HOME")
         # os.path.expanduser works without a home directory, where Path.home raises.
-        home = Path(base) if base else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111
+        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+        if not run.cache_dir and home.parts[0] == "~":
+            console.note("this user has no home folder: the prepared data is not cached; --cache-dir names a folder")
+            return cls(None, console)
         return cls(Path(run.cache_dir) if run.cache_dir else home / "lmtrain", console)
 
     def key(self, *parts: Any) -> str:
@@ -69,7 +71,10 @@ class Cache:
                 _save(folder, *made)
                 self._remove_unused()
             except OSError as error:
-                self.console.note(f"{self.folder}: {error.strerror or error}; the prepared data is not cached")
+                self.console.note(
+                    f"{self.folder}: {error.strerror or error}; the prepared data is not cached; --cache-dir names another folder"
+                )
+                self.folder = None  # which is said once
                 return made
         return _load(folder) or made
 
@@ -85,7 +90,7 @@ class Cache:
             except TimeoutError:
                 self.console.note("waiting for another run that prepares the same data")
                 return lock.acquire()
-        except OSError:
+        except (OSError, NotImplementedError):  # the latter where a file system has no locks
             return nullcontext()
 
     def _remove_unused(self) -> None:
@@ -131,5 +136,5 @@ def _save(folder: Path, arrays: Arrays, document: dict[str, Any]) -> None:
     with atomic_folder(folder, suffix=str(os.getpid())) as part:
         for name, values in arrays.items():
             np.save(part / f"{name}.npy", values, allow_pickle=False)
-        text = json.dumps({**document, "arrays": sorted(arrays)}, ensure_ascii=False)
+        text = json.dumps({**document, "arrays": sorted(arrays)})
         (part / "document.json").write_text(text, encoding="utf-8")

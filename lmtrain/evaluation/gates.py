@@ -122,7 +122,7 @@ def settle(section: Gates, results: Document, baseline: Document | None) -> None
         if section.junit:
             write_junit(Path(section.junit), gates, results)
         if summary:
-            with Path(summary).open("a", encoding="utf-8") as stream:
+            with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(markdown(results))
     except OSError as error:
         raise StorageError(f"{error.filename or section.junit or summary}: {error.strerror}") from None

@@ -72,7 +72,7 @@ class RunFolder:
 
     def append(self, name: str, document: dict[str, Any]) -> None:
         """Append a JSON line to a log file."""
-        with (self.path / name).open("a", encoding="utf-8") as stream:
+        with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(to_json(redact_document(document)) + "\n")
             stream.flush()
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lmtrain.errors import visible
 from lmtrain.runtime.redaction import redact, redact_document
+from lmtrain.runtime.streams import is_utf8
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -24,6 +25,20 @@ Step = TypeVar("Step")
 def to_json(document: object, indent: int | None = None) -> str:
     """Standard JSON: NaN and infinities become null."""
     return json.dumps(_without_nan(document), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def write_json(text: str) -> None:
+    """Write a JSON text to standard output; in ASCII, which is the same document, where the encoding is not UTF-8."""
+    if not is_utf8():
+        text = "".join(c if c.isascii() else json_escape(c) for c in text)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def json_escape(character: str) -> str:
+    """A character of a JSON string as one or two escapes."""
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def _without_nan(value: object) -> object:
@@ -54,6 +69,11 @@ class Console:
     def live(self) -> bool:
         """Whether to show spinners and bars that are redrawn in place."""
         return self.err.is_terminal and not self.quiet and self.main_process
+
+    @property
+    def reader_left(self) -> bool:
+        """Whether nobody reads the results any more, because a pipe was closed."""
+        return bool(getattr(sys.stdout, "reader_left", False))
 
     def working(self, on: str) -> AbstractContextManager[object]:
         """Show a spinner while the block runs, on a terminal only."""
@@ -93,8 +113,7 @@ class Console:
     def answer(self, answer: dict[str, Any], streamed: bool) -> None:
         """Print the output for one prompt, as a JSON line or as text; text that was `streamed` is not printed again."""
         if self.as_json:
-            sys.stdout.write(to_json(redact_document(answer)) + "\n")
-            sys.stdout.flush()
+            write_json(to_json(redact_document(answer)))
         elif "outputs" in answer:
             for output in answer["outputs"]:
                 score = f"{output['score']:8.4f}  " if "score" in output else ""
@@ -118,8 +137,7 @@ class Console:
         if not self.main_process:
             return
         if self.as_json:
-            sys.stdout.write(to_json(redact_document(document), indent=2) + "\n")
-            sys.stdout.flush()
+            write_json(to_json(redact_document(document), indent=2))
             return
         table = Table(*map(_safe, header), title=_safe(title), show_header=bool(header), title_justify="left")
         for row in rows:

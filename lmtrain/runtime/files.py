@@ -17,12 +17,13 @@ from lmtrain.runtime.redaction import redact_document, value_redactor
 def atomic_write(path: Path, durable: bool = True) -> Iterator[TextIO]:
     """Open a UTF-8 text file that replaces `path` when the block ends without an exception.
 
+    Half of a surrogate pair, which a name or a text may hold and UTF-8 cannot, is written as an escape.
     The text goes to `.NAME.part` in the same folder first. With `durable` it is flushed to the disk before the rename,
     so that it survives a power failure.
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as stream:
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             yield stream
             if durable:
                 stream.flush()

@@ -2,11 +2,72 @@
 
 import os
 
+from lmtrain.errors import UsageError, visible
+
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers write the number of processes: torchrun first, then those of MPI."""
+
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What each of several processes needs to meet the others."""
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+
+LAUNCHED = "_LMTRAIN_LAUNCHED"
+"""Set by lmtrain for `accelerate launch`, which sets no size for a single process."""
+
+
+def world_size() -> int:
+    """The number of processes that train together; 1 where no launcher says otherwise."""
+    _, size = _size()
+    return max(int(size), 1) if size.isdigit() else 1
+
 
 def is_launched() -> bool:
-    """Whether a launcher (torchrun, accelerate) started this process as one of several."""
-    return "LOCAL_RANK" in os.environ or "WORLD_SIZE" in os.environ
+    """Whether a launcher (torchrun, accelerate) started this process as one of several.
+
+    A single process is not one of several, although job operators set RANK=0 and WORLD_SIZE=1 for it.
+    """
+    return world_size() > 1 or LAUNCHED in os.environ
 
 
 def is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process speaks for all; a process that cannot meet the others speaks for itself."""
+    return world_size() == 1 or bool(_missing()) or os.environ["RANK"] == "0"
+
+
+def settle() -> None:
+    """Before processes are joined: check what a launcher set, and let a single process be alone.
+
+    Without that, accelerate waits for a process group wherever it finds a rank. Raises UsageError for processes that
+    cannot meet.
+    """
+    variable, size = _size()
+    if size and not size.isdigit():
+        raise UsageError(f"{variable} is {visible(size)!r} in the environment, not a number of processes; unset it")
+    if world_size() == 1:
+        if TORCHRUN not in os.environ:
+            for name in (*SIZES, "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+                os.environ.pop(name, None)
+    elif missing := _missing():
+        raise UsageError(
+            f"{variable} is {size} in the environment, for processes that train together, but they cannot meet without "
+            f"{', '.join(missing)}; start them with torchrun or --num-processes {size}, or unset {variable} to train in "
+            "one process"
+        )
+
+
+def not_used(requested: int | None) -> str | None:
+    """A warning where a launcher has started another number of processes than were `requested`."""
+    running = world_size()
+    if requested in (None, running) or running == 1:
+        return None
+    return f"--num-processes {requested} is not used: a launcher has started {running} processes"
+
+
+def _size() -> tuple[str, str]:
+    """(the variable that says how many processes there are, what it says); two empty strings where none does."""
+    return next(((name, os.environ[name].strip()) for name in SIZES if os.environ.get(name)), ("", ""))
+
+
+def _missing() -> list[str]:
+    return [name for name in RENDEZVOUS if not os.environ.get(name)]

@@ -33,8 +33,11 @@ class Start:
 @contextmanager
 def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
     """Do the checks that take milliseconds, then hold the run folder's lock."""
+    processes.settle()
     set_environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = processes.is_first_process()
+    if unused := processes.not_used(recipe.run.num_processes):
+        console.warn(unused)
     if recipe.run.resume and recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     model_checks.check_model(recipe.objective, recipe.model)

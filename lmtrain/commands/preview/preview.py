@@ -1,6 +1,5 @@
 """`lmtrain preview`: the first batches as training would give them to the model."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +22,7 @@ from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.packing import share_rows
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
-from lmtrain.runtime.console import Console, ledger_table, to_json
+from lmtrain.runtime.console import Console, json_escape, ledger_table, to_json, write_json
 from lmtrain.training.data_report import data_document
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
 from lmtrain.training.loaded_model import load_model
@@ -63,7 +62,7 @@ def preview(recipe: Recipe, corpus: Corpus, count: int, explain: bool, full: boo
     if not console.main_process:
         return
     if console.as_json:
-        sys.stdout.write(_escape_invisible(to_json(document(shown))) + "\n")
+        write_json(_escape_invisible(to_json(document(shown))))
     else:
         show(shown, explain, full, console)
 
@@ -182,12 +181,7 @@ def _row(seen: Shown, texts: list[int], lines: Lines) -> dict[str, Any]:
 
 def _escape_invisible(text: str) -> str:
     """JSON with invisible characters escaped: equal to a parser, and without control sequences for a terminal."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    return "".join(c if c.isprintable() else json_escape(c) for c in text)
 
 
 # --- on a terminal, or in a pipe -------------------------------------------------------------------------------------
