@@ -49,8 +49,9 @@ def tokenizer_train(
     rows = _text_rows(data, text_column)
     with loading_libraries(console := Console()):
         from lmtrain.objectives.objective import OBJECTIVES
+        from lmtrain.preprocessing.text_pieces import training_texts
         from lmtrain.preprocessing.train_tokenizer import train_tokenizer
-    trained = train_tokenizer(kind, rows.texts(), OBJECTIVES[objective].special_tokens)
+    trained = train_tokenizer(kind, training_texts(rows.texts()), OBJECTIVES[objective].special_tokens)
     try:
         trained.save_pretrained(output_dir)
     except OSError as error:

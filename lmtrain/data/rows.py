@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from lmtrain.data.ledger import Ledger
@@ -85,6 +86,8 @@ class Rows:
     """Column -> ids that the previous chunk left over; they come before the first row."""
     continues: bool = False
     """Whether `carried` is the start of the first document."""
+    tail: tuple[str, int, int] | None = None
+    """The text before the first row that the previous chunk left over, as a `Piece`."""
 
     @classmethod
     def of(cls, kind: str, values: list[Any], name: str = "in memory", running: bool = False) -> "Rows":
@@ -108,15 +111,15 @@ class Rows:
         """Index of the `--data` argument that a value comes from."""
         return self.tables[self.table_of[index]].source
 
-    def texts(self) -> Iterator[str]:
-        """Yield all texts, for training a tokenizer."""
-        for value in self.values:
-            if isinstance(value, str):
-                yield value
-            elif isinstance(value, tuple):
-                yield from value
-            else:
-                yield from (message["content"] for message in value)
+    def texts(self) -> Iterator[Iterable[str]]:
+        """Yield all texts, each as its parts: those of a document are its lines. Consume one before the next."""
+        values = iter(self.values)
+        if self.kind == "text":
+            yield from (islice(values, len(document)) for document in self.documents())
+            return
+        for value in values:
+            strings = value if isinstance(value, tuple) else (message["content"] for message in value)
+            yield from ((string,) for string in strings)
 
     def has_text(self) -> bool:
         """Whether any value is not blank."""

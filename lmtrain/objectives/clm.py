@@ -31,13 +31,13 @@ from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
     apply_long_policy,
     document_marks,
-    documents_of,
     finish_examples,
     fit_document,
     split_into_rows,
     start_ledgers,
 )
 from lmtrain.preprocessing.ragged import GrowingRagged, Ragged
+from lmtrain.preprocessing.text_pieces import Piece
 from lmtrain.preprocessing.tokenizing import ids_and_bytes, ids_of
 from lmtrain.preprocessing.train_tokenizer import SEQUENCE_TOKENS, SpecialTokens
 
@@ -171,8 +171,7 @@ def _encode_text(
         )
     sized = measure and tokenizer.is_fast
     texts, sizes = TokenizedDocuments(rows, tokenizer), GrowingRagged()
-    encoded = (ids_and_bytes if sized else ids_of)(tokenizer, rows.values)
-    for parts, document in documents_of(rows, encoded):
+    for parts, document in texts.encoded(ids_and_bytes if sized else ids_of):
         start = [] if texts.continues(document) else before
         end = after if rows.ends(document[-1]) else []
         texts.begin(document, start)
@@ -204,7 +203,7 @@ def _encode_prompts(
     before, after = document_marks(tokenizer)
     prompts = [prompt if answer[:1].isspace() else prompt_text(prompt) for prompt, answer in rows.values]
     answers = [answer for _, answer in rows.values]
-    pairs = zip(ids_of(tokenizer, prompts), ids_of(tokenizer, answers), strict=True)
+    pairs = zip(ids_of(tokenizer, map(Piece, prompts)), ids_of(tokenizer, map(Piece, answers)), strict=True)
 
     def encoded() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for prompt, answer in pairs:

@@ -12,7 +12,6 @@ from lmtrain.preprocessing import denoising
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
-    documents_of,
     fit_document,
     split_into_rows,
     start_ledgers,
@@ -44,8 +43,7 @@ def encode_for_denoising(
         raise UsageError(f"--max-source-length {source} and --max-target-length {target} leave no room for a text")
     ledgers, policy = start_ledgers(rows), data.on_long or "split"
     texts = TokenizedDocuments(rows, tokenizer, "sentence_starts" if noise.needs_sentences else None)
-    encoded = (ids_and_sentences if noise.needs_sentences else ids_of)(tokenizer, rows.values)
-    for parts, document in documents_of(rows, encoded):
+    for parts, document in texts.encoded(ids_and_sentences if noise.needs_sentences else ids_of):
         texts.begin(document)
         if noise.needs_sentences:
             texts.take(parts)

@@ -30,7 +30,6 @@ from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, p
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
-    documents_of,
     fit_document,
     split_into_rows,
     start_ledgers,
@@ -98,8 +97,7 @@ class MaskedLM(Defaults):
         separator = after[:1] if data.packs_blocks else []
         in_words = data.masking != "token"
         texts = TokenizedDocuments(rows, tokenizer, "word_starts" if in_words else None)
-        encoded = (ids_and_words if in_words else ids_of)(tokenizer, rows.values)
-        for parts, document in documents_of(rows, encoded):
+        for parts, document in texts.encoded(ids_and_words if in_words else ids_of):
             followed = rows.has_next or document[-1] + 1 < len(rows.values)
             parting = separator if followed and rows.ends(document[-1]) else []
             texts.begin(document)

@@ -82,6 +82,8 @@ class Examples:
     shared: Ragged | None = None
     rest: dict[str, list[int]] = field(default_factory=dict)
     """Ids that a chunk of a stream carries over into the next chunk, by column."""
+    tail: tuple[str, int, int] | None = None
+    """Text that a chunk of a stream carries over, as a `Piece`."""
     read: tuple[np.ndarray, np.ndarray] | None = None
     """[rows] tokens of source and of target, if the collator makes these from a text (denoising)."""
     first: int = 0

@@ -1,7 +1,8 @@
 """Convert rows to token ids. The ledger counts every row and token."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -14,7 +15,11 @@ from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.ragged import GrowingRagged, Ragged
+from lmtrain.preprocessing.text_pieces import Piece, TextCutter
 from lmtrain.preprocessing.tokenizing import special_token_ids
+
+Encoder = Callable[[PreTrainedTokenizerBase, Iterable[Piece]], Iterator[Any]]
+"""A function that encodes each of the pieces, such as `ids_of`."""
 
 
 def start_ledgers(rows: Rows) -> tuple[Ledger, ...]:
@@ -47,13 +52,15 @@ def finish_examples(
 
 
 class TokenizedDocuments:
-    """Collects the token ids of documents. Ids carried over from the previous chunk of a stream come first.
+    """Encodes the documents of `rows` and collects their token ids.
 
-    With `flag`, a second column of that name holds one bool per token.
+    Ids that the previous chunk of a stream left over come first. With `flag`, a second column of that name holds one bool
+    per token. `tail` is text at the end of a chunk whose tokens depend on the next chunk.
     """
 
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, flag: str | None = None):
-        self.rows, self.origins = rows, array("q")
+        self.rows, self.tokenizer, self.origins = rows, tokenizer, array("q")
+        self.tail: Piece | None = None
         self.ids = GrowingRagged("H" if len(tokenizer) <= 1 << 16 else "i")
         self.columns = {"input_ids": self.ids, **({flag: GrowingRagged("b")} if flag else {})}
         self.flags = self.columns.get(flag or "")
@@ -63,6 +70,42 @@ class TokenizedDocuments:
                 column.extend(rows.carried[name])
                 column.close(len(rows.carried[name]))
             self.origins.append(0)
+
+    def encoded(self, encode: Encoder) -> Iterator[tuple[Iterator[Any], range]]:
+        """Yield (what `encode` makes of its pieces, the range of its rows) for each document.
+
+        A document is encoded as one text, whatever rows hold it. Consume the pieces of one before the next.
+        """
+        ends: deque[bool] = deque()
+        encoded = encode(self.tokenizer, self._pieces(ends))
+
+        def pieces() -> Iterator[Any]:
+            for piece in encoded:
+                yield piece
+                if ends.popleft():
+                    return
+
+        for document in self.rows.documents():
+            yield pieces(), document
+
+    def _pieces(self, ends: "deque[bool]") -> Iterator[Piece]:
+        """Yield the pieces of all documents. `ends` receives for each whether it ends its document."""
+        cutter, values = TextCutter(self.tokenizer), iter(self.rows.values)
+        for document in self.rows.documents():
+            start = Piece(*self.rows.tail) if self.rows.tail and self.continues(document) else None
+            pieces = cutter.pieces(islice(values, len(document)), start)
+            last: Piece | None = next(pieces)
+            for piece in pieces:
+                ends.append(False)
+                assert last
+                yield last
+                last = piece
+            if document.stop == len(self.rows.values) and self.rows.continues_in_next():
+                assert last
+                last, self.tail = cutter.hold_back(last)
+            if last:
+                ends.append(True)
+                yield last
 
     def continues(self, document: range) -> bool:
         """Whether a document began in the previous chunk of the stream."""
@@ -133,7 +176,7 @@ def split_into_rows(
             name: ([1] * len(special[0]), [1] * len(special[1])) for name in cut if name != "input_ids"
         }
         cut = {name: column.wrapped(*around[name]) for name, column in cut.items()}
-    return finish_examples(cut, ledgers, rows, origins, limits, rest=rest)
+    return finish_examples(cut, ledgers, rows, origins, limits, rest=rest, tail=texts.tail)
 
 
 def row_sources(rows: Rows, origins: np.ndarray) -> np.ndarray:
@@ -150,15 +193,6 @@ def document_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in after:
         after = [*after, tokenizer.eos_token_id]
     return before, after
-
-
-def documents_of(rows: Rows, encoded: Iterator[Any]) -> Iterator[tuple[Iterator[Any], range]]:
-    """Yield (the `encoded` items of its rows, the range of its rows) for each document. Consume the items at once.
-
-    Rows are tokenised one by one, because a document may not fit into memory.
-    """
-    for document in rows.documents():
-        yield islice(encoded, len(document)), document
 
 
 def fit_document(

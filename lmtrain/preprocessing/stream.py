@@ -1,7 +1,8 @@
 """Streaming: read training data chunk by chunk during training, shuffle each chunk, and repeat without end.
 
-Tokens that don't fill the last row of a chunk are carried into the next chunk. The state of a stream is a few numbers and
-at most one row of ids (StreamState). A checkpoint needs no shuffle buffer: resuming reads and shuffles the chunk again.
+Tokens that don't fill the last row of a chunk are carried into the next chunk, and so is the end of a text whose tokens
+depend on what follows. The state of a stream is a few numbers, at most one row of ids and the end of a text
+(StreamState). A checkpoint needs no shuffle buffer: resuming reads and shuffles the chunk again.
 """
 
 import json
@@ -33,6 +34,8 @@ class StreamState:
     carried: dict[str, list[int]] = field(default_factory=dict)
     """Ids carried over from the previous chunk, by column."""
     continues: bool = False
+    tail: tuple[str, int, int] | None = None
+    """Text carried over from the previous chunk, as a `Piece`."""
     texts: int = 0
     """Texts (pieces, pairs) before this chunk in this epoch: masks depend on the number of a text."""
     taken: int = 0
@@ -50,7 +53,9 @@ class StreamState:
     @classmethod
     def from_json(cls, text: str) -> "StreamState":
         found = json.loads(text)
-        return cls(**{**found, "position": Position(*found["position"]), "ledgers": tuple(found["ledgers"])})
+        tail = tuple(found["tail"]) if found.get("tail") else None
+        position, ledgers = Position(*found["position"]), tuple(found["ledgers"])
+        return cls(**{**found, "position": position, "tail": tail, "ledgers": ledgers})
 
 
 @dataclass
@@ -112,13 +117,14 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         """Yield (examples, state before, state after) for each remaining chunk of the epoch."""
         empty = True
         for rows, position in chunks(self.reading, state.position, self.chunk):
-            examples = self.encode(replace(rows, carried=state.carried, continues=state.continues))
+            examples = self.encode(replace(rows, carried=state.carried, continues=state.continues, tail=state.tail))
             examples = replace(examples, first=state.texts)
             after = StreamState(
                 state.epoch,
                 position,
                 examples.rest,
                 rows.continues_in_next(),
+                examples.tail,
                 state.texts + examples.count,
                 0,
                 *self._counted(state, rows, examples),

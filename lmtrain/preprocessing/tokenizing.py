@@ -2,16 +2,17 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import regex
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import InputError
+from lmtrain.preprocessing.text_pieces import Piece, TextCutter, backend
 
-TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
+PIECES_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
 """Limits of one batch for the tokenizer: large enough for all cores, small enough to keep the encodings small."""
 
 
@@ -29,70 +30,72 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase, target: bool = False) 
     return [], []
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
-    """The ids of each text without special tokens.
+def ids_of(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> Iterator[list[int]]:
+    """The ids of each piece without special tokens.
 
     Calls the Rust tokenizer directly, about twice as fast as with the Python objects around each encoding.
     """
-    if not tokenizer.is_fast:
-        yield from tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return
-    backend = _unlimited(tokenizer)
-    for batch in _batches(texts):
-        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
-            yield encoding.ids
+    for batch in _batches(pieces):
+        texts = [piece.text for piece in batch]
+        if tokenizer.is_fast:
+            encoded = [
+                encoding.ids for encoding in backend(tokenizer).encode_batch_fast(texts, add_special_tokens=False)
+            ]
+        else:
+            encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for piece, ids in zip(batch, encoded, strict=True):
+            yield ids[piece.tokens :] if piece.tokens else ids
 
 
-def ids_and_bytes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids without special tokens, number of UTF-8 bytes of each token) of each text.
+def ids_and_bytes(
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids without special tokens, number of UTF-8 bytes of each token) of each piece.
 
-    A token's bytes reach from its start to the start of the next token, so the sum is the length of the text even if
+    A token's bytes reach from its start to the start of the next token, so the sum is the length of the piece even if
     several tokens share one character. Needs a fast tokenizer.
     """
-    backend = _unlimited(tokenizer)
-    for batch in _batches(texts):
-        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
-            yield encoding.ids, _token_bytes(text, [begin for begin, _ in encoding.offsets])
+    for piece, encoding in _encodings(tokenizer, pieces):
+        begins = [begin - piece.context for begin, _ in encoding.offsets[piece.tokens :]]
+        yield encoding.ids[piece.tokens :], _token_bytes(piece.text[piece.context :], begins)
 
 
-def ids_and_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[bool]]]:
-    """(ids without special tokens, whether each token begins a word) of each text. Raises as `check_words`.
+def ids_and_words(
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """(ids without special tokens, whether each token begins a word) of each piece. Raises as `check_words`.
 
     Words are the tokenizer's pre-tokens: the parts between spaces and, with most tokenizers, punctuation. In scripts
     without spaces every character is a word, as in BERT, but a token of several characters is never split, nor is a
     character that several tokens share.
     """
     check_words(tokenizer)
-    backend = _unlimited(tokenizer)
-    for batch in _batches(texts):
-        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
-            words = encoding.word_ids
-            starts = [word != before for word, before in zip(words, [-1, *words], strict=False)]
-            if not text.isascii() and UNSPACED.search(text):
-                starts = [a or b for a, b in zip(starts, _unspaced_starts(text, encoding.offsets), strict=True)]
-            yield encoding.ids, starts
+    for piece, encoding in _encodings(tokenizer, pieces):
+        words = encoding.word_ids
+        starts = [word != before for word, before in zip(words, [-1, *words], strict=False)]
+        if not piece.text.isascii() and UNSPACED.search(piece.text):
+            unspaced = _unspaced_starts(piece.text, encoding.offsets)
+            starts = [a or b for a, b in zip(starts, unspaced, strict=True)]
+        yield encoding.ids[piece.tokens :], starts[piece.tokens :]
 
 
 def ids_and_sentences(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """(ids without special tokens, whether each token begins a sentence) of each text.
+    """(ids without special tokens, whether each token begins a sentence) of each piece.
 
-    A sentence may continue in the next text. It ends at . ! ? or … before white space, unless a lowercase letter
-    follows; at their Chinese and Japanese counterparts; and at a blank line.
+    A sentence ends at . ! ? or … before white space, unless a lowercase letter follows; at their Chinese and Japanese
+    counterparts; and at a blank line. None ends where a text is cut, since a letter or digit precedes the cut.
     """
-    backend = _unlimited(tokenizer)
-    ended = True
-    for batch in _batches(texts):
-        for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
-            begins = [begin for begin, _ in encoding.offsets]
-            starts = [False] * len(begins)
-            firsts = [0] * ended + [bisect_left(begins, match.start("rest")) for match in SENTENCE_END.finditer(text)]
-            for first in firsts:
-                if first < len(starts):
-                    starts[first] = True
-            ended = firsts[-1:] == [len(starts)] or not text.strip()
-            yield encoding.ids, starts
+    for piece, encoding in _encodings(tokenizer, pieces):
+        begins = [begin for begin, _ in encoding.offsets]
+        starts = [False] * len(begins)
+        firsts = [0] * (not piece.context)
+        firsts += [bisect_left(begins, match.start("rest")) for match in SENTENCE_END.finditer(piece.text)]
+        for first in firsts:
+            if first < len(starts):
+                starts[first] = True
+        yield encoding.ids[piece.tokens :], starts[piece.tokens :]
 
 
 SENTENCE_END = regex.compile(
@@ -117,7 +120,7 @@ def _unspaced_starts(text: str, offsets: list[tuple[int, int]]) -> list[bool]:
 
 def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise InputError for a tokenizer that does not split a text into words."""
-    words = tokenizer.is_fast and _unlimited(tokenizer).encode("one two", add_special_tokens=False).word_ids
+    words = tokenizer.is_fast and backend(tokenizer).encode("one two", add_special_tokens=False).word_ids
     if not words or len(set(words)) < 2:
         raise InputError(
             "the tokenizer does not split a text into words, so whole words cannot be masked: use --masking token, "
@@ -125,13 +128,24 @@ def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    start = 0
-    while start < len(texts):
-        some = list(texts[start : start + TEXTS_AT_ONCE])
-        taken = max(sum(size <= CHARACTERS_AT_ONCE for size in accumulate(map(len, some))), 1)
-        yield some[:taken]
-        start += taken
+def _encodings(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any]]:
+    """Each piece with its encoding by the Rust tokenizer."""
+    for batch in _batches(pieces):
+        encodings = backend(tokenizer).encode_batch([piece.text for piece in batch], add_special_tokens=False)
+        yield from zip(batch, encodings, strict=True)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    characters = 0
+    for piece in pieces:
+        if batch and (len(batch) == PIECES_AT_ONCE or characters + len(piece.text) > CHARACTERS_AT_ONCE):
+            yield batch
+            batch, characters = [], 0
+        batch.append(piece)
+        characters += len(piece.text)
+    if batch:
+        yield batch
 
 
 def _token_bytes(text: str, starts: list[int]) -> list[int]:
@@ -146,30 +160,24 @@ def _token_bytes(text: str, starts: list[int]) -> list[int]:
     return [after - before for before, after in pairwise(bounds)]
 
 
-def _unlimited(tokenizer: PreTrainedTokenizerBase) -> Any:
-    # A tokenizer.json may contain truncation and padding settings, which would cut rows silently.
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def stats(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, float]:
-    """How well a tokenizer fits the texts.
+def stats(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Iterable[str]]) -> dict[str, float]:
+    """How well a tokenizer fits the texts, each given as its parts.
 
     `fertility` is tokens per word (a run of letters and digits, or one other character), `bytes_per_token` UTF-8 bytes
     per token, `unknown_rate` the share of unknown tokens.
     """
-    texts = list(texts)
+    cutter = TextCutter(tokenizer)
+    pieces = [piece for parts in texts for piece in cutter.pieces(parts)]
     tokens = words = size = unknown = 0
-    for text, ids in zip(texts, ids_of(tokenizer, texts), strict=True):
+    for piece, ids in zip(pieces, ids_of(tokenizer, pieces), strict=True):
+        text = piece.text[piece.context :]
         tokens += len(ids)
         unknown += sum(token == tokenizer.unk_token_id for token in ids)
         words += len(re.findall(r"\w+|[^\w\s]", text))
         size += len(text.encode())
     return {
         "vocabulary": len(tokenizer),
-        "texts": len(texts),
+        "texts": sum(not piece.context for piece in pieces),
         "words": words,
         "bytes": size,
         "tokens": tokens,

@@ -25,6 +25,7 @@ from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.sampler import BatchSampler, count_trained
 from lmtrain.preprocessing.stream import Stream
+from lmtrain.preprocessing.text_pieces import training_texts
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens, train_tokenizer, with_special_tokens
 from lmtrain.runtime.memory import release_memory
 
@@ -53,7 +54,7 @@ def learn_tokenizer(specification: str, corpus: Corpus, special_tokens: SpecialT
     """Train a tokenizer on the training rows, in the first process for all. Raises InputError."""
 
     def make() -> CacheEntry:
-        made = train_tokenizer(specification, corpus.splits.train.texts(), special_tokens)
+        made = train_tokenizer(specification, training_texts(corpus.splits.train.texts()), special_tokens)
         return {}, {"tokenizer": made.backend_tokenizer.to_str()}
 
     state = PartialState()

@@ -22,6 +22,7 @@ from lmtrain.preprocessing import tokenizing, train_tokenizer
 from lmtrain.preprocessing.batch import padded
 from lmtrain.preprocessing.dataset import Limits
 from lmtrain.preprocessing.packing import best_fit
+from lmtrain.preprocessing.text_pieces import Piece
 
 WORDS = sentences(60)
 
@@ -293,7 +294,9 @@ def test_bytes_of_the_tokens_add_up_to_the_text():
     values = ["the cat 가나다 🙂", "\n\n é é ", "x"]
     for kind in ("bpe:300", "byte", "char", "wordpiece:100", "unigram:80"):
         made_tokenizer = made("clm", kind)
-        for value, (ids, sizes) in zip(values, tokenizing.ids_and_bytes(made_tokenizer, values), strict=True):
+        for value, (ids, sizes) in zip(
+            values, tokenizing.ids_and_bytes(made_tokenizer, map(Piece, values)), strict=True
+        ):
             assert len(ids) == len(sizes)
             assert sum(sizes) == len(value.encode()) or not ids
 

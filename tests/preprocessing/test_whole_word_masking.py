@@ -23,6 +23,7 @@ from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.hashed_random import uniform
 from lmtrain.preprocessing.sampler import BatchSampler
+from lmtrain.preprocessing.text_pieces import Piece
 
 KINDS = ("wordpiece:120", "bpe:320", "unigram:120", "byte")
 SYLLABLES = ("ka", "lo", "mi", "tre", "ung", "sa", "vel", "ost", "in", "한", "국", "말은", "é")
@@ -177,7 +178,7 @@ def starts_of(kind: str, text: str) -> list[str]:
     """The words that are masked whole, as the parts of the text that their tokens stand for."""
     learnt = [" ".join(text), text] if kind.startswith("wordpiece") else [" ".join(text)]
     own = train_tokenizer.train_tokenizer(kind, learnt, OBJECTIVES["mlm"].special_tokens)
-    ((ids, starts),) = tokenizing.ids_and_words(own, [text])
+    ((ids, starts),) = tokenizing.ids_and_words(own, [Piece(text)])
     bounds = [*np.flatnonzero(starts), len(ids)]
     return [own.decode(ids[a:b]).strip() for a, b in itertools.pairwise(bounds)]
 
