@@ -23,6 +23,7 @@ from lmtrain.runtime.device import environment, leave_process_group, precision
 from lmtrain.runtime.files import write_lines
 from lmtrain.runtime.memory import peak_memory, release_memory
 from lmtrain.training.assembly import fit_scoring
+from lmtrain.training.data_report import cut_warnings
 from lmtrain.training.loaded_model import load_model
 
 
@@ -63,7 +64,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     if recipe.eval.samples and console.main_process and not console.quiet:
         console.samples(evaluator.samples(model.network, recipe.eval.samples))
     if console.main_process and recipe.eval.predictions:
-        write_lines(Path(recipe.eval.predictions), evaluator.records(scores))
+        write_lines(Path(recipe.eval.predictions), evaluator.records(scores), "--predictions")
     results = {
         "objective": recipe.objective,
         "model": recipe.model.name,
@@ -88,7 +89,6 @@ def _report_ledger(examples: Examples, recipe: Recipe, console: Console) -> dict
     ledger.padding_fraction = padding_fraction(examples.lengths_by_column(), batches)
     document: dict[str, Any] = ledger.document()
     console.ledger({"eval": document})
-    if cut := ledger.rows_truncated:
-        lengths = examples.limits.as_flags(" and ")
-        console.warn(f"{cut:,} of {ledger.rows_used:,} rows are cut at {lengths}; ask for more if the model can")
+    for line in cut_warnings(examples.kind, {"eval": document}, examples.limits):
+        console.warn(line)
     return document

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.errors import InputError
-from lmtrain.runtime.files import atomic_write, sync
+from lmtrain.runtime.files import atomic_write, share, sync
 from lmtrain.version import __version__
 
 MANIFEST = "manifest.json"
@@ -70,6 +70,7 @@ def publish(aside: Path, place: Path, identity: dict[str, Any]) -> None:
 
 def seal(folder: Path, step: int, identity: dict[str, Any]) -> None:
     """Flush every file to the disk, then write the manifest that `damage` checks the files against."""
+    share(folder)
     files = {}
     for name, file in _files(folder).items():
         sync(file)

@@ -21,7 +21,7 @@ from lmtrain.runs.file_names import METRICS, MODEL_ASIDE, PARTS, PREDICTIONS, RE
 from lmtrain.runs.lock import LOCK
 from lmtrain.runs.model_card import card
 from lmtrain.runtime.console import to_json
-from lmtrain.runtime.files import storage_error, sync, write_text
+from lmtrain.runtime.files import replace, share, storage_error, sync, write_text
 from lmtrain.runtime.redaction import redact_document
 
 
@@ -92,13 +92,14 @@ class RunFolder:
         try:
             folder.mkdir()
             yield folder
+            share(folder)
             files = [file for file in folder.rglob("*") if file.is_file()]
             for file in files:
                 sync(file)
             for file in files:
                 place = self.path / file.relative_to(folder)
                 place.parent.mkdir(exist_ok=True)
-                file.replace(place)
+                replace(file, place)
             sync(self.path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

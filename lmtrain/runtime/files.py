@@ -1,8 +1,9 @@
-"""Atomic writes: a file or a folder appears complete or not at all."""
+"""Atomic writes: a file or a folder appears complete or not at all, with the permissions that the umask leaves."""
 
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[TextIO]:
 
     Half of a surrogate pair, which a name or a text may hold and UTF-8 cannot, is written as an escape.
     The text goes to `.NAME.part` in the same folder first. With `durable` it is flushed to the disk before the rename,
-    so that it survives a power failure.
+    so that it survives a power failure. A file that replaces another is readable by no more people than that one was.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -28,7 +29,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[TextIO]:
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
-        part.replace(path)
+        replace(part, path)
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -47,9 +48,30 @@ def atomic_folder(path: Path, suffix: str = "part") -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        share(part)
         part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def replace(part: Path, path: Path) -> None:
+    """Rename `part` to `path`. If that replaces a file, only permissions that both have stay."""
+    with suppress(OSError):  # no such file, or a file system without permissions
+        part.chmod(stat.S_IMODE(part.stat().st_mode) & stat.S_IMODE(path.stat().st_mode))
+    part.replace(path)
+
+
+def share(folder: Path) -> None:
+    """Give all files in a folder, which this process made, the permissions that the umask leaves.
+
+    safetensors writes files that only their owner can read. The umask is seen in the mode of the folder: asking for it
+    would change it, also for other threads.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with suppress(OSError):  # a file system without permissions
+                file.chmod(mode)
 
 
 def sync(path: Path) -> None:
@@ -69,18 +91,18 @@ def write_text(path: Path, text: str) -> None:
         stream.write(value_redactor()(text))
 
 
-def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines without the secrets in them, atomically. Raises StorageError."""
+def write_lines(path: Path, documents: Iterable[dict[str, Any]], flag: str = "--output-dir") -> None:
+    """Write JSON lines without the secrets in them, atomically. Raises StorageError; `flag` names another place."""
     try:
         with atomic_write(path, durable=False) as stream:
             stream.writelines(to_json(redact_document(document)) + "\n" for document in documents)
     except OSError as error:
-        raise storage_error(path, error) from None
+        raise storage_error(path, error, flag) from None
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError, flag: str = "--output-dir") -> StorageError:
     remedy = "free some space or choose" if error.errno in DISK_FULL else "choose"
-    return StorageError(f"{path}: {error.strerror or error}; {remedy} another --output-dir")
+    return StorageError(f"{path}: {error.strerror or error}; {remedy} another {flag}")

@@ -81,7 +81,6 @@ RELIANCES = (
             f"{TRAINER}.store_flos": "",
             f"{TRAINER}._save_optimizer_and_scheduler": "output_dir",
             f"{TRAINER}._push_from_checkpoint": "checkpoint_folder",
-            "transformers.TrainerState.save_to_json": "json_path",
             "transformers.trainer_callback.ExportableState.state": "",
         },
         attributes=(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lmtrain.modeling import lora
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream, StreamState
 from lmtrain.runs import checkpoint
+from lmtrain.runtime.console import to_json
 from lmtrain.training import training_state
 
 
@@ -101,7 +102,10 @@ class CheckpointingTrainer(Trainer):
             if self.is_world_process_zero():
                 training_state.save(aside, state)
                 self._remember_callbacks()
-                self.state.save_to_json(str(aside / "trainer_state.json"))
+                # As TrainerState.save_to_json, which writes NaN where JSON has no word for it.
+                (aside / "trainer_state.json").write_text(
+                    to_json(asdict(self.state), indent=2) + "\n", encoding="utf-8"
+                )
                 self.accelerator.wait_for_everyone()
                 checkpoint.publish(aside, target, self.identity)
             else:

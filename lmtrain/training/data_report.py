@@ -1,9 +1,11 @@
 """The `data` section of results.json: counts of rows and tokens, shown before training starts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.ledger import COUNTS, Ledger, total
+from lmtrain.preprocessing.dataset import Limits
 from lmtrain.preprocessing.sampler import BatchSampler, longest_first, padding_fraction
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console
@@ -13,15 +15,49 @@ from lmtrain.training.datasets import PreparedData
 def show_ledgers(recipe: Recipe, prepared: PreparedData, batches: BatchSampler | Stream, console: Console) -> None:
     """Show the ledgers before training; that of a stream is complete only afterwards."""
     data = data_document(recipe, prepared, batches, 0.0)
-    names = {"eval"} if isinstance(batches, Stream) else {"train", "eval"}
-    console.ledger({name: data[name] for name in ("train", "eval") if name in names & set(data)})
-    for source in data.get("train_sources", ()):
+    if isinstance(batches, Stream):
+        _show(recipe, prepared, data, ("eval",), console)
+        console.note("streaming: the counts of rows and tokens follow at the end")
+    else:
+        _show(recipe, prepared, data, ("train", "eval"), console)
+
+
+def show_stream_ledger(recipe: Recipe, prepared: PreparedData, data: dict[str, Any], console: Console) -> None:
+    """Show the training ledger of a stream after training; `data` is the `data` section of results.json."""
+    _show(recipe, prepared, data, ("train",), console)
+
+
+def _show(
+    recipe: Recipe, prepared: PreparedData, data: dict[str, Any], splits: tuple[str, ...], console: Console
+) -> None:
+    shown = {name: data[name] for name in splits if name in data}
+    console.ledger(shown)
+    for source in data.get("train_sources", ()) if "train" in shown else ():
         console.note(
             f"{source['source']}: {source['rows_used']:,} rows, {source['tokens_used']:,} tokens"
             + (f", {source['share']:.1%} of every epoch" if recipe.data.weights else "")
         )
-    if isinstance(batches, Stream):
-        console.note("streaming: the counts of rows and tokens follow at the end")
+    for line in cut_warnings(data["kind"], shown, prepared.limits):
+        console.warn(line)
+
+
+def cut_warnings(kind: str, ledgers: Mapping[str, Mapping[str, Any]], limits: Limits) -> list[str]:
+    """Warnings about rows that are cut, and prompts that leave no room for an answer, by split."""
+    names, flags = {"train": "training", "eval": "evaluation"}, limits.as_flags(" and ")
+    warnings = []
+    for split, ledger in ledgers.items():
+        cut, used, read = (ledger[f"rows_{fate}"] for fate in ("truncated", "used", "read"))
+        if cut and kind != "messages":  # the encoding of chats reports those itself
+            warnings.append(
+                f"{cut:,} of {used:,} {names[split]} rows are cut at {flags}; a larger limit keeps more of them, if the "
+                "model has the positions, and --on-long drop leaves them out"
+            )
+        if kind == "prompt" and (dropped := ledger["rows_dropped"]):
+            warnings.append(
+                f"{dropped:,} of {read:,} {names[split]} rows are left out: too long, or a prompt that leaves no room "
+                f"for its completion within {flags}"
+            )
+    return warnings
 
 
 def data_document(

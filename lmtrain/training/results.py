@@ -66,7 +66,8 @@ def results_document(
 ) -> dict[str, Any]:
     """The content of results.json."""
     state = trainer.state
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry and math.isfinite(entry["loss"])]
+    logged = [entry.get("loss") for entry in state.log_history]
+    losses = [loss for loss in logged if loss is not None and math.isfinite(loss)]  # None: not finite, in a checkpoint
     seen, trained, slots = trainer.tokens_saved if status == "failed" else trainer.count()
     stream = trainer.batches if isinstance(trainer.batches, Stream) else None
     return {
@@ -107,6 +108,7 @@ def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, r
     if scores and run.evaluator:
         for line in scores.notes:
             run.console.warn(line)
-        predictions = Path(run.recipe.eval.predictions or folder.path / PREDICTIONS)
-        write_lines(predictions, run.evaluator.records(scores))
+        asked = run.recipe.eval.predictions
+        flag = "--predictions" if asked else "--output-dir"
+        write_lines(Path(asked or folder.path / PREDICTIONS), run.evaluator.records(scores), flag)
     folder.finish(results)

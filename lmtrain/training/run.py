@@ -20,6 +20,7 @@ from lmtrain.runtime.files import storage_error
 from lmtrain.runtime.memory import is_out_of_memory, retain_memory
 from lmtrain.training.assembly import Assembly, assemble
 from lmtrain.training.callbacks import LiveProgress
+from lmtrain.training.data_report import show_stream_ledger
 from lmtrain.training.preflight import is_wanted, preflight
 from lmtrain.training.results import results_document, save_model
 from lmtrain.training.trainer import ExactTrainer, Finished
@@ -50,6 +51,8 @@ def train(
         scores = callback.final_scores()
         results = results_document(recipe, trainer, callback, scores, run.data, started, "completed")
         save_model(trainer, callback, scores, results)
+        if recipe.data.streaming:
+            show_stream_ledger(recipe, run.data, results["data"], console)
     leave_process_group()
     if callback.stopped_by:
         raise Interrupted(_how_to_resume(trainer, folder), callback.stopped_by)

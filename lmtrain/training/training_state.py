@@ -1,6 +1,7 @@
 """The state that a run resumes from besides its weights, as safetensors and JSON: loading it never executes code."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, torch.Tensor] = {}
     tree = _parted(state, "", tensors)
     save_file(tensors, folder / TENSORS)
-    (folder / TREE).write_text(json.dumps(tree), encoding="utf-8")
+    (folder / TREE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def _parted(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
             return {"tuple": [_parted(inner, f"{name}.{place}", tensors) for place, inner in enumerate(value)]}
         case list():
             return [_parted(inner, f"{name}.{place}", tensors) for place, inner in enumerate(value)]
+        case float() if not math.isfinite(value):  # JSON has no such numbers
+            return {"float": repr(value)}
         case None | bool() | int() | float() | str():
             return value
     raise TypeError(f"{name}: {type(value).__name__} cannot be saved in a checkpoint")
@@ -54,6 +57,8 @@ def _joined(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return [_joined(inner, tensors) for inner in tree]
     if not isinstance(tree, dict):
         return tree
+    if "float" in tree:
+        return float(tree["float"])
     if "tensor" in tree:
         return tensors[tree["tensor"]]
     if "array" in tree:

@@ -226,3 +226,10 @@ def test_preflight_does_not_change_the_run(material: Path):
         json.loads(Path("run/results.json").read_text())["train"]["tokens_seen"]
         == (json.loads(Path("without/results.json").read_text())["train"]["tokens_seen"])
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_state_with_a_number_that_is_not_finite_is_standard_json(value: float, tmp_path: Path):
+    training_state.save(tmp_path, {"loss": value, "more": [1.5, (value, 2)]})
+    json.loads((tmp_path / training_state.TREE).read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert repr(training_state.load(tmp_path)) == repr({"loss": value, "more": [1.5, (value, 2)]})

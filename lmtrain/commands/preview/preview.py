@@ -23,7 +23,7 @@ from lmtrain.preprocessing.packing import share_rows
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console, json_escape, ledger_table, to_json, write_json
-from lmtrain.training.data_report import data_document
+from lmtrain.training.data_report import cut_warnings, data_document
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
 from lmtrain.training.loaded_model import load_model
 
@@ -95,6 +95,8 @@ def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
         slots.append(size)
     padding, _ = fractions(seen, objective.view, sum(slots))
     examples = _first_part(prepared, packing) if isinstance(batches, Stream) else batches.examples
+    data = data_document(recipe, prepared, batches, padding)
+    ledgers: dict[str, Any] = {name: data[name] for name in ("train", "eval") if name in data}
     return Shown(
         recipe,
         objective.view,
@@ -103,9 +105,9 @@ def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
         slots,
         None if isinstance(batches, Stream) else len(batches),
         examples.lengths_by_column(),
-        data_document(recipe, prepared, batches, padding),
+        data,
         [*prepared.notes, *model.notes, _note(prepared.limits, packing, padding_free)],
-        prepared.warnings,
+        [*prepared.warnings, *cut_warnings(data["kind"], ledgers, prepared.limits)],
     )
 
 
@@ -242,8 +244,8 @@ def _heading(seen: Shown, number: int, batch: list[RowLines]) -> str:
 def _summary(seen: Shown) -> str:
     data, tokens = seen.data["train"], sum(int(column.sum()) for column in seen.lengths)
     if seen.of_epoch is None:
-        return "A stream: the ledger and the lengths cover only the rows read for these batches."
+        return "Streaming: the ledger and the lengths cover only the rows that were read for these batches."
     return (
-        f"In the epoch: {data['padding_fraction']:.1%} padding; of the other tokens "
-        f"{data['tokens_trained'] / tokens:.1%} are trained."
+        f"Whole epoch: {data['padding_fraction']:.1%} padding; {data['tokens_trained'] / tokens:.1%} of the other tokens "
+        "are trained."
     )
