@@ -1,6 +1,7 @@
 """Which settings may differ between a run and its continuation; any other change is refused by name."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lmtrain.config.recipe import Recipe
@@ -71,7 +72,8 @@ def check_settings(before: Identity, recipe: Recipe) -> list[str]:
     """Warnings for changed settings that --allow-drift allows. Raises UsageError for other changes."""
     now = settings(recipe)
     allowed = recipe.run.allow_drift
-    check_names(allowed, {*now, *FACTS, *before.get("facts", {}), "run.num_processes", "model.shape"})
+    if not recipe.gates.baseline:  # whose comparison has names of its own
+        check_names(allowed, {*now, *FACTS, *before.get("facts", {}), "run.num_processes", "model.shape"})
     return _check(before["settings"], now, allowed) if before else []
 
 
@@ -90,7 +92,7 @@ def version_warnings(before: Identity, now: Mapping[str, Any]) -> list[str]:
 
 
 def _check(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]) -> list[str]:
-    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    changed = [name for name in sorted({*before, *now}) if not _is_same(name, before.get(name), now.get(name))]
     permitted = [name for name in changed if any(_matches(given, name) for given in allowed)]
     refused = [name for name in changed if name not in permitted]
     if refused:
@@ -98,6 +100,18 @@ def _check(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[
         flags = " ".join(f"--allow-drift {name}" for name in refused)
         raise UsageError("\n".join([*lines, f"restore the old value, or resume anyway with {flags}"]))
     return [f"resuming although {name} {_change(before.get(name), now.get(name))}" for name in permitted]
+
+
+NAMES = ("model.name", "model.encoder", "model.decoder")
+"""Settings that may be the path of a folder. What is in it is compared as the facts model.shape and model.tokenizer."""
+
+
+def _is_same(setting: str, before: object, now: object) -> bool:
+    """Whether a setting is unchanged. A folder may be named by another path, as in the recipe that a run saves."""
+    if before != now and setting in NAMES and isinstance(before, str) and isinstance(now, str):
+        paths = Path(before), Path(now)
+        return any(path.is_absolute() for path in paths) and paths[0].name == paths[1].name
+    return before == now
 
 
 def check_names(allowed: Iterable[str], known: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
+from lmtrain.data.locations import located
 from lmtrain.errors import UsageError
 from lmtrain.evaluation.evaluator import Evaluator, build_evaluator
 from lmtrain.modeling.configuration import load_config
@@ -208,7 +209,7 @@ def _open_folder(
 ) -> None:
     """Create the run folder, or take it back to the step that the run continues from."""
     check_disk_space(folder, checkpoint_bytes(network), recipe.train.keep)
-    folder.create(recipe, recipe.run.overwrite, dict(limits.resolved))
+    folder.create(located(recipe), recipe.run.overwrite, dict(limits.resolved))
     if recipe.run.resume:
         folder.rewind(step_of(continued.checkpoint) if continued.checkpoint else -1)
         for line in continued.notes:
