@@ -33,15 +33,14 @@ def causal_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBa
 
 
 CAUSAL_VIEW = View(
-    "The model learns to predict each token from the tokens before it, and sees nothing of what comes after. "
-    "The end mark is predicted like any other token, so it learns to stop; what it is asked (a prompt, a user's turn) "
-    "is only read.",
+    "The model learns to predict each token, the end token too, from the tokens before it, and never sees the tokens after "
+    "it. Prompts and the user's turns are only read.",
     causal_roles,
     {
-        "trained": Look("trained", "predicted from what stands before it", "cat", GREEN),
+        "trained": Look("trained", "predicted from the tokens before it", "cat", GREEN),
         "prompt": Look("prompt", "read, not predicted", "‹cat›", BLUE, ("‹", "›")),
         "ignored": Look(
-            "ignored", "begins a text, or a piece of one; nothing is before it", "«cat»", GREY, ("«", "»")
+            "ignored", "first token of a text or of a part of it: no token is before it", "«cat»", GREY, ("«", "»")
         ),
         "pad": PAD,
     },
@@ -57,15 +56,15 @@ def masked_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBa
 
 
 MASKED_VIEW = View(
-    "A few tokens are hidden, exchanged or left as they are, and the model learns to tell from both sides what stood "
-    "there. All others are only read, and every epoch draws anew which ones are asked for.",
+    "Some tokens are masked, replaced by another token or kept, and the model learns to predict the original tokens there "
+    "from the tokens on both sides. All other tokens are only read, and every epoch selects other ones.",
     masked_roles,
     {
-        "masked": Look("masked", "hidden; cat is to be predicted", "[MASK=cat]", RED, form="[MASK={label}]"),
+        "masked": Look("masked", "masked; the model predicts cat", "[MASK=cat]", RED, form="[MASK={label}]"),
         "replaced": Look(
-            "replaced", "dog is shown, cat is to be predicted", "{dog=cat}", ORANGE, form="{{{token}={label}}}"
+            "replaced", "replaced by dog; the model predicts cat", "{dog=cat}", ORANGE, form="{{{token}={label}}}"
         ),
-        "kept": Look("kept", "shown as it is, and to be predicted", "(cat)", CYAN, form="({token})"),
+        "kept": Look("kept", "kept as it is, and predicted", "(cat)", CYAN, form="({token})"),
         "ignored": Look("ignored", "read, not predicted", "cat", GREY),
         "pad": PAD,
     },
@@ -88,8 +87,8 @@ def pair_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase
 
 
 PAIR_VIEW = View(
-    "The model reads the whole source and learns to write the target, each token from the source and the target before "
-    "it. So the decoder is given the labels one place later, behind a start mark; the end mark is predicted too.",
+    "The model reads the whole source and learns to write the target: it predicts each token, the end token too, from the "
+    "source and from the target tokens before it. The decoder reads the labels shifted by one position, after a start token.",
     pair_roles,
     {
         "ignored": Look("ignored", "read, not predicted", "source, decoder", BLUE),

@@ -111,10 +111,13 @@ class Console:
                 self.err.print(f"[bold red]lmtrain:[/] {_safe(line)}")
 
     def answer(self, answer: dict[str, Any], streamed: bool) -> None:
-        """Print the output for one prompt, as a JSON line or as text; text that was `streamed` is not printed again."""
+        """Print the answer to one prompt, as a JSON line or as text; text that was `streamed` is not printed again.
+
+        Several outputs are printed with their scores, a single one as nothing but its text.
+        """
         if self.as_json:
             write_json(to_json(redact_document(answer)))
-        elif "outputs" in answer:
+        elif len(answer.get("outputs", ())) > 1:
             for output in answer["outputs"]:
                 score = f"{output['score']:8.4f}  " if "score" in output else ""
                 self.out.print(score + _safe(output["text"]), soft_wrap=True)

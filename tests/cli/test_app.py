@@ -24,11 +24,11 @@ from conftest import HEAVY, imported_by, lmtrain, scratch, trained
         ["probe", "--model", "bert-base-cased", "--data", "no-such-file.csv"],
     ],
 )
-def test_what_needs_no_torch_imports_none_of_the_heavy_libraries(arguments: list[str]):
+def test_commands_without_a_model_import_no_heavy_library(arguments: list[str]):
     assert not imported_by(*arguments) & set(HEAVY)
 
 
-def test_a_tokenizer_is_trained_and_looked_at_without_the_code_of_models():
+def test_tokenizer_commands_do_not_import_models():
     """Importing it takes as long as torch itself and a fifth of the memory of preparing a corpus."""
     Path("x.txt").write_text("one two three\n" * 50)
     train = imported_by("tokenizer", "train", "--data", "x.txt", "--kind", "bpe:300", "-o", "made")
@@ -40,14 +40,14 @@ def test_a_tokenizer_is_trained_and_looked_at_without_the_code_of_models():
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm", "seq2seq"])
-def test_help_shows_at_most_45_flags_and_cuts_none_of_them(objective: str):
+def test_help_shows_at_most_45_flags_untruncated(objective: str):
     text = lmtrain(objective, "--help").out
     assert 20 < len(re.findall(r"^│ --", text, re.MULTILINE)) <= 45
     assert not re.search(r"--[\w-]*…", text), "a flag is cut off"
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_flags_win_over_set_over_environment_over_recipe(monkeypatch: pytest.MonkeyPatch):
+def test_flags_override_set_overrides_environment_overrides_recipe(monkeypatch: pytest.MonkeyPatch):
     Path("r.yaml").write_text(
         "objective: clm\nmodel: {name: gpt2}\ndata: {train: x.txt}\n"
         "train: {epochs: 1, batch_size: 1, seed: 1, learning_rate: 1e-3}\n"
@@ -62,7 +62,7 @@ def test_flags_win_over_set_over_environment_over_recipe(monkeypatch: pytest.Mon
         assert f"  {line}\n" in text
 
 
-def test_a_dry_run_prints_a_recipe_that_prints_itself():
+def test_recipe_of_a_dry_run_prints_the_same_recipe():
     flags = ["--model", "bert", "--data", "a b.txt", "--set", "train.adam_beta2=0.98", "--mask-split", "70/20/10"]
     first = lmtrain("mlm", *flags, "--dry-run").out
     Path("again.yaml").write_text(first)
@@ -70,7 +70,7 @@ def test_a_dry_run_prints_a_recipe_that_prints_itself():
     assert "adam_beta2: 0.98" in first
 
 
-def test_sizes_that_are_given_one_flag_each_all_count():
+def test_repeated_model_config_flags_are_merged():
     flags = ["--model-config", "n_layer=6,n_head=4", "--model_config=n_embd=256"]
     text = lmtrain("clm", "--model", "gpt2", "--from-scratch", "--data", "x", *flags, "--dry-run").out
     assert "config:\n    n_layer: 6\n    n_head: 4\n    n_embd: 256\n" in text
@@ -84,11 +84,11 @@ def test_sizes_that_are_given_one_flag_each_all_count():
     "flags",
     [["--per_device_train_batch_size", "3"], ["--per-device-train-batch-size", "3"], ["-b", "3"], ["--batch_size=3"]],
 )
-def test_every_alias_and_both_dashes_mean_the_same_flag(flags: list[str]):
+def test_aliases_and_underscores_are_accepted(flags: list[str]):
     assert "batch_size: 3" in lmtrain("clm", "--model", "gpt2", "--data", "x", *flags, "--dry-run").out
 
 
-def test_a_flag_can_be_turned_off_and_a_shortcut_sets_its_option():
+def test_no_flags_and_shortcuts_set_their_option():
     text = lmtrain(
         "clm", "--model", "m", "--data", "x", "--no-packing", "--bf16", "--max-time", "1.5h", "--dry-run"
     ).out
@@ -164,7 +164,7 @@ NEED_TORCH = {"too long", "no mask token"}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_message_with_the_remedy(mistake: str, material: Path, gpt2: Path, bert: Path):
+def test_mistake_is_reported_in_one_message_with_the_remedy(mistake: str, material: Path, gpt2: Path, bert: Path):
     for file in material.iterdir():
         Path(file.name).symlink_to(file)
     Path("GPT2").symlink_to(gpt2)
@@ -183,13 +183,13 @@ def test_a_mistake_is_one_message_with_the_remedy(mistake: str, material: Path, 
     assert sorted(Path().iterdir()) == before, "something was left behind"
 
 
-def test_a_mistake_that_needs_no_torch_does_not_import_it(material: Path):
+def test_early_mistakes_do_not_import_torch(material: Path):
     for name in set(MISTAKES) - NEED_TORCH - {"folder exists"}:
         arguments = [argument.replace("GPT2", "gpt2") for argument in MISTAKES[name][0]]
         assert not imported_by(*arguments) & {"torch", "transformers"}, name
 
 
-def test_json_is_the_only_thing_on_stdout_and_quiet_says_nothing(material: Path):
+def test_json_is_the_only_output_on_stdout_and_quiet_prints_no_notes(material: Path):
     arguments = ["clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--max-steps", 2]
     outcome = lmtrain(*arguments, "--json", "-o", "a")
     assert json.loads(outcome.out) == json.loads(Path("a/results.json").read_text())
@@ -198,7 +198,7 @@ def test_json_is_the_only_thing_on_stdout_and_quiet_says_nothing(material: Path)
 
 
 @pytest.mark.slow
-def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material: Path):
+def test_several_processes_train_like_one_and_print_one_document(material: Path):
     command = [
         sys.executable,
         "-m",
@@ -234,7 +234,7 @@ def test_several_processes_train_as_one_and_keep_stdout_to_one_document(material
 
 
 @pytest.mark.slow
-def test_a_mistake_under_several_processes_is_said_once_with_its_exit_code(material: Path, gpt2: Path):
+def test_mistake_with_several_processes_is_printed_once(material: Path, gpt2: Path):
     command = [
         sys.executable,
         "-m",
@@ -265,7 +265,7 @@ def wait_until_it_trains() -> None:
 
 
 @pytest.mark.slow
-def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path):
+def test_run_under_accelerate_saves_a_checkpoint_on_a_signal(material: Path):
     command = [
         sys.executable,
         "-m",
@@ -294,7 +294,7 @@ def test_accelerate_launches_it_and_a_signal_leaves_a_checkpoint(material: Path)
     assert json.loads(Path("run/results.json").read_text())["status"] == "interrupted"
 
 
-def test_the_environment_takes_text_as_it_stands_and_refuses_what_is_no_flag(monkeypatch: pytest.MonkeyPatch):
+def test_environment_values_are_plain_text_and_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LMTRAIN_SOURCE_PREFIX", "summarize: ")
     monkeypatch.setenv("LMTRAIN_OUTPUT_DIR", "2024")
     monkeypatch.setenv("LMTRAIN_DATA", "-")
@@ -319,13 +319,13 @@ def test_the_environment_takes_text_as_it_stands_and_refuses_what_is_no_flag(mon
         (["--early-stop", "1", "--val-split", "0", "-o", "x"], "needs evaluation data"),
     ],
 )
-def test_what_contradicts_itself_is_refused(flags: list[str], wanted: str, material: Path):
+def test_contradictory_flags_are_refused(flags: list[str], wanted: str, material: Path):
     outcome = lmtrain("clm", *scratch("gpt2"), "--data", material / "text.jsonl", *flags)
     assert outcome.code == 2, outcome.err
     assert wanted in outcome.err.replace("\n", " ")
 
 
-def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
+def test_training_arguments_set_by_lmtrain_cannot_be_set():
     from lmtrain.config.recipe import Clm
     from lmtrain.config.training_arguments import OURS
     from lmtrain.training.arguments import RENAMED, training_arguments
@@ -351,7 +351,7 @@ def test_no_training_argument_that_lmtrain_sets_can_be_set_in_vain():
 
 
 @pytest.mark.slow
-def test_an_interrupted_launch_of_several_processes_says_how_to_go_on(material: Path):
+def test_interrupted_launch_prints_how_to_resume(material: Path):
     command = [
         sys.executable,
         "-m",

@@ -254,3 +254,22 @@ def test_generation_starts_with_the_target_language(kind: str):
             set_languages(unset, source if unset.src_lang is None else None, None)
     with pytest.raises(UsageError, match=r"--target-lang .* does not know this language; (did you mean '|it knows )"):
         set_languages(tokenizer, source, target + "X")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "t5", "bert"])
+@pytest.mark.parametrize("flags", [[], ["--num-beams", 3], ["--do-sample"]])
+def test_plain_text_is_one_output_per_prompt(model: str, flags: list, request: pytest.FixtureRequest):
+    folder, mask = request.getfixturevalue(model), " [MASK]" if model == "bert" else ""
+    prompts = [part for word in ("the dog", "the cat", "the king") for part in ("-p", word + mask)]
+    printed = lmtrain("generate", "-m", folder, *prompts, *flags, "--max-new-tokens", 6)
+    assert printed.code == 0, printed.err
+    expected = [answer["output"] for answer in answers("-m", folder, *prompts, *flags, "--max-new-tokens", 6)]
+    assert len(expected) == 3
+    lines = "".join(f"{escaped(text)}\n" for text in expected)
+    shown = printed.out if model != "bert" else "".join(printed.out.splitlines(keepends=True)[::2])
+    assert shown == lines
+
+
+def escaped(text: str) -> str:
+    """As it is printed: an untrained model writes control characters, too."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

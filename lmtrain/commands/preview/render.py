@@ -14,16 +14,19 @@ from lmtrain.objectives.token_roles import BLUE, Look, Token, View
 
 BREAK = "┃"
 SIGNS = {
-    "·": "a token begins inside a word; a space begins one too",
-    BREAK: "another text begins, which does not attend to the one before",
+    "·": "boundary of two tokens inside a word; a space is a boundary too",
+    BREAK: "start of another text; texts do not attend to each other",
     "↵": "line break",
     "⇥": "tab",
-    "␣": "space that is a token, or inside one",
+    "␣": "space that is a token of its own, or inside a token",
 }
 """Sign -> meaning, for the legend."""
 
 ESCAPES = {
-    "<9C=한>": (r"<[0-9A-F]{2}( [0-9A-F]{2})*[=>]", "bytes of a character that tokens share; = the character"),
+    "<9C=한>": (
+        r"<[0-9A-F]{2}( [0-9A-F]{2})*[=>]",
+        "bytes of a character that several tokens share; after = the character",
+    ),
     "\\u200b": (r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})", "invisible character, escaped"),
 }
 """Example of an escape -> (pattern of all its forms, meaning), for the legend."""
