@@ -63,10 +63,22 @@ class Program(Commands):
             # torch's own error is no MemoryError, and torch may not have been imported.
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                 raise
-            console.error(
-                "out of memory; use smaller batches (--eval-batch-size, --batch-size), fewer beams or a shorter --max-length"
-            )
+            console.error(f"out of memory; {LESS_MEMORY.get(next(iter(given), ''), TRAINING_WITH_LESS)}")
             sys.exit(5)
+
+
+LESS_MEMORY = {
+    "eval": "use a smaller --eval-batch-size, a shorter --max-length or, for seq2seq, fewer --num-beams",
+    "generate": "use fewer --num-beams and --max-new-tokens, or shorter prompts",
+    "probe": "use a smaller --batch-size or a shorter --max-length",
+    "merge": "a machine with more memory is needed",
+    "tokenizer": "use a part of the data, as FILE#N",
+}
+"""Command -> what to do where memory is not enough."""
+
+TRAINING_WITH_LESS = (
+    "use smaller batches (--batch-size, --eval-batch-size), fewer --num-beams or a shorter --max-length"
+)
 
 
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,7 +1,7 @@
 """`lmtrain tokenizer`: train a tokenizer, or see how one suits a text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,12 +22,20 @@ app = typer.Typer(
 
 DataFlag = Annotated[list[str], typer.Option("--data", "-d", help="As for training: file, folder, glob, -, hub id.")]
 Column = Annotated[str | None, typer.Option("--text-column", help="Column of the text.", show_default=False)]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Encoding of text files. Default: UTF-8.", show_default=False)
+]
+OnBad = Annotated[
+    Literal["error", "drop"], typer.Option("--on-bad", help="Rows without usable text: stop, or drop them.")
+]
 
 
-def _text_rows(data: list[str], text_column: str | None) -> "Rows":
+def _text_rows(
+    data: list[str], text_column: str | None, encoding: str | None, on_bad: Literal["error", "drop"]
+) -> "Rows":
     from lmtrain.data import reading
 
-    return reading.load(data, ClmData(train=data, text_column=text_column))
+    return reading.load(data, ClmData(train=data, text_column=text_column, encoding=encoding, on_bad=on_bad))
 
 
 @app.command("train")
@@ -37,6 +45,8 @@ def tokenizer_train(
     kind: Annotated[str, typer.Option(help="bpe:N, wordpiece:N, unigram:N, char or byte.")] = "bpe:8000",
     objective: Annotated[str, typer.Option(help="clm, mlm or seq2seq: decides the special tokens.")] = "clm",
     text_column: Column = None,
+    encoding: Encoding = None,
+    on_bad: OnBad = "error",
 ) -> None:
     """Train a tokenizer on text."""
     from lmtrain.config.architectures import TRAINED
@@ -46,7 +56,7 @@ def tokenizer_train(
     if objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
     check_new(output_dir)
-    rows = _text_rows(data, text_column)
+    rows = _text_rows(data, text_column, encoding, on_bad)
     with loading_libraries(console := Console()):
         from lmtrain.objectives.objective import OBJECTIVES
         from lmtrain.preprocessing.text_pieces import training_texts
@@ -64,10 +74,12 @@ def tokenizer_stats(
     tokenizer: Annotated[str, typer.Argument(help="Folder or hub id.")],
     data: DataFlag,
     text_column: Column = None,
+    encoding: Encoding = None,
+    on_bad: OnBad = "error",
     json: Json = False,
 ) -> None:
     """Tokens per word, bytes per token and the share of unknown tokens on your text."""
-    rows = _text_rows(data, text_column)
+    rows = _text_rows(data, text_column, encoding, on_bad)
     with loading_libraries(console := Console(as_json=json)):
         from lmtrain.modeling.tokenizer import load_tokenizer
         from lmtrain.preprocessing.tokenizing import stats

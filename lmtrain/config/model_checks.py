@@ -110,7 +110,7 @@ def check_encoder(model: Model) -> None:
 def check_name(name: str) -> None:
     """Raise InputError for a name that is not a Hub id."""
     if Path(name).exists():
-        raise InputError(f"{name}: is a file; --model takes the folder that contains it")
+        raise InputError(f"{name}: is a file; name the folder that contains it")
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise InputError(f"{name}: no such folder")
 

@@ -141,17 +141,18 @@ def read(data: Split, seed: int) -> tuple[Rows, Rows | None]:
     train = load(data.train, data)
     if data.eval:
         return train, load(data.eval, data, split="validation")
-    return hold_out(train, data.val_split, seed) if data.val_split else (train, None)
+    remedy = "--eval-data, or --val-split 0" if isinstance(data, Data) else "--eval-data"
+    return hold_out(train, data.val_split, seed, remedy) if data.val_split else (train, None)
 
 
-def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+def hold_out(rows: Rows, fraction: float, seed: int, remedy: str = "--eval-data") -> tuple[Rows, Rows]:
     """Return (training rows, evaluation rows): hold out a random `fraction` of the groups, at least one.
 
-    Both splits keep the order of the data. Raises InputError where there is only one group.
+    Both splits keep the order of the data. Raises InputError, with the remedy, where there is only one group.
     """
     groups = sorted(set(rows.groups))
     if len(groups) < 2:
-        raise InputError(f"{rows.tables[0].name}: too little to hold a part out; give --eval-data, or --val-split 0")
+        raise InputError(f"{rows.tables[0].name}: too little to hold a part out; give {remedy}")
     count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
     held = set(random.Random(seed).sample(groups, count))
     splits: tuple[list[int], list[int]] = ([], [])

@@ -1,6 +1,8 @@
 """The tokenizer of a model: from the hub, from a folder, or trained on the data."""
 
+import json
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
@@ -93,3 +95,8 @@ def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     tokenizer.add_special_tokens(adopted)
     return f"the tokenizer declares no {', no '.join(adopted)}: using {', '.join(map(str, adopted.values()))}"
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the entries and their ids: what a metric per token depends on, besides the text."""
+    return sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()

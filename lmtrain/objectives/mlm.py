@@ -71,7 +71,7 @@ class MaskedLM(Defaults):
         if tokenizer.mask_token_id is None:
             raise InputError(
                 "the tokenizer has no mask token, so nothing can be masked: "
-                "use a masked model's own, or train one with --tokenizer wordpiece:8000"
+                "use a masked model's own, or train one from scratch with --tokenizer wordpiece:8000"
             )
         if data.masking != "token":
             check_words(tokenizer)
@@ -134,7 +134,8 @@ class MaskedLM(Defaults):
         assert isinstance(data, MlmData)
         unit = "" if data.masking == "token" else f"x{data.masking}"
         masks = f"{data.mask_probability:g}x{data.mask_split}{unit}"
-        return {"packing": data.packs_blocks if kind == "text" else None, "masks": masks, "seed": seed}
+        packing = data.packs_blocks if kind == "text" else None
+        return {"packing": packing, "masks": masks, "seed": seed, "on_long": data.on_long}
 
     @torch.no_grad()
     def sample(
