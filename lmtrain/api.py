@@ -6,25 +6,27 @@ Nothing heavy is imported here; each function imports what it needs after its ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmtrain.config import model_checks
-from lmtrain.config.eval import Gates
 from lmtrain.config.loading import build, from_environment, merge
 from lmtrain.config.options import Leaf
 from lmtrain.config.recipe import RECIPES, GenerateRequest, ProbeRequest, Recipe, untrained_leaves
 from lmtrain.config.resolution import load_recipe
 from lmtrain.config.values import Document
 from lmtrain.errors import UsageError, suggestion
+from lmtrain.evaluation import figures, gates
+from lmtrain.evaluation.gatekeeper import GateKeeper
+from lmtrain.runs.run_folder import RunFolder, check_output_file
 from lmtrain.runtime import processes
 from lmtrain.runtime.console import Console, Silent
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 
 if TYPE_CHECKING:
     from lmtrain.data.rows import Rows
-    from lmtrain.runs.run_folder import RunFolder
 
 __all__ = ["Recipe", "Results", "evaluate", "generate", "load_recipe", "train"]
 
@@ -71,13 +73,11 @@ class Results:
 
     @property
     def gates(self) -> list[dict[str, Any]]:
-        """Each as {expression, value, holds}."""
+        """Each as {expression, value, holds}, with a reason where it could not be judged."""
         return list(self.document["gates"])
 
     def enforce_gates(self) -> None:
         """Raise GateFailed, naming them, where gates failed."""
-        from lmtrain.evaluation import gates
-
         gates.enforce(self.document)
 
 
@@ -101,17 +101,20 @@ def train(
     from lmtrain.training.start import open_corpus, started
 
     recipe, console = load_recipe(recipe, **overrides), console or Silent()
-    baseline = _check_gates(recipe)
-    with started(recipe, console, lock=True) as start:
-        document = start.finished
-        if document is None:
-            corpus = open_corpus(recipe, console)
-            with loading_libraries(console):
-                from lmtrain.training import run
-            document = run.train(recipe, corpus, start.folder, start.continued, console)
+    keeper = GateKeeper.of(recipe, console)
+    with ExitStack() as stack:
+        with keeper.reporting():
+            baseline = _check(recipe, keeper, figures.of_training(recipe))
+            start = stack.enter_context(started(recipe, console, lock=True))
+            document = start.finished
+            if document is None:
+                corpus = open_corpus(recipe, console)
+                with loading_libraries(console):
+                    from lmtrain.training import run
+                document = run.train(recipe, corpus, start.folder, start.continued, console)
         results = Results(document, start.folder if saved else None)
         if console.main_process:
-            _settle(results, recipe.gates, baseline, show)
+            _settle(results, keeper, baseline, show)
     return results
 
 
@@ -122,13 +125,16 @@ def check(recipe: Recipe, console: Console, show: Show | None = None) -> Results
     """
     from lmtrain.training.start import open_corpus, started
 
-    baseline = _check_gates(recipe)
-    with started(recipe, console, lock=False) as start:
-        if start.finished is None:
-            open_corpus(recipe, console)
-            return None
+    keeper = GateKeeper.of(recipe, console)
+    with ExitStack() as stack:
+        with keeper.reporting():
+            baseline = _check(recipe, keeper, figures.of_training(recipe))
+            start = stack.enter_context(started(recipe, console, lock=False))
+            if start.finished is None:
+                open_corpus(recipe, console)
+                return None
         results = Results(start.finished, start.folder)
-        _settle(results, recipe.gates, baseline, show)
+        _settle(results, keeper, baseline, show)
         return results
 
 
@@ -154,6 +160,7 @@ class Evaluation:
     named: list[str]
     """The data that were named; empty where the run's own evaluation data are used."""
     baseline: Document | None
+    keeper: GateKeeper
 
 
 def evaluate(
@@ -172,10 +179,12 @@ def evaluate(
     named = [data] if isinstance(data, str) else data
     given = _in_sections({"model": str(model), "data": named, **options}, untrained_leaves(*RECIPES.values()))
     console = console or Silent()
-    return score(open_evaluation(given, objective, console), against, console)
+    return score(open_evaluation(given, objective, console, against), against, console)
 
 
-def open_evaluation(given: Document, objective: str | None, console: Console) -> Evaluation:
+def open_evaluation(
+    given: Document, objective: str | None, console: Console, against: str | None = None
+) -> Evaluation:
     """Check an evaluation and read its data. `given` holds flags, in sections. Raises UsageError, InputError."""
     from lmtrain.commands import saved_model
     from lmtrain.data import corpus, reading
@@ -183,21 +192,24 @@ def open_evaluation(given: Document, objective: str | None, console: Console) ->
     processes.settle()
     set_environment(given.get("run", {}).get("offline"))
     recipe, named = saved_model.evaluation_recipe(given, objective)
-    model_checks.check_model(recipe.objective, recipe.model)
-    baseline = _check_gates(recipe)
-    with console.working("reading the data"):
-        seed = recipe.train.seed
-        rows = reading.load(named, recipe.data, "validation") if named else corpus.held_out(recipe.data, seed)
-    return Evaluation(recipe, rows, named or [], baseline)
+    keeper = GateKeeper.of(recipe, console)
+    with keeper.reporting():
+        model_checks.check_model(recipe.objective, recipe.model)
+        baseline = _check(recipe, keeper, figures.of_evaluation(recipe, against is not None))
+        with console.working("reading the data"):
+            seed = recipe.train.seed
+            rows = reading.load(named, recipe.data, "validation") if named else corpus.held_out(recipe.data, seed)
+    return Evaluation(recipe, rows, named or [], baseline, keeper)
 
 
 def score(evaluation: Evaluation, against: str | None, console: Console, show: Show | None = None) -> Results:
     """Score a model. Raises an LmtrainError for whatever the user can put right."""
-    with loading_libraries(console):
-        from lmtrain.commands import eval as scoring
-    results = Results(scoring.evaluate(evaluation.recipe, evaluation.rows, against, console))
+    with evaluation.keeper.reporting():
+        with loading_libraries(console):
+            from lmtrain.commands import eval as scoring
+        results = Results(scoring.evaluate(evaluation.recipe, evaluation.rows, against, console))
     if console.main_process:
-        _settle(results, evaluation.recipe.gates, evaluation.baseline, show)
+        _settle(results, evaluation.keeper, evaluation.baseline, show)
     return results
 
 
@@ -239,15 +251,17 @@ def probe(given: Document, console: Console, show: Show | None = None) -> Result
 
     request = build(ProbeRequest, merge(from_environment(ProbeRequest), given), "the command line")
     set_environment(request.run.offline)
-    baseline = _baseline(request.gates, "probe")
-    for model in request.encoders():
-        model_checks.check_encoder(model)
-    with console.working("reading the data"):
-        splits = labels.read_splits(request.data, request.probe.seed, request.gates.assertions)
-    with loading_libraries(console):
-        from lmtrain.commands.probe import probe as probing
-    results = Results(probing.probe(request, splits, console))
-    _settle(results, request.gates, baseline, show)
+    keeper = GateKeeper(request.gates, "probe", request.model.name[-1], request.run.allow_drift, console)
+    with keeper.reporting():
+        baseline = keeper.check(figures.of_probe(request))
+        for model in request.encoders():
+            model_checks.check_encoder(model)
+        with console.working("reading the data"):
+            splits = labels.read_splits(request.data, request.probe.seed, request.gates.assertions)
+        with loading_libraries(console):
+            from lmtrain.commands.probe import probe as probing
+        results = Results(probing.probe(request, splits, console))
+    _settle(results, keeper, baseline, show)
     return results
 
 
@@ -270,31 +284,18 @@ def _in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Documen
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 
-def _check_gates(recipe: Recipe) -> Document | None:
+def _check(recipe: Recipe, keeper: GateKeeper, known: list[str]) -> Document | None:
     """The baseline, after everything that can be checked of gates before any work. Raises UsageError, InputError."""
-    from lmtrain.runs.run_folder import check_output_file
-
     check_output_file(recipe.eval.predictions, "--predictions")
-    return _baseline(recipe.gates, recipe.objective)
+    if recipe.eval.best_metric != "eval_loss" and not recipe.evaluates:
+        raise UsageError(f"--best-metric {recipe.eval.best_metric}: needs evaluation data: --eval-data or --val-split")
+    return keeper.check(known)
 
 
-def _baseline(section: Gates, objective: str) -> Document | None:
-    from lmtrain.evaluation import gates
-    from lmtrain.runs.run_folder import check_output_file
-
-    check_output_file(section.junit, "--junit")
-    return gates.read_baseline(section.baseline, objective)
-
-
-def _settle(results: Results, section: Gates, baseline: Document | None, show: Show | None) -> None:
-    """Evaluate the gates, record them in the run folder, and show the results even if a gate fails."""
-    from lmtrain.evaluation import gates
-
-    written = results.document["gates"]
+def _settle(results: Results, keeper: GateKeeper, baseline: Document | None, show: Show | None) -> None:
+    """Judge the gates, record and report them, and show the results even if that fails."""
     try:
-        gates.settle(section, results.document, baseline)
-        if results.folder and results.document["gates"] != written:
-            results.folder.finish(results.document)
+        keeper.settle(results.document, results.folder, baseline)
     finally:
         if show:
             show(results)

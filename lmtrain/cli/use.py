@@ -51,7 +51,7 @@ def evaluate(
     A run folder is scored by the settings of the run, and on what it held out if no --data are given.
     """
     console = Console(quiet=quiet, as_json=json, main_process=is_first_process())
-    evaluation = api.open_evaluation(typed(ctx, flags), objective, console)
+    evaluation = api.open_evaluation(typed(ctx, flags), objective, console, against)
     if unused := not_used(evaluation.recipe.run.num_processes):
         console.warn(unused)
     if launch.wanted(evaluation.recipe.run):

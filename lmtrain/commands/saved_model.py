@@ -45,6 +45,8 @@ def evaluation_recipe(given: Document, objective: str | None) -> tuple[Recipe, l
         raise UsageError(
             "--seed: another seed would hold out rows on which the run was trained; give evaluation rows with --data"
         )
+    if given.get("run", {}).get("allow_drift") and not typed.get("gates", {}).get("baseline"):
+        raise UsageError("--allow-drift: only with --baseline, whose data and settings may differ then")
     both = {"data": {"train": data, "eval": data}} if data else {}
     return build(recipe_class, merge(own, typed, both), COMMAND_LINE), data
 

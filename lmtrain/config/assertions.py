@@ -1,5 +1,6 @@
 """The grammar of `--assert`."""
 
+import math
 import re
 from collections.abc import Collection
 
@@ -10,22 +11,28 @@ GRAMMAR = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.
 
 
 def parse_assertions(expressions: list[str]) -> list[str]:
-    """Return the expressions unchanged. Raises ValueError if one is not a comparison."""
+    """Return the expressions unchanged. Raises ValueError if one is not a comparison with a finite number."""
     for expression in expressions:
-        if not GRAMMAR.fullmatch(expression):
+        match = GRAMMAR.fullmatch(expression)
+        if not match or not math.isfinite(float(match[3])):
             raise ValueError("write it as NAME<NUMBER (or <=, >, >=, ==, !=), e.g. perplexity<25")
     return expressions
+
+
+def name_of(expression: str) -> str:
+    """The metric or the figure of an expression that is parsed already."""
+    match = GRAMMAR.fullmatch(expression)
+    assert match, "parsed before"
+    return match[1].removeprefix("metrics.")
 
 
 def check_assertions(expressions: list[str], known: Collection[str] | None, evaluates: bool) -> None:
     """Raise ValueError for a metric that the evaluation does not compute; with `known` None, any name is accepted.
 
-    A name with a dot, such as train.last_loss, is looked up in the results and not checked here.
+    A name with a dot, such as train.last_loss, is the path of a figure in the results, which `check_figures` checks.
     """
     for expression in expressions:
-        match = GRAMMAR.fullmatch(expression)
-        assert match, "parsed before"
-        name = match[1]
+        name = name_of(expression)
         if "." in name:
             continue
         if not evaluates:
@@ -35,3 +42,12 @@ def check_assertions(expressions: list[str], known: Collection[str] | None, eval
                 f"--assert {expression}: no metric {name!r}; these settings compute {', '.join(known)}"
                 f"{suggestion(name, known)}"
             )
+
+
+def check_figures(expressions: list[str], figures: Collection[str]) -> None:
+    """Raise ValueError for the path of a figure that the results will not have; `figures` are those that they have."""
+    for expression in expressions:
+        name = name_of(expression)
+        if "." in name and name not in figures:
+            near = suggestion(name, figures) or f"; there are {', '.join(figures)}"
+            raise ValueError(f"--assert {expression}: the results will have no {name!r}{near}")

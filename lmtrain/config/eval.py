@@ -2,12 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from lmtrain import metrics
 from lmtrain.config.assertions import parse_assertions
 from lmtrain.config.options import Section, option
-from lmtrain.config.values import Every, Length, Strings, fraction
+from lmtrain.config.values import Every, Length, Strings, as_percent, fraction
 from lmtrain.errors import suggestion
 
 
@@ -39,6 +39,11 @@ class Eval(Section):
     def other_metrics(self) -> list[str]:
         """Text metrics that are loaded with evaluate."""
         return []
+
+    @property
+    def generation(self) -> "PairEval | None":
+        """The settings of generation and of its metrics; None where evaluation generates nothing to compare."""
+        return None
 
     @model_validator(mode="after")
     def _metric_is_known(self) -> Self:
@@ -83,6 +88,10 @@ class PairEval(Decoding, Eval):
     """Units of ROUGE. Default: by the script of the references."""
 
     @property
+    def generation(self) -> "PairEval":
+        return self
+
+    @property
     def other_metrics(self) -> list[str]:
         return [name for name in self.metric if name not in metrics.TEXT_METRICS]
 
@@ -103,11 +112,13 @@ class Gates(Section):
     assertions: Annotated[Strings, AfterValidator(parse_assertions)] = option([], flag="assert", aliases=("assert",))
     """Condition that a metric must meet, e.g. perplexity<25 or train.last_loss<=2, else exit code 4. Repeatable."""
     baseline: str | None = option(None, hidden="training")
-    """results.json of an earlier run: no metric may be worse, see --max-regression."""
-    max_regression: Annotated[float, BeforeValidator(fraction), Field(ge=0)] = option(0.01, hidden="training")
-    """How much worse than the baseline a metric may be: 1% or 0.01 of its value."""
+    """results.json of an earlier run on the same data: no metric may be worse, see --max-regression."""
+    max_regression: Annotated[float, BeforeValidator(fraction), PlainSerializer(as_percent), Field(ge=0)] = option(
+        0.01, hidden="training"
+    )
+    """How much worse than the baseline a metric may be: 5% or 0.05 of its value."""
     junit: str | None = option(None, hidden="training")
-    """Write the gates to this file as JUnit XML."""
+    """Write the gates to this file as JUnit XML, also if the run fails."""
 
 
 class Generate(Decoding):

@@ -166,12 +166,13 @@ def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
     found: dict[tuple[str, str], Leaf] = {}
     scores = GenerateRequest not in classes
     for leaf in (leaf for own in classes for leaf in leaves(own)):
-        launches = scores and leaf.name in ("num_processes", "accelerate_config")
-        if launches or leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name} - TRAINING_ALONE):
+        scoring = scores and leaf.name in ("num_processes", "accelerate_config", "allow_drift")
+        if scoring or leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name} - TRAINING_ALONE):
             found.setdefault((leaf.section, leaf.name), leaf)
     return tuple(sorted(found.values(), key=lambda leaf: list(SECTIONS).index(leaf.section)))
 
 
 def probe_leaves() -> tuple[Leaf, ...]:
     """The options of `lmtrain probe`."""
-    return tuple(leaf for leaf in leaves(ProbeRequest) if leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name}))
+    known = {**WITHOUT_TRAINING, "run": {"offline", "allow_drift"}}
+    return tuple(leaf for leaf in leaves(ProbeRequest) if leaf.name in known.get(leaf.section, {leaf.name}))

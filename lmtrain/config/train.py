@@ -85,7 +85,7 @@ class Run(Section):
     overwrite: bool = option(False)
     """Replace the run in --output-dir."""
     allow_drift: Strings = option([], hidden=True)
-    """With --resume: continue although this setting has changed, e.g. train.learning_rate. Repeatable."""
+    """With --resume or --baseline: go on although this differs, e.g. learning_rate or data.eval. Repeatable."""
     preflight: bool | None = option(None, hidden=True)
     """Before training, try the largest batch, evaluation, generation, saving and loading. Default: from 1,000 steps on."""
     num_processes: int | None = option(None, ge=1)

@@ -63,13 +63,22 @@ def numbers(value: object) -> object:
 
 
 def fraction(value: object) -> object:
-    """`"1%"` or `"0.01"` -> 0.01."""
-    if not isinstance(value, str):
-        return value
+    """`"1%"` or `"0.01"` -> 0.01. Raises ValueError for a bare number of 1 or more, which was meant in percent."""
+    is_percent = isinstance(value, str) and value.endswith("%")
     try:
-        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        number = float(value.removesuffix("%")) if isinstance(value, str) else value
     except ValueError:
         raise ValueError("write it as 1% or 0.01") from None
+    if not isinstance(number, int | float):
+        return number
+    if number >= 1 and not is_percent:
+        raise ValueError(f"write {number:g}% for a percentage, or a share below 1 such as 0.01")
+    return number / 100 if is_percent else number
+
+
+def as_percent(share: float) -> float | str:
+    """A share as `fraction` reads it."""
+    return share if share < 1 else f"{100 * share:.15g}%"
 
 
 def duration(value: object) -> object:

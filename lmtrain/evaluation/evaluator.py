@@ -11,14 +11,17 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain import metrics
-from lmtrain.config.eval import Eval, MaskEval, PairEval
+from lmtrain.config.assertions import name_of
+from lmtrain.config.eval import Eval
 from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
+from lmtrain.evaluation.baseline import Setup, check_baseline
 from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.evaluation.pseudo_perplexity import PseudoLikelihood
 from lmtrain.evaluation.scores import RowSums, Scores, likelihood_metrics, plain_number, signature
 from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
 from lmtrain.modeling.loss import TokenLoss, evaluating
+from lmtrain.modeling.tokenizer import vocabulary_hash
 from lmtrain.objectives.generation import ROWS_AT_ONCE, GenerationSettings, generate_rows, generation_arguments
 from lmtrain.objectives.objective import Objective
 from lmtrain.objectives.samples import Sample
@@ -59,7 +62,7 @@ class Evaluator:
         """
         with evaluating(network), torch.no_grad(), accelerator.autocast():
             sums, predicted_tokens = self._likelihood(network, accelerator)
-            if isinstance(self.section, MaskEval) and self.section.pseudo_perplexity:
+            if "pseudo_perplexity" in self.section.metric_names:
                 sums |= self._pseudo_likelihood(network, accelerator)
             computed = likelihood_metrics(sums, self.objective, self.signature)
             scores = Scores(computed, sums, predicted_tokens)
@@ -221,19 +224,31 @@ def build_evaluator(
     precision: str,
     console: Console,
 ) -> Evaluator:
-    """Build the evaluator of a recipe. Raises UsageError, InputError for metrics that cannot be computed."""
+    """Build the evaluator of a recipe.
+
+    Raises UsageError, InputError for metrics that cannot be computed, and for a baseline that cannot be compared with.
+    """
     section, limits = recipe.eval, examples.limits
-    if section.best_metric == "bits_per_byte" and "num_bytes" not in examples.columns:
-        raise UsageError(f"--best-metric bits_per_byte: not computed for {examples.kind} rows; use eval_loss")
+    if "num_bytes" not in examples.columns:
+        _refuse(recipe, "bits_per_byte", f"not computed for {examples.kind} rows with this tokenizer; use eval_loss")
     generation, scorer = GenerationSettings(), None
-    if isinstance(section, PairEval):
+    if decoding := section.generation:
         # One token more than the longest target has: an output of that length still ends by itself.
         longest = min(limits["max_target_length"] + 1, limits.positions or 1 << 30)
         generation = GenerationSettings(
-            section.num_beams, section.max_new_tokens or longest, section.length_penalty, section.no_repeat_ngram_size
+            decoding.num_beams,
+            decoding.max_new_tokens or longest,
+            decoding.length_penalty,
+            decoding.no_repeat_ngram_size,
         )
-        scorer = build_text_scorer([references for _, *references in examples.texts or ()], section)
+        scorer = build_text_scorer([references for _, *references in examples.texts or ()], decoding)
     settings = objective.signature(recipe.data, examples.kind, recipe.train.seed)
+    settings = {**settings, "tokenizer": vocabulary_hash(tokenizer)[:8]}
+    signed = signature(limits.resolved, settings, precision)
+    own = [name for name in section.metric_names if name not in metrics.TEXT_METRICS]
+    setup = Setup(examples.fingerprint or None, dict.fromkeys(own, signed))
+    for line in check_baseline(recipe.gates, recipe.objective, setup, recipe.run.allow_drift):
+        console.warn(line)
     return Evaluator(
         objective=objective,
         examples=examples,
@@ -243,9 +258,19 @@ def build_evaluator(
         section=section,
         generation=generation,
         text_scorer=scorer,
-        signature=signature(limits.resolved, settings, precision),
+        signature=signed,
         console=console,
     )
+
+
+def _refuse(recipe: Recipe, metric: str, reason: str) -> None:
+    """Raise UsageError if the recipe wants a metric that is not computed."""
+    wanted = {"--best-metric": recipe.eval.best_metric} | {
+        f"--assert {e}": name_of(e) for e in recipe.gates.assertions
+    }
+    for flag, name in wanted.items():
+        if name == metric:
+            raise UsageError(f"{flag}: {metric} is {reason}")
 
 
 def _scored_bytes(content: dict[str, Any], labels: torch.Tensor) -> int:

@@ -1,19 +1,20 @@
-"""Gates: conditions on metrics, from `--assert` and `--baseline`, checked against the results."""
+"""Gates: conditions on metrics, from `--assert` and `--baseline`, checked against the results.
 
-import json
+A gate holds only if it is judged by a finite number: what the results lack, NaN and infinity never pass.
+"""
+
 import math
 import operator
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
-from lmtrain.config.assertions import GRAMMAR
+from lmtrain.config.assertions import GRAMMAR, name_of
 from lmtrain.config.eval import Gates
 from lmtrain.config.values import Document
-from lmtrain.errors import GateFailed, InputError, StorageError, UsageError, suggestion, visible
-from lmtrain.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from lmtrain.errors import GateFailed
+from lmtrain.evaluation.baseline import compared_metrics, differences, is_allowed, setup_of
+from lmtrain.metrics import LOWER_IS_BETTER
 
 OPERATORS = {
     "<=": operator.le,
@@ -27,63 +28,48 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Gate:
-    """A checked gate, as results.json lists it."""
+    """A checked gate."""
 
     expression: str
-    value: float
-    """The value of the metric."""
+    value: float | None
+    """The value of the metric; None if there is none, or none that is finite."""
     holds: bool
+    reason: str | None = None
+    """Why it cannot be judged."""
+
+    def document(self) -> Document:
+        """As results.json lists it."""
+        reason = {"reason": self.reason} if self.reason else {}
+        return {"expression": self.expression, "value": self.value, "holds": self.holds, **reason}
 
 
-def read_baseline(path: str | None, objective: str) -> Document | None:
-    """Read the results of an earlier run, or of its folder.
-
-    Raises InputError for a file without metrics, or with those of another objective.
-    """
-    if path is None:
-        return None
-    file = Path(path, "results.json") if Path(path).is_dir() else Path(path)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        metrics = document["metrics"]
-        usable = metrics and all(isinstance(value, int | float) for value in metrics.values())
-    except OSError as error:
-        raise InputError(f"--baseline {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"--baseline {file}: not JSON: {error}") from None
-    except (KeyError, TypeError, AttributeError):
-        usable = False
-    if not usable:
-        raise InputError(f"--baseline {file}: contains no metrics; expected the output of `lmtrain eval --json`")
-    if (before := document.get("objective")) not in (None, objective):
-        raise InputError(f"--baseline {file}: metrics of {before}, but the objective is {objective}")
-    return document
-
-
-def check(section: Gates, results: Document, baseline: Document | None) -> list[Gate]:
-    """Check the gates of a recipe against the results.
-
-    Raises UsageError for a metric that the results lack, InputError for a baseline without any of their metrics.
-    """
+def judge(section: Gates, results: Document, baseline: Document | None, allowed: Iterable[str]) -> list[Gate]:
+    """The gates of a recipe, judged by the results; `allowed` are the names in --allow-drift."""
     gates = [_assertion(expression, results) for expression in section.assertions]
-    if baseline is not None:
-        gates += _regressions(results, baseline, section.max_regression, section.baseline)
-    return gates
+    return gates if baseline is None else gates + _regressions(section, results, baseline, allowed)
+
+
+def unjudged(section: Gates, reason: str) -> list[Gate]:
+    """The gates of a recipe whose run failed, for this reason; at least one."""
+    baseline = [_name_of_baseline(section)] if section.baseline else []
+    return [Gate(expression, None, False, reason) for expression in [*section.assertions, *baseline] or ["the run"]]
+
+
+def _name_of_baseline(section: Gates) -> str:
+    return f"--baseline {section.baseline}"
 
 
 def _assertion(expression: str, results: Document) -> Gate:
     match = GRAMMAR.fullmatch(expression)
     assert match, "the recipe accepts no other expression"
-    name, sign, number = match.groups()
-    value = results["metrics"].get(name)
+    _, sign, number = match.groups()
+    name = name_of(expression)
+    found = results["metrics"].get(name)
+    found = _at_path(name, results) if found is None else found
+    value = finite(found)
     if value is None:
-        value = _at_path(name, results)
-    if not isinstance(value, int | float):
-        known = list(results["metrics"])
-        raise UsageError(
-            f"--assert {expression}: there is no metric {name!r}; there are {', '.join(known) or 'none'}"
-            f"{suggestion(name, known)}"
-        )
+        what = f"the results have no {name}" if found is None else f"{name} is not a finite number"
+        return Gate(expression, None, False, what)
     return Gate(expression, value, bool(OPERATORS[sign](value, float(number))))
 
 
@@ -95,76 +81,55 @@ def _at_path(path: str, results: Document) -> Any:
     return value
 
 
-def _regressions(results: Document, baseline: Document, tolerance: float, path: str | None) -> list[Gate]:
-    """A gate per metric that both have: not worse than the baseline by more than the share `tolerance` of its value."""
+def finite(value: object) -> float | None:
+    """The value if it is a finite number, otherwise None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _regressions(section: Gates, results: Document, baseline: Document, allowed: Iterable[str]) -> list[Gate]:
+    """A gate for each metric that both have: not worse than before by more than --max-regression of its value."""
+    names = compared_metrics(baseline, results["metrics"])
+    if not names:
+        reason = f"the baseline has none of the metrics {', '.join(results['metrics']) or 'that a run gives'}"
+        return [Gate(_name_of_baseline(section), None, False, reason)]
     gates = []
-    for name, value in results["metrics"].items():
-        old = baseline["metrics"].get(name)
-        if old is None or name not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
-            continue
-        slack = abs(old) * tolerance
-        sign, limit = ("<=", old + slack) if name in LOWER_IS_BETTER else (">=", old - slack)
-        gates.append(Gate(f"{name}{sign}{limit:.10g}", value, OPERATORS[sign](value, limit) and math.isfinite(value)))
-    if not gates:
-        raise InputError(f"--baseline {path}: contains none of the metrics {', '.join(results['metrics'])}")
+    for name in names:
+        changed = differences(setup_of(baseline), setup_of(results), [name])
+        refused = [text for drift, text in changed.items() if not is_allowed(drift, allowed)]
+        gates.append(_regression(name, results["metrics"][name], baseline["metrics"][name], section, refused))
     return gates
 
 
-def settle(section: Gates, results: Document, baseline: Document | None) -> None:
-    """Check the gates, enter them into the results as `gates`, and write the JUnit file and GitHub's job summary.
+def _regression(name: str, now: object, before: object, section: Gates, refused: list[str]) -> Gate:
+    value, old, sign = finite(now), finite(before), "<=" if name in LOWER_IS_BETTER else ">="
+    if old is None or refused:
+        reason = f"the baseline was {'; '.join(refused)}" if refused else f"the baseline has no finite {name}"
+        return Gate(f"{name} against the baseline", value, False, reason)
+    slack = abs(old) * section.max_regression
+    limit = old + slack if name in LOWER_IS_BETTER else old - slack
+    expression = f"{name}{sign}{limit:.10g}"
+    if value is None:
+        return Gate(expression, None, False, f"{name} is not a finite number")
+    return Gate(expression, value, bool(OPERATORS[sign](value, limit)))
 
-    Raises as `check` does, and StorageError.
-    """
-    gates = check(section, results, baseline)
-    results["gates"] = [asdict(gate) for gate in gates]
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    try:
-        if section.junit:
-            write_junit(Path(section.junit), gates, results)
-        if summary:
-            with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as stream:
-                stream.write(markdown(results))
-    except OSError as error:
-        raise StorageError(f"{error.filename or section.junit or summary}: {error.strerror}") from None
+
+def uncompared(results: Document, baseline: Document) -> list[str]:
+    """The metrics that only one of results and baseline has, or of which nobody knows the better direction."""
+    names = dict.fromkeys([*results["metrics"], *baseline["metrics"]])
+    both = compared_metrics(baseline, results["metrics"])
+    return [name for name in names if name not in both]
 
 
 def enforce(results: Document) -> None:
     """Raise GateFailed if a gate in the results failed; the message names each of them."""
     failed = [gate for gate in results["gates"] if not gate["holds"]]
     if failed:
-        raise GateFailed("\n".join(_failure(gate["expression"], gate["value"]) for gate in failed))
+        raise GateFailed("\n".join(failure(gate) for gate in failed))
 
 
-def _failure(expression: str, value: float) -> str:
-    return f"gate failed: {expression} (got {value:.6g})"
-
-
-def write_junit(path: Path, gates: list[Gate], results: Document) -> None:
-    """Write JUnit XML with one test case per gate, for CI systems."""
-    suite = ElementTree.Element(
-        "testsuite",
-        name=f"lmtrain {results['objective']} {visible(results['model'], 200)}",
-        tests=str(len(gates)),
-        failures=str(sum(not gate.holds for gate in gates)),
-        errors="0",
-    )
-    for gate in gates:
-        case = ElementTree.SubElement(suite, "testcase", classname="lmtrain.gates", name=gate.expression)
-        if not gate.holds:
-            ElementTree.SubElement(case, "failure", message=_failure(gate.expression, gate.value))
-    ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def markdown(results: Document) -> str:
-    """Metrics and gates as Markdown tables, for the summary page of a CI job."""
-    intervals = results.get("intervals", {})
-    title = f"### lmtrain {results['objective']}: `{visible(results['model'], 200)}`"
-    lines = [title, "", "| metric | value | 95 % |", "|---|---|---|"]
-    for name, value in results["metrics"].items():
-        interval = " – ".join(f"{bound:.6g}" for bound in intervals.get(name, ()))
-        lines.append(f"| {name} | {value:.6g} | {interval} |")
-    if results["gates"]:
-        lines += ["", "| | gate | value |", "|---|---|---|"]
-    for gate in results["gates"]:
-        lines.append(f"| {'✅' if gate['holds'] else '❌'} | `{gate['expression']}` | {gate['value']:.6g} |")
-    return "\n".join([*lines, "", ""])
+def failure(gate: Document) -> str:
+    """A sentence about a gate of results.json that failed."""
+    why = gate.get("reason") or f"got {gate['value']:.6g}"
+    return f"gate failed: {gate['expression']} ({why})"

@@ -71,7 +71,8 @@ class CausalLM(Defaults):
         """What the likelihood of a row depends on, besides its lengths."""
         assert isinstance(data, ClmData)
         packing = data.packs_blocks and not data.stride if kind == "text" else None
-        return {"packing": packing, "stride": data.stride}
+        prompts = True if data.train_on_prompt and kind != "text" else None
+        return {"packing": packing, "stride": data.stride, "train_on_prompt": prompts, "on_long": data.on_long}
 
     @torch.no_grad()
     def sample(

@@ -85,9 +85,10 @@ class Seq2SeqLM(Defaults):
         """What the likelihood of a row depends on, besides its lengths."""
         assert isinstance(data, PairData)
         if data.denoise == "none":
-            return {}
+            return {"on_long": data.on_long}
         density, mean = data.noise
-        return {"noise": f"{data.denoise}x{density:g}" + (f"x{mean:g}" if mean else "")}
+        noise = f"{data.denoise}x{density:g}" + (f"x{mean:g}" if mean else "")
+        return {"noise": noise, "on_long": data.on_long}
 
     def length_notes(self, data: Data) -> list[str]:
         """Notes on limits that were not requested."""

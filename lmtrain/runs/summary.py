@@ -21,9 +21,15 @@ def summary(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         low, high = comparison["interval"]
         difference = f"{comparison['difference']:+.4g} [{low:+.4g}, {high:+.4g}], p = {comparison['p_value']:.3g}"
         rows.append((f"{name} against", difference))
-    rows += [(gate["expression"], "holds" if gate["holds"] else "does not hold") for gate in results["gates"]]
+    rows += [(gate["expression"], gate_outcome(gate)) for gate in results["gates"]]
     train = results.get("train") or results["eval"]
     return rows + [(name.replace("_", " "), format_number(train[name])) for name in TRAIN_ROWS if name in train]
+
+
+def gate_outcome(gate: Mapping[str, Any]) -> str:
+    """What a table says about a gate, in the words of the error message."""
+    reason = f": {gate['reason']}" if gate.get("reason") else ""
+    return "holds" if gate["holds"] else f"gate failed{reason}"
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

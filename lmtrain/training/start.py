@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmtrain.config import model_checks
 from lmtrain.config.recipe import Recipe
+from lmtrain.config.trackers import check_trackers
 from lmtrain.config.values import Document
 from lmtrain.data.cache import Cache
 from lmtrain.data.corpus import Corpus
@@ -40,6 +41,7 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
         console.warn(unused)
     if recipe.run.resume and recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
+    check_trackers(recipe.train.report_to)
     model_checks.check_model(recipe.objective, recipe.model)
     start = Start(run_folder.RunFolder(Path(recipe.run.output_dir or ".")), checkpoint.ResumePoint())
     with ExitStack() as stack:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lmtrain.runs.summary import gate_outcome
+
 
 def metrics_table(results: dict[str, Any], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): one column per model, `names` in the header; metrics with 95 % intervals, comparisons, gates."""
@@ -14,8 +16,7 @@ def metrics_table(results: dict[str, Any], names: Sequence[str]) -> tuple[list[s
     for name in baseline if len(models) > 1 else ():
         rows.append([f"{name} against", "", names[0], *(_difference(model["against"][name]) for model in models[1:])])
     for gate in results["gates"]:
-        outcome = "holds" if gate["holds"] else "does not hold"
-        rows.append([gate["expression"], "", *[""] * (len(models) - 1), outcome])
+        rows.append([gate["expression"], "", *[""] * (len(models) - 1), gate_outcome(gate)])
     return header, rows
 
 

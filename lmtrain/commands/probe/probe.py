@@ -25,6 +25,7 @@ from lmtrain.data.ledger import extend_fingerprint, total
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.evaluation import bootstrap
+from lmtrain.evaluation.baseline import Setup, check_baseline
 from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment
@@ -92,6 +93,9 @@ def probe(request: ProbeRequest, splits: Splits, console: Console) -> dict[str, 
     started = time.monotonic()
     assert splits.held_out is not None
     task = Task(splits.train, splits.held_out, classes_of(splits.train), has_entity_tags(splits.train))
+    setup = Setup(extend_fingerprint("", task.held_out.contents()), {})
+    for line in check_baseline(request.gates, "probe", setup, request.run.allow_drift):
+        console.warn(line)
     _report_data(task, splits, request, console)
     unknown = _warn_of_unknown_labels(task, console)
     method, predictions = baseline(task.train, task.held_out)
