@@ -20,7 +20,7 @@ from lmtrain.config.values import Document
 from lmtrain.errors import UsageError, suggestion
 from lmtrain.evaluation import figures, gates
 from lmtrain.evaluation.gatekeeper import GateKeeper
-from lmtrain.runs.run_folder import RunFolder, check_output_file
+from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime import processes
 from lmtrain.runtime.console import Console, Silent
 from lmtrain.runtime.libraries import loading_libraries, set_environment
@@ -104,7 +104,7 @@ def train(
     keeper = GateKeeper.of(recipe, console)
     with ExitStack() as stack:
         with keeper.reporting():
-            baseline = _check(recipe, keeper, figures.of_training(recipe))
+            baseline = keeper.check_recipe(recipe, figures.of_training(recipe))
             start = stack.enter_context(started(recipe, console, lock=True))
             document = start.finished
             if document is None:
@@ -128,7 +128,7 @@ def check(recipe: Recipe, console: Console, show: Show | None = None) -> Results
     keeper = GateKeeper.of(recipe, console)
     with ExitStack() as stack:
         with keeper.reporting():
-            baseline = _check(recipe, keeper, figures.of_training(recipe))
+            baseline = keeper.check_recipe(recipe, figures.of_training(recipe))
             start = stack.enter_context(started(recipe, console, lock=False))
             if start.finished is None:
                 open_corpus(recipe, console)
@@ -195,7 +195,7 @@ def open_evaluation(
     keeper = GateKeeper.of(recipe, console)
     with keeper.reporting():
         model_checks.check_model(recipe.objective, recipe.model)
-        baseline = _check(recipe, keeper, figures.of_evaluation(recipe, against is not None))
+        baseline = keeper.check_recipe(recipe, figures.of_evaluation(recipe, against is not None))
         with console.working("reading the data"):
             seed = recipe.train.seed
             rows = reading.load(named, recipe.data, "validation") if named else corpus.held_out(recipe.data, seed)
@@ -282,14 +282,6 @@ def _in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Documen
 
 
 # --- gates -----------------------------------------------------------------------------------------------------------
-
-
-def _check(recipe: Recipe, keeper: GateKeeper, known: list[str]) -> Document | None:
-    """The baseline, after everything that can be checked of gates before any work. Raises UsageError, InputError."""
-    check_output_file(recipe.eval.predictions, "--predictions")
-    if recipe.eval.best_metric != "eval_loss" and not recipe.evaluates:
-        raise UsageError(f"--best-metric {recipe.eval.best_metric}: needs evaluation data: --eval-data or --val-split")
-    return keeper.check(known)
 
 
 def _settle(results: Results, keeper: GateKeeper, baseline: Document | None, show: Show | None) -> None:

@@ -46,6 +46,14 @@ class GateKeeper:
             raise UsageError(str(error)) from None
         return read_baseline(self.section.baseline, self.objective)
 
+    def check_recipe(self, recipe: Recipe, figures: Collection[str]) -> Document | None:
+        """The same for a recipe, whose best metric and file of predictions are checked, too."""
+        check_output_file(recipe.eval.predictions, "--predictions")
+        best = recipe.eval.best_metric
+        if best != "eval_loss" and not recipe.evaluates:
+            raise UsageError(f"--best-metric {best}: needs evaluation data: --eval-data or --val-split")
+        return self.check(figures)
+
     @contextmanager
     def reporting(self) -> Iterator[None]:
         """If the block raises, the JUnit file is written nevertheless, with an error for every gate."""
