@@ -50,6 +50,8 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     count_trained(examples, collator, None)
     for line in [*rows.notes, *model.notes]:
         console.note(line)
+    for line in examples.warnings:
+        console.warn(line)
     ledger = _report_ledger(examples, recipe, console)
     if against and len(others) != len(examples):
         raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")

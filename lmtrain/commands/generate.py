@@ -8,6 +8,7 @@ from transformers import TextStreamer, set_seed
 
 from lmtrain.config.eval import Generate
 from lmtrain.config.recipe import GenerateRequest
+from lmtrain.data.chats import Chat, chat_notes
 from lmtrain.data.prompts import Prompt
 from lmtrain.errors import UsageError
 from lmtrain.modeling.configuration import load_config
@@ -44,7 +45,7 @@ def generate(
         tokenizer, tokenizer_notes = load_tokenizer(request.model)
         set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
         network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
-    for line in [*tokenizer_notes, *notes]:
+    for line in [*tokenizer_notes, *notes, *_chat_notes(prompts)]:
         console.note(line)
     network.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     set_seed(request.train.seed)
@@ -59,11 +60,22 @@ def generate(
         with torch.no_grad(), _autocast(dtype, device):
             answers = objective.answer(network, tokenizer, batch, options)
         for prompt, answer in zip(batch, answers, strict=True):
-            found.append({"input": prompt, **answer})
+            asked = prompt.question().messages if isinstance(prompt, Chat) else prompt
+            found.append({"input": asked, **answer})
             console.answer(found[-1], streamed=streamed)
         if console.reader_left:
             break
     return found
+
+
+def _chat_notes(prompts: list[Prompt]) -> list[str]:
+    """Notes on how the chats among the prompts were read."""
+    chats = [prompt for prompt in prompts if isinstance(prompt, Chat)]
+    answered = sum(chat.ends_with_answer for chat in chats)
+    hidden = (
+        f"{answered:,} of {len(chats):,} chats end with an answer, which the model is not shown (--json: reference)"
+    )
+    return [*chat_notes(chats), *([hidden] if answered else [])]
 
 
 def _settings(section: Generate) -> GenerationSettings:

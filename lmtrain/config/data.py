@@ -125,7 +125,7 @@ class ClmData(TextData):
     completion_column: str | None = option(None)
     """Column of the text to generate after the prompt, followed by an end token."""
     messages_column: str | None = option(None)
-    """Column of chats [{role, content}, …]; the loss covers only the assistant's turns."""
+    """Column of chats, [{role, content}, …] or ShareGPT; the loss covers only the assistant's turns."""
     train_on_prompt: bool = option(False, hidden="use")
     """The loss also covers prompts, and every turn of a chat."""
     stride: int | None = option(None, ge=1, hidden="training")

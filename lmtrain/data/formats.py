@@ -16,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from lmtrain.data.arrow_json import row_decoder
 from lmtrain.data.json_files import read_json, read_json_lines
 from lmtrain.data.text_files import Numbered, decoded, guarded, open_bytes, printable
 from lmtrain.errors import InputError, visible
@@ -100,7 +101,7 @@ def read_columnar(path: Path, form: str) -> Numbered:
             names = batch.schema.names
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise InputError(f"{printable(path)}: duplicate column '{visible(twice)}'")
-            for record in batch.to_pylist():
+            for record in map(row_decoder(batch.schema), batch.to_pylist()):
                 number += 1
                 yield number, record
     except PermissionError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from lmtrain.data.columns import Record
+from lmtrain.data.messages import COLUMNS, chat_column
 from lmtrain.data.text_files import Numbered, decoded
 from lmtrain.errors import InputError, visible
 
@@ -78,7 +79,7 @@ def _whole_json(text: str, name: str) -> Numbered:
         lists = [
             v for k, v in values[0].items() if k != "messages" and isinstance(v, list) and v and isinstance(v[0], dict)
         ]
-        rows = lists[0] if len(lists) == 1 else values
+        rows = lists[0] if len(lists) == 1 and not chat_column(values[0], COLUMNS) else values
     elif len(values) == 1:
         rows = values[0]
     for number, value in enumerate(rows, 1):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.config.data import Split
+from lmtrain.data.chat_layouts import as_chats, only_chats, usual_chats
 from lmtrain.data.columns import ABSENT, Record, lookup, template_fields
 from lmtrain.data.selection import OPTIONS, Selection
 from lmtrain.errors import InputError, UsageError, suggestion, visible
@@ -50,15 +51,19 @@ def choose(first: Record, data: Split, where: str) -> Selection:
         if len(given) == len(OPTIONS[kind]):
             for path in given:
                 _require(first, path, where)
-            return Selection(kind, tuple(given), detected=False)
+            return as_chats(Selection(kind, tuple(given), detected=False), first, data.kinds)
         if given:
             flags = " and ".join(f"--{option.replace('_', '-')}" for option in OPTIONS[kind])
             raise UsageError(f"{flags} belong together; give both")
     if "pairs" in data.kinds and (selection := _languages(first, options, where)):
         return selection
+    if selection := usual_chats(first, data.kinds):
+        return selection
     for kind, names in FAMILIAR:
         if kind in data.kinds and all(name in first for name in names):
-            return Selection(kind, names, detected=True)
+            return as_chats(Selection(kind, names, detected=True), first, data.kinds)
+    if selection := only_chats(first, data.kinds):
+        return selection
     flags = " or ".join(" ".join(f"--{o.replace('_', '-')}" for o in OPTIONS[kind]) for kind in reversed(data.kinds))
     raise InputError(f"{where}: which column to use? It has {_names(first)}; name it with {flags}")
 

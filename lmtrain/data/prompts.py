@@ -1,21 +1,24 @@
 """The prompts of `lmtrain generate`: from the command line, a file or standard input."""
 
 import sys
-from typing import Any
 
 from lmtrain.config.data import Prompts, TextData
-from lmtrain.data.columns import ABSENT, Record, lookup
+from lmtrain.data import messages
+from lmtrain.data.chat_layouts import chat_names
+from lmtrain.data.chats import Chat
+from lmtrain.data.columns import ABSENT, BadRow, Record, lookup
 from lmtrain.data.sources import is_stdin, open_tables
 from lmtrain.errors import InputError, UsageError, visible
 
-COLUMNS = (
-    *("prompt", "source", "question", "instruction", "text", "input", "document", "article", "dialogue", "content"),
-    *("sentence", "messages"),
+TEXTS = (
+    *("source", "question", "instruction", "text", "input", "document", "article", "dialogue", "content"),
+    "sentence",
 )
-"""Names of the column of the prompts, in order of preference."""
+COLUMNS = ("prompt", *messages.COLUMNS, *TEXTS)
+"""Names of the column of the prompts, in order of preference; TEXTS hold no chats."""
 
-Prompt = str | list[dict[str, Any]]
-"""A text, or a chat: a list of messages."""
+Prompt = str | Chat
+"""A text, or a chat; if it ends with an answer, the model is not shown this one."""
 
 
 def read(section: Prompts) -> tuple[list[Prompt], int]:
@@ -36,27 +39,40 @@ def read(section: Prompts) -> tuple[list[Prompt], int]:
         column = section.column
         for number, record in table:
             column = column or _column(record, table.name)
-            value = lookup(record, column)
-            if value is ABSENT:
-                raise InputError(f"{table.location(number)}, column '{column}': is missing")
-            if not isinstance(value, str | list):
-                raise InputError(f"{table.location(number)}, column '{column}': is not text")
-            if isinstance(value, str) and not value.strip():
+            prompt = _prompt(record, column, table.location(number))
+            if prompt is None:
                 empty += 1
-                continue
-            prompts.append(value.rstrip("\n") if isinstance(value, str) else value)
+            else:
+                prompts.append(prompt)
     if not prompts:
         names = ("standard input" if is_stdin(name) else visible(name, 200) for name in data)
         raise InputError(f"{', '.join(names)}: contains no prompt")
     return prompts, empty
 
 
+def _prompt(record: Record, column: str, where: str) -> Prompt | None:
+    """The prompt of a row; None if it is empty. Raises InputError naming `where`."""
+    value = lookup(record, column)
+    if value is ABSENT:
+        raise InputError(f"{where}, column '{column}': is missing")
+    if isinstance(value, str) and (column in TEXTS or not messages.is_chat(value)):
+        return value.rstrip("\n") if value.strip() else None
+    if not isinstance(value, str | list):
+        raise InputError(f"{where}, column '{column}': is not text")
+    answer = {"completion": record["completion"]} if messages.is_chat(record.get("completion")) else {}
+    try:
+        return messages.read_chat({column: value, **(answer if column == "prompt" else {})}, record)
+    except BadRow as problem:
+        raise InputError(f"{where}, {problem}") from None
+
+
 def _column(record: Record, where: str) -> str:
     for name in COLUMNS:
         if name in record:
             return name
-    if len(record) == 1:
-        return next(iter(record))
+    chats = chat_names(record)
+    if len(record) == 1 or len(chats) == 1:
+        return [*chats, *record][0]
     raise InputError(
         f"{where}: which column holds the prompt? It has {', '.join(map(str, record))}; name it with --column"
     )

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lmtrain.config.data import Split
+from lmtrain.data.chats import Chat, chat_notes
 from lmtrain.data.columns import BadRow, Record
 from lmtrain.data.conll import sentences
 from lmtrain.data.layouts import choose
@@ -55,6 +56,7 @@ class RowReader:
         if not peeked:
             return
         columns = {name: value for _, record in reversed(peeked) for name, value in record.items()}
+        columns |= {name: value for _, record in reversed(peeked) for name, value in record.items() if value}
         selection = self._choose(columns, table)
         if self.is_running_text(index):
             for number, record in chain(peeked, numbered):
@@ -124,7 +126,7 @@ class RowReader:
             array("q"),
             last_serials,
             ledgers,
-            self.notes,
+            self.notes + (chat_notes(others) if self.kind == "messages" else []),
         )
 
 
@@ -244,4 +246,4 @@ def chunks(reader: RowReader, start: Position, size: int) -> Iterator[tuple[Rows
 def _characters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
-    return sum(len(text if isinstance(text, str) else text["content"]) for text in value)
+    return sum(map(len, value.texts() if isinstance(value, Chat) else value))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from lmtrain.data.chats import Chat
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.sources import Table
 
@@ -118,7 +119,7 @@ class Rows:
             yield from (islice(values, len(document)) for document in self.documents())
             return
         for value in values:
-            strings = value if isinstance(value, tuple) else (message["content"] for message in value)
+            strings = value.texts() if isinstance(value, Chat) else value
             yield from ((string,) for string in strings)
 
     def has_text(self) -> bool:
@@ -180,4 +181,7 @@ class Rows:
     def contents(self) -> Iterator[bytes]:
         """Yield each value as bytes, for fingerprints."""
         for value in self.values:
-            yield value.encode() if isinstance(value, str) else json.dumps(value, ensure_ascii=False).encode()
+            if isinstance(value, str):
+                yield value.encode()
+            else:
+                yield (value.to_json() if isinstance(value, Chat) else json.dumps(value, ensure_ascii=False)).encode()

@@ -4,13 +4,12 @@ There are six kinds of rows: `text` (one string), `prompt` (prompt, completion),
 target), `labelled` (text, label) and `tagged` (words, tags).
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmtrain.data.chats import Chat
 from lmtrain.data.columns import ABSENT, BadRow, Record, as_text, lookup, template_fields, text_at
-from lmtrain.errors import visible
+from lmtrain.data.messages import check_trainable, read_chat
 
 OPTIONS = {
     "messages": ("messages_column",),
@@ -21,8 +20,6 @@ OPTIONS = {
     "tagged": ("tokens_column", "tags_column"),
 }
 """Kind of rows -> options that name its columns."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,11 @@ class Selection:
     def value(self, record: Record) -> Any:
         """The value of a record, or None where it is empty. Raises BadRow.
 
-        text: a string. prompt and labelled: two strings. pairs: the source and one or several targets. messages: a list
-        of messages. tagged: two lists of strings.
+        text: a string. prompt and labelled: two strings. pairs: the source and one or several targets. messages: a
+        Chat. tagged: two lists of strings.
         """
         if self.kind == "messages":
-            return _messages(lookup(record, self.paths[0]), self.paths[0])
+            return _chat(record, self.paths)
         if self.kind == "pairs":
             return _pair(record, *self.paths)
         if self.kind == "labelled":
@@ -90,25 +87,12 @@ def _label(value: Any, path: str) -> str:
     return label
 
 
-def _messages(value: Any, path: str) -> list[dict[str, str]] | None:
-    if value is ABSENT or value is None:
-        raise BadRow(f"column '{path}': is {'missing' if value is ABSENT else 'null'}")
-    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
-        raise BadRow(f"column '{path}': is not a list of {{role, content}} messages")
-    if not value:
-        return None
-    messages = []
-    for number, message in enumerate(value, 1):
-        role = message.get("role")
-        if role not in ROLES:
-            raise BadRow(
-                f"column '{path}', message {number}: unknown role {visible(repr(role))}; known are {', '.join(ROLES)}"
-            )
-        try:
-            json.dumps(message, ensure_ascii=False).encode()
-        except (TypeError, ValueError):
-            raise BadRow(f"column '{path}', message {number}: contains a value that JSON cannot represent") from None
-        messages.append({**message, "content": as_text(message.get("content"), f"{path}[{number}].content")})
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise BadRow(f"column '{path}': no assistant turn, so there is nothing to train on")
-    return messages
+def _chat(record: Record, paths: tuple[str, ...]) -> Chat | None:
+    columns = {path: lookup(record, path) for path in paths}
+    for path, value in columns.items():
+        if value is ABSENT or value is None:
+            raise BadRow(f"column '{path}': is {'missing' if value is ABSENT else 'null'}")
+    chat = read_chat(columns, record)
+    if chat:
+        check_trainable(chat, paths[-1])
+    return chat

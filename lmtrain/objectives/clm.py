@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lmtrain.config.data import ClmData, Data
+from lmtrain.data.chats import Chat
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
@@ -26,6 +27,7 @@ from lmtrain.objectives.token_roles import View
 from lmtrain.objectives.views import CAUSAL_VIEW
 from lmtrain.preprocessing import chat
 from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded_batch, text_starts
+from lmtrain.preprocessing.chat_rows import EncodedChats
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
     TokenizedDocuments,
@@ -91,7 +93,8 @@ class CausalLM(Defaults):
             ids = content["input_ids"]
             cut = min(PROMPT_TOKENS, max(len(ids) // 2, 1))
             if "trained" in content and not content["trained"][0]:
-                cut = max(int(np.argmax(content["trained"])), 1)
+                cut, end = chat.last_answer(content["trained"])
+                ids = ids[:end]
             ((output,),) = generate_texts(network, tokenizer, [ids[:cut]], settings)
             reference = decode(tokenizer, ids[cut : cut + settings.max_new_tokens])
             samples.append({"input": decode(tokenizer, ids[:cut]), "output": output.text, "reference": reference})
@@ -107,22 +110,34 @@ class CausalLM(Defaults):
             if not ids:
                 raise InputError("the prompt is empty, and this model has no begin token; write something")
             check_length(network, len(ids) + 1, prompt)
-            answers.append(write_one(network, tokenizer, ids, options))
+            answer = write_one(network, tokenizer, ids, options)
+            if isinstance(prompt, Chat) and prompt.ends_with_answer:
+                answer = {**answer, "reference": _reference(tokenizer, prompt)}
+            answers.append(answer)
         return answers
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: PromptingOptions) -> list[int]:
     """Input ids of the prompt, with the special tokens of training. Raises UsageError, InputError."""
-    messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list):
+    if isinstance(prompt, Chat):
         if not tokenizer.chat_template:
             raise UsageError("a chat needs a model with a chat template; this one has none")
-        return chat.prompt_ids(tokenizer, messages, "the prompt")
+        return chat.prompt_ids(tokenizer, prompt.question().messages, "the prompt", prompt.tools)
     if options.chat and tokenizer.chat_template and options.kind in (None, "messages"):
-        return chat.prompt_ids(tokenizer, messages, "the prompt")
+        return chat.prompt_ids(tokenizer, [{"role": "user", "content": prompt}], "the prompt")
     before, _ = document_marks(tokenizer)
     text = prompt_text(prompt) if options.kind == "prompt" else prompt
     return [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _reference(tokenizer: PreTrainedTokenizerBase, prompt: Chat) -> str:
+    """The answer that a chat ends with, as a model would write it."""
+    try:
+        ids, trained = chat.encode(tokenizer, prompt.messages, "the prompt", prompt.tools)
+    except InputError:  # where its answers are is unknown
+        return str(prompt)
+    start, end = chat.last_answer(trained)
+    return decode(tokenizer, ids[start:end])
 
 
 def prompt_text(prompt: str) -> str:
@@ -217,14 +232,15 @@ def _encode_prompts(
 def _encode_chats(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, data: ClmData, limits: Limits, measure: bool
 ) -> Examples:
-    encoded = (chat.encode(tokenizer, messages, rows.location(i)) for i, messages in enumerate(rows.values))
-    return _partly_trained(rows, encoded, data, limits)
+    chats = EncodedChats(rows, tokenizer, data.on_bad)
+    examples = _partly_trained(rows, chats, data, limits)
+    return replace(examples, warnings=(*chats.warnings(), *examples.warnings))
 
 
 def _partly_trained(
-    rows: Rows, encoded: Iterable[tuple[Sequence[int] | np.ndarray, np.ndarray]], data: ClmData, limits: Limits
+    rows: Rows, encoded: Iterable[tuple[Sequence[int] | np.ndarray, np.ndarray] | None], data: ClmData, limits: Limits
 ) -> Examples:
-    """One example per row. A row without trained tokens is dropped and counted in the ledger."""
+    """One example per row. A row without trained tokens is dropped, one that is None bad; the ledger counts both."""
     if data.stride:
         raise UsageError("--stride is for plain text; a prompt or a chat is scored as one row")
     limits = limits.resolve("max_length", data.max_length)
@@ -233,13 +249,18 @@ def _partly_trained(
     if policy == "split":
         raise UsageError("--on-long split is for plain text; a prompt or a chat is cut with truncate, drop or error")
     ledgers = start_ledgers(rows)
-    ids, trained, origins = [], [], []
-    for index, (tokens, mask) in enumerate(encoded):
+    ids, trained, origins, beyond = [], [], [], 0
+    for index, row in enumerate(encoded):
         ledger = ledgers[rows.source(index)]
+        if row is None:
+            ledger.rows_bad += 1
+            continue
+        tokens, mask = row
         mask = np.ones_like(mask) if data.train_on_prompt else mask
         untrained = not mask[1 : min(length, len(tokens))].any()
         if untrained and not (policy == "error" and len(tokens) > length):
             ledger.drop(len(tokens))
+            beyond += bool(mask[1:].any()) and policy == "truncate"
             continue
         if len(tokens) <= length:
             kept = len(tokens)
@@ -251,7 +272,9 @@ def _partly_trained(
             trained.append(mask[:kept])
             origins.append(index)
     columns = {"input_ids": Ragged.of(ids), "trained": Ragged.of(trained, np.bool_)}
-    return finish_examples(columns, ledgers, rows, origins, limits)
+    examples = finish_examples(columns, ledgers, rows, origins, limits)
+    lost = f"{beyond:,} of {len(rows.values):,} chats are left out: what is trained begins beyond {limits.as_flags()}"
+    return replace(examples, warnings=(lost,) if beyond and rows.kind == "messages" else ())
 
 
 ENCODERS: dict[str, Callable[[Rows, PreTrainedTokenizerBase, ClmData, Limits, bool], Examples]] = {

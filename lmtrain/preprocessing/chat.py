@@ -10,8 +10,9 @@ an assistant turn is trained.
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -21,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import InputError
 from lmtrain.preprocessing.chat_alignment import Span
-from lmtrain.preprocessing.chat_template import Messages, added_tokens, assistant_spans, render_chat, turn_ending
+from lmtrain.preprocessing.chat_rendering import Messages, RefusedChat, as_taken, render_chat, template_of
+from lmtrain.preprocessing.chat_template import added_tokens, assistant_spans, turn_ending
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,9 +39,11 @@ DEFAULT_TEMPLATE = (
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Give a tokenizer without a chat template the default one and return a note about it, else None."""
+    """Give a tokenizer without a chat template the default one. A note on the template, if it is not the only one."""
     if tokenizer.chat_template:
-        return None
+        names = [*tokenizer.chat_template] if isinstance(tokenizer.chat_template, dict) else []
+        used = "default, and tool_use for chats with tools" if "tool_use" in names else "default"
+        return f"the tokenizer has the chat templates {', '.join(names)}: using {used}" if names[1:] else None
     if tokenizer.eos_token is None:
         raise InputError("chat data needs a tokenizer with an end token or with a chat template of its own")
     tokenizer.chat_template = DEFAULT_TEMPLATE
@@ -48,7 +52,7 @@ def ensure_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Notes on how assistant turns end under the tokenizer's chat template. Raises InputError if they can't end."""
-    ending = turn_ending(tokenizer, tokenizer.get_chat_template())
+    ending = turn_ending(tokenizer, template_of(tokenizer))
     if ending is None:
         return []
     if not ending.marker:
@@ -66,41 +70,88 @@ def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an assistant turn: the end token, and the template's end marker if it is an added token."""
-    ending = turn_ending(tokenizer, tokenizer.get_chat_template())
+    ending = turn_ending(tokenizer, template_of(tokenizer))
     marker = ending.marker or ending.unmarked if ending else ""
     known = {text: index for index, text in added_tokens(tokenizer, len(tokenizer)).items()}
     return [index for index in dict.fromkeys((tokenizer.eos_token_id, known.get(marker))) if index is not None]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> tuple[list[int], np.ndarray]:
-    """(ids, [ids] bool mask of the trained tokens). Raises InputError naming `where`.
+@dataclass(frozen=True)
+class RenderedChat:
+    """A chat as its template renders it."""
 
-    Without an end marker in the template, the chat is cut after its last assistant turn and the end token is appended.
-    """
+    messages: Messages
+    """As the template takes them."""
+    text: str
+    spans: list[Span]
+    """The span of each turn of the assistant in the text."""
+    has_marker: bool
+    """Whether the template ends a turn."""
+    where: str
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, tools: list[Any] | None = None
+) -> RenderedChat:
+    """The chat under its template. Raises InputError naming `where`: RefusedChat if another chat may do."""
     if not tokenizer.is_fast:
         raise InputError(
             f"{where}: a chat needs a tokenizer that knows where in the text its tokens are; this one has no fast "
             "version"
         )
-    text, spans, has_marker = assistant_spans(tokenizer, messages, where)
-    if not has_marker:
-        text = text[: spans[-1][1]]
-    ids, mask = _tokenized(tokenizer, text, spans)
-    if not has_marker:
+    messages = as_taken(tokenizer, template_of(tokenizer, tools), messages)
+    return RenderedChat(messages, *assistant_spans(tokenizer, messages, where, tools), where)
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, untrained: Sequence[int] = ()
+) -> tuple[list[int], np.ndarray]:
+    """(ids, [ids] bool mask of the trained tokens); the messages `untrained` are not trained. Raises InputError.
+
+    Without an end marker in the template, the chat is cut after its last assistant turn and the end token is appended.
+    """
+    turns = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    if untrained and len(turns) != len(chat.spans):
+        raise RefusedChat(
+            f"{chat.where}: the generation marks of the chat template do not enclose every assistant message once, so "
+            "which one is not to be trained is unknown"
+        )
+    skipped = {number for number, index in enumerate(turns) if index in untrained}
+    text = chat.text if chat.has_marker else chat.text[: chat.spans[-1][1]]
+    ids, mask = _tokenized(tokenizer, text, chat.spans, skipped)
+    if not chat.has_marker:
         _end_token(tokenizer)
-        ids, mask = [*ids, tokenizer.eos_token_id], np.append(mask, True)
+        ids, mask = [*ids, tokenizer.eos_token_id], np.append(mask, len(chat.spans) - 1 not in skipped)
     return ids, mask
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str) -> list[int]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, tools: list[Any] | None = None
+) -> tuple[list[int], np.ndarray]:
+    """(ids, [ids] bool mask of the trained tokens). Raises InputError naming `where`."""
+    return tokenized(tokenizer, rendered(tokenizer, messages, where, tools))
+
+
+def last_answer(trained: np.ndarray) -> tuple[int, int]:
+    """(start, end) of the last tokens in a row that are trained, of a mask with some."""
+    end = int(np.flatnonzero(trained)[-1]) + 1
+    before = np.flatnonzero(~trained[:end])
+    return int(before[-1]) + 1 if len(before) else 0, end
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, tools: list[Any] | None = None
+) -> list[int]:
     """The ids up to the next assistant turn, with earlier turns tokenized as in training. Raises InputError."""
-    text = render_chat(tokenizer, tokenizer.get_chat_template(), where, messages, add_generation_prompt=True)
+    template = template_of(tokenizer, tools)
+    messages = as_taken(tokenizer, template, messages)
+    options: dict[str, Any] = {"tools": tools} if tools else {}
+    text = render_chat(tokenizer, template, where, messages, add_generation_prompt=True, **options)
     spans: list[Span] = []
-    earlier = [message.get("content") for message in messages if message.get("role") == "assistant"]
     # If the assistant turns cannot be found, no training depended on them, and plain tokenization will do.
-    if tokenizer.is_fast and earlier and all(isinstance(content, str) for content in earlier):
+    if tokenizer.is_fast and any(message["role"] == "assistant" for message in messages):
         with suppress(InputError):
-            trained, spans, _ = assistant_spans(tokenizer, messages, where)
+            trained, spans, _ = assistant_spans(tokenizer, messages, where, tools)
             spans = [span for span in spans if text.startswith(trained[: span[0]])]
     if spans:
         return _tokenized(tokenizer, text, spans)[0]
@@ -123,8 +174,13 @@ Tokens = tuple[list[int], list[Span]]
 Tokenize = Callable[[str], Tokens]
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span]) -> tuple[list[int], np.ndarray]:
-    """(ids of the text, [ids] bool: part of a span), split at the start of a span where a token would cross it."""
+def _tokenized(
+    tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span], skipped: Collection[int] = ()
+) -> tuple[list[int], np.ndarray]:
+    """(ids of the text, [ids] bool: part of a span), split at the start of a span where a token would cross it.
+
+    The spans of the numbers `skipped` have no part in the mask.
+    """
     whole = partial(_tokenize, tokenizer)
     added = added_tokens(tokenizer, len(tokenizer))
     ids, offsets = whole(text)
@@ -154,15 +210,18 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str, spans: list[Span])
             offsets = [*offsets[:index], *prompt_offsets, *turn_offsets, *offsets[after:]]
             index, position = first, start
         first_tokens.append(first)
-    return ids, _mask(text, offsets, spans, first_tokens)
+    kept = [
+        (first, end) for n, (first, (_, end)) in enumerate(zip(first_tokens, spans, strict=True)) if n not in skipped
+    ]
+    return ids, _mask(text, offsets, kept)
 
 
-def _mask(text: str, offsets: list[Span], spans: list[Span], first_tokens: list[int]) -> np.ndarray:
-    """[tokens] bool: the tokens of each span, from its first token to the last one that begins before its end."""
+def _mask(text: str, offsets: list[Span], turns: list[tuple[int, int]]) -> np.ndarray:
+    """[tokens] bool: of each turn (first token, end), the tokens from the first to the last that begins before the end."""
     mask = np.zeros(len(offsets), dtype=bool)
     # A token of trimmed white space has an empty span after the white space; it belongs to the text before.
     starts = np.array([start - (start == stop and text[start - 1 : start].isspace()) for start, stop in offsets])
-    for first, (_, end) in zip(first_tokens, spans, strict=True):
+    for first, end in turns:
         mask[first:] |= starts[first:] < end
     return mask
 

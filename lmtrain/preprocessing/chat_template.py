@@ -1,74 +1,57 @@
 """Finds the assistant turns in the rendered text of a chat, under any chat template."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.errors import InputError, TakesTooLong
 from lmtrain.preprocessing.chat_alignment import Span, align
-from lmtrain.runtime import signals
-
-Messages = list[dict[str, str]]
-
-Render = Callable[..., str]
+from lmtrain.preprocessing.chat_rendering import (
+    Messages,
+    RefusedChat,
+    Render,
+    call_form,
+    placeholders,
+    render_chat,
+    template_of,
+)
 
 MARKED = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+OPENING = re.compile(r"\s*[<\[][^<>\[\]]+[>\]]\s*")
 
 MARKS_HELP = "use one with {% generation %} marks"
 
 
 def assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, tools: list[Any] | None = None
 ) -> tuple[str, list[Span], bool]:
     """(the rendered chat, the span of each assistant turn, whether the template has an end marker).
 
-    A span reaches from the end of the turn's header to the end of its end marker. Raises InputError naming `where`.
+    A span reaches from the end of the turn's header to the end of its end marker. Raises RefusedChat naming `where`.
     """
-    template = tokenizer.get_chat_template()
+    template = template_of(tokenizer, tools)
     added = added_tokens(tokenizer, len(tokenizer)).values()
-    render = partial(render_chat, tokenizer, template, where)
+    options: dict[str, Any] = {"tools": tools} if tools else {}
+    render: Render = partial(render_chat, tokenizer, template, where, **options)
     text = render(messages)
     if not _is_marked(template):
-        return text, *_spans_by_placeholders(render, messages, text, where, added)
+        calls = any("tool_calls" in message for message in messages) and call_form(tokenizer, template) is not None
+        spans, last_ending = _spans_by_placeholders(render, messages, text, where, added, calls)
+        if last_ending is None:
+            ending = turn_ending(tokenizer, template)
+            return text, spans, ending is None or bool(ending.marker)
+        return text, spans, bool(last_ending)
     spans = _spans_by_marks(render, template, messages, text, where)
     ending = turn_ending(tokenizer, template)
     if ending is None:
         return text, spans, True
     adjusted = [(start, ending.adjust(text, end, added)) for start, end in spans]
     return text, adjusted, bool(ending.marker or not adjusted)
-
-
-PATIENCE = 2
-"""Time limit for rendering a chat, in seconds."""
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, template: str, where: str, messages: Messages, **options: Any
-) -> str:
-    """The chat as text. Raises InputError naming `where`; TakesTooLong if rendering exceeds `PATIENCE`."""
-    try:
-        with signals.time_limit(PATIENCE):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, **{"chat_template": template, **options})
-            return cast(str, text)
-    except TakesTooLong:
-        raise TakesTooLong(
-            f"{where or 'a tiny chat'}: the tokenizer's chat template did not finish within {PATIENCE} seconds"
-        ) from None
-    except Exception as error:  # a template is a program and may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where}: the chat template raises an error: {reason}") from None
-
-
-def _placeholders(text: str) -> Iterator[str]:
-    """Characters of a private use area that do not occur in the text."""
-    present = set(text)
-    return (character for character in map(chr, range(0xF0000, 0xFFFFE)) if character not in present)
 
 
 @lru_cache
@@ -94,7 +77,7 @@ def _with_placeholders(template: str, begin: str, end: str) -> str:
 
 def _spans_by_marks(render: Render, template: str, messages: Messages, text: str, where: str) -> list[Span]:
     """What the generation marks enclose, also where transformers' own offsets are wrong: in macros."""
-    begin, end = islice(_placeholders(text), 2)
+    begin, end = islice(placeholders(text), 2)
     spans, position, start = [], 0, 0
     marked = render(messages, chat_template=_with_placeholders(template, begin, end))
     for piece in re.split(f"([{begin}{end}])", marked):
@@ -105,7 +88,7 @@ def _spans_by_marks(render: Render, template: str, messages: Messages, text: str
         else:
             position += len(piece)
     if marked.replace(begin, "").replace(end, "") != text:
-        raise InputError(
+        raise RefusedChat(
             f"{where}: the chat template processes the text between its generation marks, so the assistant's part is "
             "unknown"
         )
@@ -135,14 +118,14 @@ class TurnEnding:
 @lru_cache(maxsize=4)
 def turn_ending(tokenizer: PreTrainedTokenizerBase, template: str) -> TurnEnding | None:
     """Determined by rendering a tiny chat; None if the template renders none."""
-    placeholder = next(_placeholders(template))
+    placeholder = next(placeholders(template))
     tiny = [{"role": "user", "content": "a"}, {"role": "assistant", "content": placeholder}]
     render = partial(render_chat, tokenizer, template, "")
     for messages in (tiny, [{"role": "system", "content": "a"}, *tiny]):
         try:
             text = render(messages)
             spans = _spans_by_marks(render, template, messages, text, "") if _is_marked(template) else []
-        except InputError:
+        except RefusedChat:
             continue
         content_end = text.find(placeholder) + 1
         end = next((end for start, end in spans if start < content_end <= end), None)
@@ -158,57 +141,96 @@ def turn_ending(tokenizer: PreTrainedTokenizerBase, template: str) -> TurnEnding
 
 
 def _spans_by_placeholders(
-    render: Render, messages: Messages, text: str, where: str, added: Iterable[str]
-) -> tuple[list[Span], bool]:
-    """(spans, whether there is an end marker) under a template without generation marks.
+    render: Render, messages: Messages, text: str, where: str, added: Iterable[str], calls: bool
+) -> tuple[list[Span], str | None]:
+    """(spans, what ends the last answer that calls no tool) under a template without generation marks.
 
-    A rendering with a placeholder for the content of each assistant message (the skeleton) shows where these contents
-    go. What stands between them is the same in `text`, whatever the template does to the contents.
+    A rendering with a placeholder in each assistant message (the skeleton) shows where these messages go. What stands
+    between them is the same in `text`, whatever the template does to them. The placeholder replaces the content, or,
+    where the template renders `calls`, the name of the first function that a message calls.
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
-        return [], True
-    placeholder_of = dict(zip(turns, _placeholders(text), strict=False))
-    replaced = [{**m, "content": placeholder_of[i]} if i in placeholder_of else m for i, m in enumerate(messages)]
-    skeleton = render(replaced)
-    positions = [skeleton.find(placeholder) for placeholder in placeholder_of.values()]
-    if any(skeleton.count(mark) != 1 for mark in placeholder_of.values()) or positions != sorted(positions):
-        raise InputError(
+        return [], None
+    outline = Outline(render, messages, dict(zip(turns, placeholders(text), strict=False)), calls)
+    skeleton = outline.render(outline.messages)
+    positions = [skeleton.find(placeholder) for placeholder in outline.placeholder_of.values()]
+    if any(skeleton.count(mark) != 1 for mark in outline.placeholder_of.values()) or positions != sorted(positions):
+        raise RefusedChat(
             f"{where}: the chat template does not render every assistant message once and in order, so the "
             f"assistant's part is unknown; {MARKS_HELP}"
         )
-
-    def ending_after(index: int) -> str:
-        """What follows the content of this message if no other message follows."""
-        shortened = skeleton if index == len(messages) - 1 else render(replaced[: index + 1])
-        return shortened.partition(placeholder_of[index])[2].rstrip()
-
-    last_ending = ending_after(turns[-1])
+    speaking = [index for index in turns if index not in outline.calling]
+    last_ending = outline.ending_after(speaking[-1], skeleton) if speaking else None
     starts: list[int] = []
     ends: list[int] = []
     for index, position in zip(turns, positions, strict=True):
-        start = _header_end(render, replaced[:index], skeleton, ends[-1] if ends else 0, position)
-        length = _shared(last_ending, skeleton[position + 1 :], added)
+        least = ends[-1] if ends else 0
+        start = _header_end(outline.render, outline.messages[:index], skeleton, least, position, added)
+        following = skeleton[position + 1 :]
+        length = None if index in outline.calling else _shared(last_ending or "", following, added)
         if length is None or (last_ending and not length):
-            length = _shared(ending_after(index), skeleton[position + 1 :], added)
-        if start is None or length is None:
-            raise InputError(
+            length = _shared(outline.ending_after(index, skeleton), following, added)
+        if start is None or length is None or (index in outline.calling and not length):
+            raise RefusedChat(
                 f"{where}: the chat template renders a turn differently once others follow, so where the assistant's "
                 f"part {'begins' if start is None else 'ends'} is unknown; {MARKS_HELP}"
             )
         starts.append(start)
         ends.append(position + 1 + length)
-    contents = [messages[index]["content"] for index in turns]
-    spans = align(contents, skeleton, text, list(zip(starts, positions, ends, strict=True)))
+    spans = align(outline.replaced, skeleton, text, list(zip(starts, positions, ends, strict=True)))
     if spans is None:
-        raise InputError(
+        raise RefusedChat(
             f"{where}: the chat template changes an assistant message so that it cannot be told from the text around "
             f"it; {MARKS_HELP}"
         )
-    return spans, bool(last_ending)
+    return spans, last_ending
 
 
-def _header_end(render: Render, before: Messages, skeleton: str, least: int, position: int) -> int | None:
+class Outline:
+    """The messages of a chat with a placeholder in each of the assistant's."""
+
+    def __init__(self, render: Render, messages: Messages, placeholder_of: dict[int, str], calls: bool):
+        self._render, self.placeholder_of = render, placeholder_of
+        self.calling = {index for index in placeholder_of if calls and messages[index].get("tool_calls")}
+        self.replaced = [
+            messages[index]["tool_calls"][0]["function"]["name"]
+            if index in self.calling
+            else messages[index]["content"]
+            for index in placeholder_of
+        ]
+        """What each placeholder replaces."""
+        self.messages = [
+            self._with_placeholder(index, message) if index in placeholder_of else message
+            for index, message in enumerate(messages)
+        ]
+
+    def _with_placeholder(self, index: int, message: dict[str, Any]) -> dict[str, Any]:
+        placeholder = self.placeholder_of[index]
+        if index not in self.calling:
+            return {**message, "content": placeholder}
+        first, *others = message["tool_calls"]
+        return {**message, "tool_calls": [{**first, "function": {**first["function"], "name": placeholder}}, *others]}
+
+    def render(self, messages: Messages, **options: Any) -> str:
+        """The rendering. Where a template repeats the name of a function in the answer of the tool, it stays a name."""
+        text = self._render(messages, **options)
+        for index, name in zip(self.placeholder_of, self.replaced, strict=True):
+            if index in self.calling:
+                before, mark, after = text.partition(self.placeholder_of[index])
+                text = before + mark + after.replace(self.placeholder_of[index], name)
+        return text
+
+    def ending_after(self, index: int, skeleton: str) -> str:
+        """What follows the placeholder of this message if no other message follows; `skeleton` is the whole chat."""
+        is_last = index == len(self.messages) - 1
+        shortened = skeleton if is_last else self.render(self.messages[: index + 1])
+        return shortened.partition(self.placeholder_of[index])[2].rstrip()
+
+
+def _header_end(
+    render: Render, before: Messages, skeleton: str, least: int, position: int, added: Iterable[str]
+) -> int | None:
     """The end of the header of the turn whose placeholder is at `position`: where the generation prompt ends."""
     if not before:  # no generation prompt precedes the first message
         return position
@@ -219,8 +241,17 @@ def _header_end(render: Render, before: Messages, skeleton: str, least: int, pos
         return position
     without_prompt = render(before)
     header = prompt[len(without_prompt) :] if prompt.startswith(without_prompt) else ""
-    found = skeleton.rfind(header, least, position) if header.strip() else -1
-    return None if found < 0 else found + len(header)
+    for length in [len(header), *_lengths_without_opening(header, added)] if header.strip() else []:
+        found = skeleton.rfind(header[:length], least, position)
+        if found >= 0:
+            return found + length
+    return None
+
+
+def _lengths_without_opening(header: str, added: Iterable[str]) -> list[int]:
+    """Lengths of the header without what it may open at its end, such as <think>: a turn that calls a tool lacks it."""
+    ends = {match.end() for part in ("\n", *added) for match in re.finditer(re.escape(part), header)}
+    return [end for end in sorted(ends, reverse=True) if header[:end].strip() and OPENING.fullmatch(header, end)]
 
 
 def _shared(ending: str, following: str, added: Iterable[str]) -> int | None:

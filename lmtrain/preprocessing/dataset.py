@@ -88,6 +88,8 @@ class Examples:
     """[rows] tokens of source and of target, if the collator makes these from a text (denoising)."""
     first: int = 0
     """Number of the first row: in a stream, the rows of the chunks before count."""
+    warnings: tuple[str, ...] = ()
+    """What to tell about the rows that were encoded."""
 
     def __len__(self) -> int:
         return len(self.shared) if self.shared else self.count

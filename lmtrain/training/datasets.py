@@ -91,7 +91,8 @@ def prepare_data(
         count_trained(train, collator, 0)
         if held:
             count_trained(held, collator, None)
-        warnings = splits.warnings(data.on_leak)
+        warnings = [*splits.warnings(data.on_leak), *train.warnings]
+        warnings += [f"evaluation data: {line}" for line in (held.warnings if held else ())]
         return _arrays(
             PreparedData(train, held, splits.train.notes, warnings, splits.shared_rows, splits.duplicate_rows)
         )

@@ -280,7 +280,7 @@ def test_masked_data_requires_text(tmp_path: Path):
 def test_a_single_chat_is_a_row_and_a_bracket_alone_is_not_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "a.json").write_text(json.dumps({"messages": chat}))
-    assert load(tmp_path / "a.json").values == [chat]
+    assert [value.messages for value in load(tmp_path / "a.json").values] == [chat]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[Act 1]\nEnter a king.\n")))
     assert load("-", packing=False).values == ["[Act 1]", "Enter a king."]
 

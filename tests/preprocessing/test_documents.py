@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmtrain.config.recipe import RECIPES
+from lmtrain.data.chats import Chat
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives.objective import OBJECTIVES
@@ -35,7 +36,7 @@ made_once = cache(made)
 
 
 def rows_of(values: list, kind: str, running: bool = False) -> Rows:
-    return Rows.of(kind, values, running=running)
+    return Rows.of(kind, [*map(Chat, values)] if kind == "messages" else values, running=running)
 
 
 def encoded(
