@@ -237,7 +237,9 @@ def prompt(given: Document, objective: str | None, console: Console) -> list[dic
     set_environment(given.get("run", {}).get("offline"))
     request, objective, kind = saved_model.generate_request(given, objective)
     model_checks.check_model(objective, request.model)
-    found, empty = prompts.read(request.data)
+    found, empty, notes = prompts.read(request.data)
+    for line in notes:
+        console.note(line)
     if empty:
         console.warn(f"{empty:,} empty prompts are left out")
     with loading_libraries(console):

@@ -15,15 +15,20 @@ def wanted(run: Run) -> bool:
     return not is_launched() and ((run.num_processes or 1) > 1 or run.accelerate_config is not None)
 
 
+def check_input(data: list[str]) -> None:
+    """Raise UsageError for data from standard input, which processes cannot share."""
+    from lmtrain.data.sources import STDIN, is_stdin
+
+    if any(map(is_stdin, data)):
+        raise UsageError(f"{STDIN} cannot be shared by several processes; save it to a file")
+
+
 def relaunch(run: Run, data: list[str], arguments: list[str]) -> int:
     """Run `python -m lmtrain ARGUMENTS` in as many processes as the recipe wants; the first failure's exit code.
 
     Raises UsageError for data from standard input, which processes cannot share.
     """
-    from lmtrain.data.sources import is_stdin
-
-    if any(map(is_stdin, data)):
-        raise UsageError("standard input cannot be shared by several processes; save it to a file")
+    check_input(data)
     if run.accelerate_config:
         if not Path(run.accelerate_config).is_file():
             raise UsageError(

@@ -31,11 +31,14 @@ OnBad = Annotated[
 
 
 def _text_rows(
-    data: list[str], text_column: str | None, encoding: str | None, on_bad: Literal["error", "drop"]
+    data: list[str], text_column: str | None, encoding: str | None, on_bad: Literal["error", "drop"], console: Console
 ) -> "Rows":
     from lmtrain.data import reading
 
-    return reading.load(data, ClmData(train=data, text_column=text_column, encoding=encoding, on_bad=on_bad))
+    rows = reading.load(data, ClmData(train=data, text_column=text_column, encoding=encoding, on_bad=on_bad))
+    for line in rows.notes:
+        console.note(line)
+    return rows
 
 
 @app.command("train")
@@ -56,8 +59,8 @@ def tokenizer_train(
     if objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
     check_new(output_dir)
-    rows = _text_rows(data, text_column, encoding, on_bad)
-    with loading_libraries(console := Console()):
+    rows = _text_rows(data, text_column, encoding, on_bad, console := Console())
+    with loading_libraries(console):
         from lmtrain.objectives.objective import OBJECTIVES
         from lmtrain.preprocessing.text_pieces import training_texts
         from lmtrain.preprocessing.train_tokenizer import train_tokenizer
@@ -79,8 +82,8 @@ def tokenizer_stats(
     json: Json = False,
 ) -> None:
     """Tokens per word, bytes per token and the share of unknown tokens on your text."""
-    rows = _text_rows(data, text_column, encoding, on_bad)
-    with loading_libraries(console := Console(as_json=json)):
+    rows = _text_rows(data, text_column, encoding, on_bad, console := Console(as_json=json))
+    with loading_libraries(console):
         from lmtrain.modeling.tokenizer import load_tokenizer
         from lmtrain.preprocessing.tokenizing import stats
     loaded, _ = load_tokenizer(Model(name=tokenizer))

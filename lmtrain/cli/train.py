@@ -48,6 +48,7 @@ def training(recipe_class: type[Recipe]) -> Callable[..., None]:
         if smoke:
             results = _smoke(recipe, console, present)
         elif launch.wanted(recipe.run):
+            launch.check_input([*recipe.data.train, *recipe.data.eval])  # before it is read
             results = api.check(recipe, console, present) or _relaunch(recipe)
         else:
             results = api.train(recipe, console=console, show=present)

@@ -17,7 +17,7 @@ class Split(Section):
     train: Strings = option(
         ..., flag="data", short="d", aliases=("train_file", "dataset", "dataset_name", "data"), min_length=1
     )
-    """File, folder, glob, - (stdin) or hub id org/name[:config][@split]; append #N to use only the first N rows. Repeatable."""
+    """File, folder[@split], glob, - (stdin) or hub id org/name[:config][@split]; append #N to use only the first N rows. Repeatable."""
     eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"), hidden="use")
     """Evaluation data, in the same forms as --data. Default: a part of --data, see --val-split."""
     val_split: float = option(0.05, aliases=("validation_split",), ge=0, lt=1)
@@ -163,7 +163,7 @@ class Direction(Section):
     source_prefix: str = option("")
     """Text prepended to every input, e.g. 'summarize: ' for T5."""
     source_lang: str | None = option(None)
-    """Input language. With a path STEM as --data, the inputs are the lines of STEM.<lang>. Also for multilingual tokenizers."""
+    """Input language, in the code of a multilingual tokenizer. With a path STEM as --data, the inputs are the lines of STEM.<lang>, e.g. STEM.en for en or en_XX."""
     target_lang: str | None = option(None)
     """Output language, in the same way; also the language that mBART, M2M100 or NLLB generate."""
 
@@ -176,7 +176,7 @@ class PairData(Direction, Data):
     KINDS = ("pairs", "text")
 
     source_column: str | None = option(None)
-    """Input column; use dots for nested fields, e.g. translation.en. Or a template: 'question: {question} context: {context}'."""
+    """Input column; use dots for nested fields, e.g. translation.en. Or a template: 'question: {question} context: {context}'. Of two files STEM.en and STEM.ko: en."""
     target_column: str | None = option(None, aliases=("summary_column",))
     """Target column. A list holds several references, of which training uses the first."""
     max_source_length: Length | None = option(None)

@@ -60,3 +60,8 @@ def as_text(value: Any, path: str) -> str:
         except UnicodeEncodeError:
             raise BadRow(f"column '{path}': contains a lone surrogate, which is not a valid character") from None
     return value
+
+
+def spellings(language: str | None) -> list[str]:
+    """A language code as it is and without country or script: en_XX and en, zh-Hans and zh."""
+    return list(dict.fromkeys((language, re.split("[_-]", language)[0]))) if language else []

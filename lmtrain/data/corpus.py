@@ -13,8 +13,12 @@ from lmtrain.data.cache import Cache
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.reading import Position, RowReader, chunks, load
 from lmtrain.data.rows import Rows
-from lmtrain.data.sources import Table, is_stdin, open_tables
+from lmtrain.data.sources import STDIN, Table, is_stdin, open_tables
 from lmtrain.errors import InputError, UsageError, visible
+from lmtrain.runtime.processes import world_size
+
+SplitTables = tuple[tuple[Table, ...], tuple[Table, ...]]
+"""The tables of the training and of the evaluation data."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Splits:
     """Evaluation rows that also occur in the training data."""
     duplicate_rows: int
     """Training rows that repeat an earlier one."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say about the data of both splits."""
+        held_out = self.held_out.notes if self.held_out is not None else []
+        return list(dict.fromkeys([*self.train.notes, *held_out]))
 
     def warnings(self, on_leak: str) -> list[str]:
         copies = sum(value[0] == value[1] for value in self.train.values) if self.train.kind == "pairs" else 0
@@ -51,16 +61,20 @@ class Corpus:
 
     def __init__(self, data: Data, seed: int, cache: Cache):
         self.data, self.seed, self.cache = data, seed, cache
-        if sum(map(is_stdin, (*data.train, *data.eval))) > 1:
-            raise UsageError("standard input can be read only once; save one of the two to a file")
+        check_stdin(data)
+        if data.streaming and any(map(is_stdin, data.train)):
+            raise UsageError(
+                "--streaming reads the data several times, which standard input does not allow; save it to a file, or drop "
+                "--streaming: it is then held in memory"
+            )
 
     @cached_property
     def splits(self) -> Splits:
         """Both splits; the training split of a stream is its first chunk. Raises InputError for unusable data."""
         if self.data.streaming:
-            held_out = load(self.data.eval, self.data, "validation") if self.data.eval else None
+            held_out = load(self.data.eval, self.data, tables=self.tables[1]) if self.data.eval else None
             return _require_one_kind(Splits(self._first_chunk(), held_out, 0, 0))
-        return check_leaks(*read(self.data, self.seed), self.data.on_leak)
+        return check_leaks(*read(self.data, self.seed, self.tables), self.data.on_leak)
 
     def release_rows(self) -> bool:
         """Free the rows and return whether there were any. Later accesses read them again."""
@@ -70,9 +84,14 @@ class Corpus:
         """Raise InputError for unusable data. Reads the rows, unless the cache shows that they were usable before."""
         assert self.kind
 
-    @property
+    @cached_property
+    def tables(self) -> SplitTables:
+        """The tables of both splits. Standard input is read when they are opened, once."""
+        return open_splits(self.data)
+
+    @cached_property
     def kind(self) -> str:
-        """The kind of the rows, from the cache or by reading them."""
+        """The kind of the rows, from the cache or by reading them; known from then on."""
         if self.key is None:
             return self.splits.train.kind
         key = self.cache.key("rows", self.key)
@@ -82,7 +101,7 @@ class Corpus:
     @cached_property
     def train_reader(self) -> RowReader:
         """Reads the training data as a stream."""
-        return RowReader(open_tables(self.data.train, self.data), self.data)
+        return RowReader(self.tables[0], self.data)
 
     def _first_chunk(self) -> Rows:
         """The first chunk with a row that is not blank."""
@@ -94,12 +113,13 @@ class Corpus:
     @cached_property
     def key(self) -> str | None:
         """A hash of everything that the rows depend on; None for streams, standard input and Hub datasets."""
-        if self.data.streaming or self.cache.folder is None or self._tables is None:
+        if self.data.streaming or self.cache.folder is None or not self._are_identified():
             return None
         digest = sha256(f"{self.data.model_dump_json(exclude={'train', 'eval'})} {self.seed}".encode())
         self._stats_at_key = self._file_stats()
-        for split, tables in enumerate(self._tables):
+        for split, tables in enumerate(self.tables):
             for table in tables:
+                digest.update("\n".join(table.notes).encode("utf-8", "surrogateescape"))
                 digest.update(f"\n{split} {table.source} {table.limit} {table.is_text} {table.version}".encode())
                 for file in table.files:
                     digest.update(_file_hash(file) + "".join(file.suffixes).encode("utf-8", "surrogateescape"))
@@ -113,17 +133,13 @@ class Corpus:
         """Bytes of each file of both splits: all that is known of a stream's content before it is read."""
         return [size for size, _ in self._file_stats().values()]
 
-    @cached_property
-    def _tables(self) -> tuple[tuple[Table, ...], tuple[Table, ...]] | None:
-        """The tables of both splits; None where one is standard input or has no files and no version."""
-        if any(map(is_stdin, (*self.data.train, *self.data.eval))):
-            return None
-        splits = open_tables(self.data.train, self.data), open_tables(self.data.eval, self.data, "validation")
-        return splits if all(table.files or table.version for tables in splits for table in tables) else None
+    def _are_identified(self) -> bool:
+        """Whether every table has files or a version; standard input and Hub datasets have neither."""
+        return all(table.files or table.version for tables in self.tables for table in tables)
 
     def _file_stats(self) -> dict[Path, tuple[int, int]]:
         """File -> (size, time of the last change)."""
-        files = [file for tables in self._tables or () for table in tables for file in table.files]
+        files = [file for tables in self.tables for table in tables for file in table.files]
         stats = [(file, file.stat()) for file in files if file.exists()]
         return {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats}
 
@@ -136,11 +152,27 @@ def _file_hash(file: Path) -> bytes:
         raise InputError(f"{file}: {error.strerror}") from None
 
 
-def read(data: Split, seed: int) -> tuple[Rows, Rows | None]:
-    """Return (training rows, evaluation rows). Raises InputError."""
-    train = load(data.train, data)
+def check_stdin(data: Split) -> None:
+    """Raise UsageError for standard input that would be read twice, or by several processes."""
+    count = sum(map(is_stdin, (*data.train, *data.eval)))
+    if count > 1:
+        raise UsageError(f"{STDIN} can be read only once; save one of the two to a file")
+    if count and world_size() > 1:
+        raise UsageError(f"{STDIN} cannot be shared by several processes; save it to a file")
+
+
+def open_splits(data: Split) -> SplitTables:
+    """Open the tables of both splits. Raises InputError, UsageError."""
+    check_stdin(data)
+    return open_tables(data.train, data), open_tables(data.eval, data, "validation")
+
+
+def read(data: Split, seed: int, tables: SplitTables | None = None) -> tuple[Rows, Rows | None]:
+    """Return (training rows, evaluation rows), from the `tables` if they are open already. Raises InputError."""
+    of_train, of_eval = tables or open_splits(data)
+    train = load(data.train, data, tables=of_train)
     if data.eval:
-        return train, load(data.eval, data, split="validation")
+        return train, load(data.eval, data, tables=of_eval)
     remedy = "--eval-data, or --val-split 0" if isinstance(data, Data) else "--eval-data"
     return hold_out(train, data.val_split, seed, remedy) if data.val_split else (train, None)
 

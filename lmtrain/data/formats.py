@@ -8,23 +8,35 @@ import csv
 import errno
 import lzma
 import os
+import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from lmtrain.data.arrow_json import row_decoder
+from lmtrain.data.contents import COMPRESSIONS
 from lmtrain.data.json_files import read_json, read_json_lines
-from lmtrain.data.text_files import Numbered, decoded, guarded, open_bytes, printable
+from lmtrain.data.text_files import Numbered, decoded, open_bytes, printable
 from lmtrain.errors import InputError, visible
 
 TEXT, PARQUET, ARROW = (".txt",), (".parquet",), (".arrow",)
 JSON_LINES, JSON, CSV, TSV = (".jsonl", ".ndjson"), (".json",), (".csv",), (".tsv",)
 FORMATS = TEXT + JSON_LINES + JSON + CSV + TSV + PARQUET + ARROW
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+LONE_RETURNS = "lines that end with a carriage return alone, which becomes a line feed: {count}"
+NULS = "lines with NUL characters, which stay in the text: {count}"
+END_MARKS = "end marks '{mark}', which part no documents: {count}; to part them, give each as a row (.jsonl)"
+
+END_MARK = re.compile(
+    r"<\|?end_?of_?text\|?>|</s>|<eos>"
+    r"|^(?:<\|[^|<>\s]{1,30}\|>|</?(?:s|eos|eod|eot|sep|end|doc)>|(?-i:<[A-Z_]{2,20}>)|\[(?:EOS|EOD|EOT|SEP|END)\])\s*$",
+    re.IGNORECASE,
+)
+"""Marks at the end of a document in text files: of GPT-2 and T5 anywhere, others alone on a line."""
 
 
 def format_of(path: Path) -> str | None:
@@ -35,10 +47,24 @@ def format_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
-def read_text(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
-    # newline=None: \n, \r\n and \r end a line and become \n; U+2028, form feeds and similar do not end one.
-    with decoded(opener, encoding, name, newline=None) as lines:
+def read_text(
+    opener: Callable[[], IO[bytes]], encoding: str | None, name: str, counts: Counter[str] | None = None
+) -> Numbered:
+    """The lines of a text; `counts` counts what is to be said about them (remarks.py)."""
+    counts = Counter() if counts is None else counts
+    counts.clear()
+    # newline="": \n, \r\n and \r end a line; U+2028, form feeds and similar do not end one.
+    with decoded(opener, encoding, name, newline="") as lines:
         for number, line in enumerate(lines, 1):
+            if "\r" in line:
+                if line[-1] == "\r":
+                    counts[LONE_RETURNS] += 1
+                line = line.rstrip("\r\n") + "\n"
+            if "\0" in line:
+                counts[NULS] += 1
+            if "<" in line or line[0] == "[":
+                for mark in END_MARK.findall(line):
+                    counts[END_MARKS.replace("{mark}", mark.strip())] += 1
             yield number, {"text": line}
 
 
@@ -125,20 +151,6 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
     except pyarrow.ArrowInvalid:
         stream = pyarrow.memory_map(source) if isinstance(source, str) else source
         yield from pyarrow.ipc.open_stream(stream)
-
-
-def read_parallel(paths: list[Path], languages: tuple[str, str], encoding: str | None) -> Numbered:
-    """Read two files whose lines are translations of each other. Raises InputError for different lengths."""
-    files = [guarded(read_text, path, encoding) for path in paths]
-    for lines in zip_longest(*files):
-        if None in lines:
-            number = next(line for line in lines if line)[0]
-            counts = [number - (line is None) + sum(1 for _ in file) for line, file in zip(lines, files, strict=True)]
-            raise InputError(
-                f"{paths[0]} and {paths[1]}: {counts[0]} vs {counts[1]} lines; the lines of both must correspond"
-            )
-        texts = [record["text"].rstrip("\n") for _, record in lines]
-        yield lines[0][0], dict(zip(languages, texts, strict=True))
 
 
 def read_dataset(name: str, config: str | None, split: str) -> Numbered:

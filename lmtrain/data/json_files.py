@@ -10,20 +10,29 @@ from lmtrain.data.messages import COLUMNS, chat_column
 from lmtrain.data.text_files import Numbered, decoded
 from lmtrain.errors import InputError, visible
 
+IsRow = Callable[[Record], bool]
+"""Whether an object is a row, rather than a wrapper around a list of rows."""
 
-def read_json_lines(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+
+def _is_chat(record: Record) -> bool:
+    return chat_column(record, COLUMNS) is not None
+
+
+def read_json_lines(
+    opener: Callable[[], IO[bytes]], encoding: str | None, name: str, is_row: IsRow = _is_chat
+) -> Numbered:
     with decoded(opener, encoding, name, newline=None) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.lstrip().startswith("["):
-                yield from _whole_json(line + lines.read(), name)
+                yield from _whole_json(line + lines.read(), name, is_row)
                 return
             if line.strip():
                 yield number, _object(line, number, name)
 
 
-def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str) -> Numbered:
+def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, is_row: IsRow = _is_chat) -> Numbered:
     with decoded(opener, encoding, name, newline=None) as lines:
-        yield from _whole_json(lines.read(), name)
+        yield from _whole_json(lines.read(), name, is_row)
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def _object(line: str, number: int, name: str) -> Record:
     return value
 
 
-def _whole_json(text: str, name: str) -> Numbered:
+def _whole_json(text: str, name: str, is_row: IsRow) -> Numbered:
     """Yield the rows of an array of objects, of an object that contains one list of objects, or of several objects."""
     values = []
     between = re.compile(r"[\s,]*")
@@ -75,11 +84,10 @@ def _whole_json(text: str, name: str) -> Numbered:
         position = between.match(text, position).end()  # type: ignore[union-attr]
     rows = values
     if len(values) == 1 and isinstance(values[0], dict):
-        # {"version": 1, "data": [rows]}; but a single chat {"messages": […]} is a row
-        lists = [
-            v for k, v in values[0].items() if k != "messages" and isinstance(v, list) and v and isinstance(v[0], dict)
-        ]
-        rows = lists[0] if len(lists) == 1 and not chat_column(values[0], COLUMNS) else values
+        # {"version": 1, "data": [rows]}; but {"text": "…", "tags": [objects]} is a row
+        held = () if is_row(values[0]) else values[0].values()
+        lists = [value for value in held if isinstance(value, list) and value and isinstance(value[0], dict)]
+        rows = lists[0] if len(lists) == 1 else values
     elif len(values) == 1:
         rows = values[0]
     for number, value in enumerate(rows, 1):

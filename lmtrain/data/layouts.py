@@ -1,11 +1,12 @@
 """Chooses the columns of a table: by the flags that name them, otherwise by the names of known layouts."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from lmtrain.config.data import Split
 from lmtrain.data.chat_layouts import as_chats, only_chats, usual_chats
-from lmtrain.data.columns import ABSENT, Record, lookup, template_fields
+from lmtrain.data.columns import ABSENT, Record, lookup, spellings, template_fields
 from lmtrain.data.selection import OPTIONS, Selection
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
@@ -71,13 +72,17 @@ def choose(first: Record, data: Split, where: str) -> Selection:
 def _languages(first: Record, options: dict[str, Any], where: str) -> Selection | None:
     """Detect columns named by language codes: {"de": …, "en": …} or {"translation": {"de": …, "en": …}}."""
     source, target = options.get("source_lang"), options.get("target_lang")
-    nested = isinstance(first.get("translation"), Mapping)
-    if source and target:
-        for prefix in ("", "translation."):
-            if all(lookup(first, prefix + language) is not ABSENT for language in (source, target)):
-                return Selection("pairs", (prefix + source, prefix + target), detected=True)
-    if nested and "source_column" in options:
+    for prefix, *names in product(("", "translation."), spellings(source), spellings(target)):
+        paths = prefix + names[0], prefix + names[1]
+        if (names[0] != names[1] or source == target) and all(lookup(first, path) is not ABSENT for path in paths):
+            return Selection("pairs", paths, detected=True)
+    if "source_column" in options and isinstance(first.get("translation"), Mapping):
         languages = ", ".join(first["translation"])
+        if source and target:
+            raise InputError(
+                f"{where}: has translations in {languages}, not in {source} and {target}; name the columns, e.g. "
+                "--source-column translation.en --target-column translation.ko"
+            )
         raise InputError(
             f"{where}: has translations in {languages}; give the direction with --source-lang and --target-lang"
         )

@@ -7,7 +7,7 @@ from lmtrain.data import messages
 from lmtrain.data.chat_layouts import chat_names
 from lmtrain.data.chats import Chat
 from lmtrain.data.columns import ABSENT, BadRow, Record, lookup
-from lmtrain.data.sources import is_stdin, open_tables
+from lmtrain.data.sources import STDIN, is_stdin, notes_on, open_tables
 from lmtrain.errors import InputError, UsageError, visible
 
 TEXTS = (
@@ -21,21 +21,23 @@ Prompt = str | Chat
 """A text, or a chat; if it ends with an answer, the model is not shown this one."""
 
 
-def read(section: Prompts) -> tuple[list[Prompt], int]:
-    """Return (prompts, number of empty ones), from --prompt, else --data, else standard input.
+def read(section: Prompts) -> tuple[list[Prompt], int, list[str]]:
+    """Return (prompts, number of empty ones, notes on the data), from --prompt, else --data, else standard input.
 
     Each line of a text file or of standard input is a prompt. Raises InputError, UsageError.
     """
     if section.prompt and section.data:
         raise UsageError("--prompt and --data: give only one of them")
     if section.prompt:
-        return list(section.prompt), 0
-    if not section.data and sys.stdin.isatty():
+        return list(section.prompt), 0, []
+    if not section.data and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("--prompt is missing; give it, name a file with --data, or pipe lines in")
     data = section.data or ["-"]
     prompts: list[Prompt] = []
     empty = 0
-    for table in open_tables(data, TextData(train=data, sample_by="line", encoding=section.encoding)):
+    wanted = TextData(train=data, sample_by="line", encoding=section.encoding, text_column=section.column)
+    tables = open_tables(data, wanted)
+    for table in tables:
         column = section.column
         for number, record in table:
             column = column or _column(record, table.name)
@@ -45,9 +47,9 @@ def read(section: Prompts) -> tuple[list[Prompt], int]:
             else:
                 prompts.append(prompt)
     if not prompts:
-        names = ("standard input" if is_stdin(name) else visible(name, 200) for name in data)
+        names = (STDIN if is_stdin(name) else visible(name, 200) for name in data)
         raise InputError(f"{', '.join(names)}: contains no prompt")
-    return prompts, empty
+    return prompts, empty, notes_on(tables)
 
 
 def _prompt(record: Record, column: str, where: str) -> Prompt | None:

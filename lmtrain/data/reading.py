@@ -15,7 +15,7 @@ from lmtrain.data.layouts import choose
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.rows import Rows, Texts
 from lmtrain.data.selection import Selection
-from lmtrain.data.sources import Table, open_tables
+from lmtrain.data.sources import STDIN, Table, is_stdin, notes_on, open_tables
 from lmtrain.errors import InputError, visible
 
 LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
@@ -91,12 +91,12 @@ class RowReader:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the tables and on the detected columns, one line for all tables with the same columns."""
+        """Notes on the tables, on what was found in them and on the detected columns; one line for all that are alike."""
         detected = [
             f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {message}"
             for message, names in self._detected.items()
         ]
-        return [note for table in self.tables for note in table.notes] + detected
+        return list(dict.fromkeys([*notes_on(self.tables), *detected]))
 
     def collect(self, rows: Iterable[RawRow]) -> Rows:
         """The usable rows; the ledgers count the others."""
@@ -130,12 +130,14 @@ class RowReader:
         )
 
 
-def load(specifications: list[str], data: Split, split: str = "train") -> Rows:
-    """Read the data that `specifications` (values of `--data`) name.
+def load(
+    specifications: list[str], data: Split, split: str = "train", tables: tuple[Table, ...] | None = None
+) -> Rows:
+    """Read the data that `specifications` (values of `--data`) name, from the `tables` if they are open already.
 
     Raises InputError for data that is missing, damaged, without the requested columns or without a usable row.
     """
-    reader = RowReader(open_tables(specifications, data, split), data)
+    reader = RowReader(open_tables(specifications, data, split) if tables is None else tables, data)
     rows = reader.collect(reader.rows())
     if not rows.has_text():
         raise InputError(f"{_named(specifications)}: no usable text{_unused(rows.ledgers)}")
@@ -143,7 +145,7 @@ def load(specifications: list[str], data: Split, split: str = "train") -> Rows:
 
 
 def _named(specifications: list[str]) -> str:
-    return ", ".join(visible(specification, 200) for specification in specifications)
+    return ", ".join(STDIN if is_stdin(name) else visible(name, 200) for name in specifications)
 
 
 def _unused(ledgers: Iterable[Ledger]) -> str:

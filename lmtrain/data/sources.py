@@ -1,43 +1,47 @@
 """Resolves the values of `--data`: files, folders, globs, standard input, built-in examples and Hub datasets."""
 
 import io
-import json
 import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import glob, has_magic
+from glob import has_magic
 from itertools import chain, islice
 from pathlib import Path
+from typing import IO, Any
 
-from lmtrain.config.data import PairData, Split
+from lmtrain.config.data import Split
+from lmtrain.data import folders, parallel
 from lmtrain.data.builtin import EXAMPLES
-from lmtrain.data.columns import Record
+from lmtrain.data.columns import BadRow, Record, template_fields
+from lmtrain.data.contents import by_name, recognise
 from lmtrain.data.formats import (
     ARROW,
-    COMPRESSIONS,
-    FORMATS,
+    JSON,
+    JSON_LINES,
     PARQUET,
     READERS,
     TEXT,
     format_of,
     read_columnar,
     read_dataset,
-    read_parallel,
-    read_text,
 )
-from lmtrain.data.json_files import read_json_lines
-from lmtrain.data.text_files import guarded
-from lmtrain.errors import InputError, suggestion, visible
+from lmtrain.data.layouts import choose
+from lmtrain.data.messages import COLUMNS, chat_column
+from lmtrain.data.remarks import Remarks, told
+from lmtrain.data.selection import OPTIONS
+from lmtrain.data.splits import NoSplits
+from lmtrain.data.text_files import first_lines, guarded, open_bytes, printable, start_of
+from lmtrain.errors import InputError, LmtrainError, UsageError, suggestion, visible
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 LOCAL_DATASET = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 
-METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files without rows in the folder of a saved dataset."""
+STDIN = "standard input"
 
 _NUMBERED = re.compile(r"(.+)#(\d+)")
 
@@ -60,6 +64,8 @@ class Table:
     """Identifies the content where there are no files; None where the content may change."""
     notes: tuple[str, ...] = ()
     """Messages about where it comes from."""
+    remarks: tuple[Remarks, ...] = ()
+    """What there is to say about its files, complete when it has been read."""
 
     def location(self, number: int) -> str:
         """File and line, for messages."""
@@ -75,12 +81,24 @@ def is_stdin(specification: str) -> bool:
 
 
 def open_tables(specifications: list[str], data: Split, split: str = "train") -> tuple[Table, ...]:
-    """The tables that the values of `--data` or `--eval-data` name. Raises InputError."""
+    """The tables that the values of `--data` or `--eval-data` name. Raises InputError.
+
+    Standard input is read here; its table can be read repeatedly.
+    """
+    if sum(map(is_stdin, specifications)) > 1:
+        raise UsageError(f"{STDIN} can be read only once; name it once")
     return tuple(
         replace(table, source=source)
         for source, specification in enumerate(specifications)
         for table in _resolve(specification, data, split)
     )
+
+
+def notes_on(tables: Iterable[Table]) -> list[str]:
+    """What there is to say about the tables; complete when they have been read."""
+    tables = list(tables)
+    notes = [note for table in tables for note in table.notes]
+    return [*notes, *told(remarks for table in tables for remarks in table.remarks)]
 
 
 def _resolve(specification: str, data: Split, split: str) -> list[Table]:
@@ -97,10 +115,19 @@ def _resolve(specification: str, data: Split, split: str) -> list[Table]:
         return tables
     if len(tables) == 1:
         return [replace(tables[0], limit=limit)]
-    files = tuple(file for table in tables for file in table.files)
-    notes = tuple(note for table in tables for note in table.notes)
     first, whole = tables[0], lambda: chain.from_iterable(tables)
-    return [Table(path, whole, first.unit, first.is_text, limit, files=files, notes=notes)]
+    return [
+        Table(
+            path,
+            whole,
+            first.unit,
+            first.is_text,
+            limit,
+            files=tuple(file for table in tables for file in table.files),
+            notes=tuple(note for table in tables for note in table.notes),
+            remarks=tuple(remark for table in tables for remark in table.remarks),
+        )
+    ]
 
 
 def _tables(path: str, data: Split, split: str) -> Iterable[Table]:
@@ -114,26 +141,28 @@ def _tables(path: str, data: Split, split: str) -> Iterable[Table]:
         )
     local = Path(path)
     if local.is_dir():
-        return _folder(local, data, split)
+        return _all(folders.in_folder(local, split, False, data.encoding), data)
     if os.path.lexists(local):
         return [_file(local, data)]
-    if parallel := _parallel(path, data):
-        return [parallel]
+    if table := _parallel(path, data):
+        return [table]
     if has_magic(path):
-        matches = sorted(Path(match) for match in glob(path, recursive=True))  # noqa: PTH207 - a pattern may be absolute
-        files = [match for match in matches if match.is_file() and format_of(match)]
-        if not files:
-            raise InputError(f"{path}: no file matches this pattern; the formats are {' '.join(FORMATS)}")
-        return [_file(match, data) for match in files]
+        return _all(folders.by_pattern(path, data.encoding), data)
     folder = LOCAL_DATASET.fullmatch(path)
     if folder and Path(folder["name"]).is_dir() and (folder["config"] or folder["split"]):
-        return [_dataset(folder, split)]
+        return _split_of_folder(folder, data, split)
     hub = HUB_ID.fullmatch(path)
     if hub and format_of(local) is None:
         return [_dataset(hub, split)]
-    parent = local.parent if local.parent.is_dir() else Path()
-    similar = suggestion(local.name, [entry.name for entry in parent.iterdir()])
-    raise InputError(f"{visible(path, 200)}: no such file or folder{similar}")
+    raise InputError(f"{visible(path, 200)}: no such file or folder{_similar(local, data)}")
+
+
+def _similar(path: Path, data: Split) -> str:
+    """A part of the message on a path that does not exist."""
+    if found := parallel.others(str(path), data):
+        return found
+    parent = path.parent if path.parent.is_dir() else Path()
+    return suggestion(path.name, [entry.name for entry in parent.iterdir()])
 
 
 def _example(path: str) -> Table:
@@ -145,40 +174,19 @@ def _example(path: str) -> Table:
     return Table(path, read, "line" if is_text else "row", is_text, version=f"{path} {sys.version}")
 
 
-def _folder(folder: Path, data: Split, split: str) -> list[Table]:
-    if (folder / "dataset_dict.json").exists():  # written by DatasetDict.save_to_disk
-        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        names = ("train",) if split == "train" else (split, "valid", "dev", "test")
-        name = next((name for name in names if name in splits), None)
-        if name is None:
-            raise InputError(f"{folder}: has the splits {', '.join(splits)}; name one: {folder / splits[0]}")
-        folder = folder / name
-    files = [
-        Path(parent, name)
-        for parent, folders, names in os.walk(folder)
-        if folders.sort() or True  # os.walk follows the order of this list, which differs between file systems
-        for name in sorted(names)
-        if not name.startswith(".") and name not in METADATA
-        if format_of(Path(name)) and Path(parent, name).is_file()
-    ]
-    # A folder may come from anyone, so files that it links to outside itself are read only if they are named.
-    inside = [file for file in files if not file.is_symlink() or _is_inside(file, folder)]
-    skipped = (
-        f"{folder}: {len(files) - len(inside):,} links lead out of the folder and are skipped; name them to read them"
-    )
-    if not files:
-        raise InputError(f"{folder}: no data in this folder; the formats are {' '.join(FORMATS)}")
-    if not inside:
-        raise InputError(skipped)
-    first, *others = (_file(file, data) for file in inside)
-    return [replace(first, notes=(skipped,)) if len(inside) < len(files) else first, *others]
+def _all(found: folders.Files, data: Split) -> list[Table]:
+    first, *others = (_file(path, data) for path in found.paths)
+    return [replace(first, notes=(*found.all_notes(), *first.notes)), *others]
 
 
-def _is_inside(file: Path, folder: Path) -> bool:
-    """Whether a link leads into the folder or, in a Hub cache, to the blobs next to its snapshot."""
-    target, root = file.resolve(), folder.resolve()
-    blobs = [parent.parent / "blobs" for parent in (root, *root.parents) if parent.name == "snapshots"]
-    return any(target.is_relative_to(allowed) for allowed in (root, *blobs))
+def _split_of_folder(match: re.Match[str], data: Split, split: str) -> list[Table]:
+    """FOLDER@split by the names of its files; with a configuration, or without such names, as datasets finds it."""
+    if match["config"]:
+        return [_dataset(match, split)]
+    try:
+        return _all(folders.in_folder(Path(match["name"]), match["split"], True, data.encoding), data)
+    except NoSplits:
+        return [_dataset(match, split)]
 
 
 def _file(path: Path, data: Split) -> Table:
@@ -188,47 +196,89 @@ def _file(path: Path, data: Split) -> Table:
         raise InputError(f"{path}: {error.strerror}") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: not a regular file")
-    form = format_of(path) or TEXT[0]  # any other name may be a text file: corpus.ko, wiki_00
-    name = str(path)
-    if form in PARQUET + ARROW:
+    name, form = str(path), format_of(path)
+    if form is None and (what := by_name(path.name)):
+        raise InputError(f"{printable(path)}: {what}")
+    if form is not None and form in PARQUET + ARROW:
         return Table(name, partial(read_columnar, path, form), unit="row", files=(path,))
-    return Table(name, partial(guarded, READERS[form], path, data.encoding), is_text=form in TEXT, files=(path,))
+    if form is not None and form not in TEXT:
+        return Table(name, partial(guarded, _reader(form, data, Counter()), path, data.encoding), files=(path,))
+
+    def read(reader: Callable[..., Any]) -> Iterator[tuple[int, Record]]:
+        return guarded(reader, path, data.encoding)
+
+    return replace(_by_content(name, partial(open_bytes, path), read, data), files=(path,))
+
+
+def _by_content(
+    name: str,
+    opener: Callable[[], IO[bytes]],
+    read: Callable[[Callable[..., Any]], Iterator[tuple[int, Record]]],
+    data: Split,
+) -> Table:
+    """A file that may be text (its name does not tell: corpus.ko, wiki_00), or JSON or a table instead."""
+    is_conll = data.unit == "sentence"
+    takes_text = "text" in data.kinds or is_conll
+    content = recognise(first_lines(start_of(opener), data.encoding), _columns(data), takes_text, is_conll)
+    is_text = content.form in TEXT
+    if is_text and not takes_text:
+        about = f" and {content.remark.split(',')[0]}" if content.remark else ""
+        raise InputError(
+            f"{visible(name, 200)}: is text{about}, but rows of two columns are needed: a table, JSON lines, or the STEM "
+            "of two files of parallel lines"
+        )
+    remarks = Remarks(name, (content.remark,) if content.remark else ())
+    reader = _reader(content.form, data, remarks.counts)
+    return Table(name, partial(read, reader), is_text=is_text, remarks=(remarks,))
+
+
+def _columns(data: Split) -> set[str]:
+    """The columns that flags name."""
+    paths = [path for kind in data.kinds for option in OPTIONS[kind] if (path := getattr(data, option, None))]
+    return {name for path in paths for name in template_fields({}, path) or [path]}
+
+
+def _reader(form: str, data: Split, counts: Counter[str]) -> Callable[..., Any]:
+    reader = READERS[form]
+    if form in TEXT:
+        return partial(reader, counts=counts)
+    return partial(reader, is_row=partial(_is_row, data)) if form in JSON + JSON_LINES else reader
+
+
+def _is_row(data: Split, record: Record) -> bool:
+    """Whether an object is a usable row, even if it also contains a list of objects."""
+    try:
+        return chat_column(record, COLUMNS) is not None or choose(record, data, "").value(record) is not None
+    except (LmtrainError, BadRow):
+        return False
 
 
 def _parallel(stem: str, data: Split) -> Table | None:
-    """STEM.de and STEM.en, compressed or not, as one table with the columns `de` and `en`."""
-    if not isinstance(data, PairData) or not (data.source_lang and data.target_lang):
+    endings = parallel.sides(data)
+    files = parallel.find(stem, endings) if endings else []
+    if not endings or not files:
         return None
-    languages = data.source_lang, data.target_lang
-    files = []
-    for language in languages:
-        candidates = (Path(f"{stem}.{language}{end}") for end in ("", *COMPRESSIONS))
-        files.append(next((path for path in candidates if path.is_file()), None))
-    found = [file for file in files if file]
-    if not found:
-        return None
-    if len(found) < len(files):
-        raise InputError(f"{stem}.{languages[files.index(None)]}: no such file, but {found[0]} exists")
-    return Table(stem, partial(read_parallel, found, languages, data.encoding), files=tuple(found))
+    names = endings[0][0], endings[1][0]
+    short = [file.name for file, name in zip(files, names, strict=True) if f".{name}" not in file.name]
+    said = (f"its lines are those of {' and '.join(str(file) for file in files)}",) if short else ()
+    remarks = [Remarks(str(file)) for file in files]
+    read = partial(parallel.read_parallel, files, names, data.encoding, [remark.counts for remark in remarks])
+    return Table(stem, read, files=tuple(files), remarks=(Remarks(stem, said), *remarks))
 
 
 def _stdin(data: Split) -> Table:
-    """Standard input, held in memory to be read repeatedly: JSON Lines if the first line is JSON, else text."""
+    """Standard input, held in memory to be read repeatedly."""
+    if sys.stdin is None:
+        raise InputError(f"{STDIN} is closed; name a file with --data")
     content = sys.stdin.buffer.read()
-    name = "standard input"
-    is_json = _is_json(content.lstrip().partition(b"\n")[0])
-    reader = read_json_lines if is_json else read_text
-    open_again = partial(io.BytesIO, content)
-    return Table(name, partial(reader, open_again, data.encoding, name), is_text=not is_json)
+    opener = partial(io.BytesIO, content)
+
+    def read(reader: Callable[..., Any]) -> Iterator[tuple[int, Record]]:
+        return iter(reader(opener, data.encoding, STDIN))
+
+    return _by_content(STDIN, opener, read, data)
 
 
 def _dataset(match: re.Match[str], default_split: str) -> Table:
     read = partial(read_dataset, match["name"], match["config"], match["split"] or default_split)
     return Table(match[0], read, unit="row")
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict | list)
-    except ValueError:
-        return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmtrain.data.columns import Record
+from lmtrain.data.contents import START, is_binary, not_text
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
 Numbered = Iterator[tuple[int, Record]]
@@ -48,6 +49,11 @@ def guarded(reader: Callable[..., Iterator[Any]], path: Path, encoding: str | No
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{printable(path)}: damaged or not what its name says: {error}") from None
     except OSError as error:
+        if "too much memory" in str(error):  # of zstandard
+            raise InputError(
+                f"{printable(path)}: compressed with a long window (zstd --long), which cannot be read; decompress it "
+                "(zstd -d --long=31), or compress it anew without --long"
+            ) from None
         # The decompressors of bzip2 and zstandard raise a plain OSError without an errno.
         damaged = "" if error.strerror else "damaged or not what its name says: "
         raise InputError(f"{printable(path)}: {damaged}{error.strerror or error}") from None
@@ -95,14 +101,37 @@ def decoded(
     """Open a file as text. Raises InputError, with the line, for bytes that are not text in this encoding."""
     try:
         with opener() as raw:
-            start = raw.read(1000)
-        actual = encoding or _detect_encoding(start, name)
+            start = raw.read(START)
+        if what := not_text(start):
+            raise InputError(f"{name}: {what}")
+        actual = encoding or _detect_encoding(start[:1000], name)
+        if not encoding and is_binary(start):
+            raise InputError(f"{name}: binary data, not text")
         with opener() as raw:
             yield io.TextIOWrapper(raw, actual, newline=newline)
     except LookupError:
         raise UsageError(f"--encoding {encoding}: no such encoding{suggestion(str(encoding), ENCODINGS)}") from None
     except UnicodeDecodeError:
         raise InputError(_describe_undecodable(opener, actual, name)) from None
+
+
+def start_of(opener: Callable[[], IO[bytes]]) -> bytes:
+    """The first bytes of a file; empty where it cannot be read, which its reader will report."""
+    try:
+        with opener() as raw:
+            return raw.read(START)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, InputError):
+        return b""
+
+
+def first_lines(start: bytes, encoding: str | None) -> str:
+    """The lines in the first bytes of a text, with line feeds at their ends; empty for no text."""
+    try:
+        text = start.decode(encoding or _detect_encoding(start[:1000], ""), "ignore")
+    except (LookupError, UnicodeError, InputError):
+        return ""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return lines if len(start) < START or "\n" not in lines else lines[: lines.rindex("\n") + 1]
 
 
 def _detect_encoding(start: bytes, name: str) -> str:

@@ -93,9 +93,7 @@ def prepare_data(
             count_trained(held, collator, None)
         warnings = [*splits.warnings(data.on_leak), *train.warnings]
         warnings += [f"evaluation data: {line}" for line in (held.warnings if held else ())]
-        return _arrays(
-            PreparedData(train, held, splits.train.notes, warnings, splits.shared_rows, splits.duplicate_rows)
-        )
+        return _arrays(PreparedData(train, held, splits.notes, warnings, splits.shared_rows, splits.duplicate_rows))
 
     key = None
     if (fingerprint := tokenizer_fingerprint(tokenizer)) and corpus.key:

@@ -115,7 +115,7 @@ def test_a_second_run_reads_and_tokenises_nothing_and_gives_the_same_results(
     run = [objective, *RUNS[objective], "--data", data, "--max-steps", 2, "--log-every", 1]
     first = trained(*run, "-o", "first", "--cache-dir", "cache")
 
-    def never(*arguments: Any) -> Any:
+    def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("read once more")
 
     with monkeypatch.context() as patch:

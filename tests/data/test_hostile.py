@@ -171,6 +171,23 @@ def test_uncompressed_and_truncated_archives_are_rejected(end: str, tmp_path: Pa
     assert path.name in error_message(path)
 
 
+def zstd_frame(content: bytes, window_log: int) -> bytes:
+    """A Zstandard frame with one raw block, as RFC 8878 describes it."""
+    header = bytes([0, (window_log - 10) << 3])
+    return b"\x28\xb5\x2f\xfd" + header + (len(content) << 3 | 1).to_bytes(3, "little") + content
+
+
+def test_a_long_window_of_zstandard_is_named(tmp_path: Path):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstd_frame(GOOD.encode(), 27))
+    assert len(load(path).values) == 40
+    for window_log in (28, 31):
+        path.write_bytes(zstd_frame(GOOD.encode(), window_log))
+        message = error_message(path)
+        assert "a.jsonl.zst: compressed with a long window (zstd --long)" in message
+        assert "zstd -d --long=31" in message
+
+
 @pytest.mark.parametrize("end", [".gz", ".zst"])
 def test_compressed_files_are_decompressed_incrementally(end: str, tmp_path: Path):
     path = tmp_path / f"a.txt{end}"
@@ -373,11 +390,11 @@ def test_empty_and_bad_rows_are_counted(tmp_path: Path):
     assert ledger["tokens_read"] == 10 * (len("None is here") + 2)
 
 
-def test_a_zip_file_named_txt_is_binary_data(tmp_path: Path):
+def test_a_zip_file_named_txt_is_named(tmp_path: Path):
     import zipfile
 
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("a.txt", "한글" * 100)
     (tmp_path / "a.txt").write_bytes(stream.getvalue())
-    assert "binary data" in error_message(tmp_path / "a.txt")
+    assert "a.txt: a zip archive; unpack it" in error_message(tmp_path / "a.txt")

@@ -76,7 +76,7 @@ def test_every_format_and_compression_gives_the_same_texts(name: str, end: str, 
 def test_folders_globs_and_several_arguments_are_read_in_order(tmp_path: Path):
     for name in ("b/2.jsonl", "a/1.jsonl", "a/.hidden.jsonl", "a/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n" if name.endswith("l") else "notes\n")
     os.symlink(tmp_path, tmp_path / "b" / "loop")
     assert load(tmp_path).values == ["a/1.jsonl", "b/2.jsonl"]
     assert load(tmp_path / "*" / "*.jsonl").values == ["a/1.jsonl", "b/2.jsonl"]
@@ -87,7 +87,7 @@ def test_an_existing_file_name_takes_precedence_over_glob_and_row_count(tmp_path
     for name in ("x[0-9]*.jsonl", "y#3"):
         (tmp_path / name).write_text('{"text": "here"}\n')
     assert load(tmp_path / "x[0-9]*.jsonl").values == ["here"]
-    assert load(tmp_path / "y#3", packing=False).values == ['{"text": "here"}']
+    assert load(tmp_path / "y#3").values == ["here"]
 
 
 def test_a_row_count_spans_several_files(tmp_path: Path):
@@ -117,6 +117,91 @@ def test_parallel_files_are_read_line_by_line(end: str, tmp_path: Path):
         (tmp_path / f"train.{language}{end}").write_bytes(gzip.compress(content) if end else content)
     rows = load(tmp_path / "train", data=PairData, source_lang="de", target_lang="en")
     assert rows.values == [("ja", "yes"), ("nein", "no")]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a\rx\nb\nc\n", "A\nB\nC\n"),
+        ("a\nb\nc\n", "A\nB\rx\nC\n"),
+        ("a\r\nb\r\nc\r\n", "A\nB\rx\nC"),
+        ("a\u2028x\nb\x0c\nc\n", "A\n\rB\nC\n"),
+    ],
+)
+def test_line_k_belongs_to_line_k_whatever_the_lines_contain(source: str, target: str, tmp_path: Path):
+    (tmp_path / "t.de").write_text(source, encoding="utf-8", newline="")
+    (tmp_path / "t.en").write_text(target, encoding="utf-8", newline="")
+    found = load(tmp_path / "t", data=PairData, source_lang="de", target_lang="en")
+    assert [(s.strip()[0], t.strip()[0]) for s, t in found.values] == [("a", "A"), ("b", "B"), ("c", "C")]
+    assert not any(text.endswith(("\r", "\n")) for pair in found.values for text in pair)
+    said = [note for note in found.notes if "carriage return inside" in note]
+    assert len(said) == 1 and said[0].endswith(": 1")
+
+
+def test_parallel_files_without_line_feeds_are_rejected(tmp_path: Path):
+    for language in ("de", "en"):
+        (tmp_path / f"t.{language}").write_bytes(b"a\rb\rc\r")
+    with pytest.raises(InputError, match=r"t.de: its lines end with carriage returns alone"):
+        load(tmp_path / "t", data=PairData, source_lang="de", target_lang="en")
+
+
+@pytest.mark.parametrize(
+    ("endings", "options"),
+    [
+        (("en", "ko"), {"source_lang": "en_XX", "target_lang": "ko_KR"}),
+        (("en", "ko"), {"source_lang": "en", "target_lang": "ko_KR"}),
+        (("zh", "en_XX"), {"source_lang": "zh-Hans", "target_lang": "en_XX"}),
+        (
+            ("en", "ko"),
+            {"source_lang": "eng_Latn", "target_lang": "kor_Hang", "source_column": "en", "target_column": "ko"},
+        ),
+        (("src", "tgt"), {"source_column": "src", "target_column": "tgt"}),
+        (("a_b", "c_d"), {"source_column": "a_b", "target_column": "c_d"}),
+    ],
+)
+def test_files_and_columns_may_have_other_names_than_the_languages(
+    endings: tuple[str, str], options: dict[str, str], tmp_path: Path
+):
+    texts = {endings[0]: "one", endings[1]: "하나"}
+    for ending, text in texts.items():
+        (tmp_path / f"t.{ending}").write_text(text + "\n", encoding="utf-8")
+    assert load(tmp_path / "t", data=PairData, **options).values == [("one", "하나")]
+    for name, row in (("flat", texts), ("nested", {"translation": texts})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        named = {k: f"translation.{v}" if name == "nested" and k.endswith("column") else v for k, v in options.items()}
+        assert load(tmp_path / f"{name}.jsonl", data=PairData, **named).values == [("one", "하나")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"source_lang": "eng_Latn", "target_lang": "kor_Hang"},
+            r"nor t.eng_Latn and t.kor_Hang, but t.en, t.ko; --source-column en",
+        ),
+        ({}, r"t: no such file or folder, but t.en, t.ko; --source-column en --target-column ko would name"),
+        ({"source_lang": "en", "target_lang": "fr"}, r"t.fr: no such file, but .*t.en exists"),
+        (
+            {"source_lang": "en_US", "target_lang": "en_GB"},
+            r"t.en: fits en_US and en_GB; name what follows .*t. with --source-column",
+        ),
+    ],
+)
+def test_parallel_files_that_are_not_found_are_an_error_that_lists_others(
+    options: dict[str, str], message: str, tmp_path: Path
+):
+    for language in ("en", "ko"):
+        (tmp_path / f"t.{language}").write_text("x\n")
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "t", data=PairData, **options)
+
+
+def test_languages_that_no_column_has_are_an_error_that_names_the_way_out(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"translation": {"en": "a", "ko": "b"}}\n')
+    with pytest.raises(
+        InputError, match=r"translations in en, ko, not in eng_Latn and kor_Hang; name the columns, .*--source-column"
+    ):
+        load(tmp_path / "a.jsonl", data=PairData, source_lang="eng_Latn", target_lang="kor_Hang")
 
 
 def test_parallel_files_of_different_length_are_rejected(tmp_path: Path):
