@@ -43,7 +43,7 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
     if model.load_in_4bit and find_spec("bitsandbytes") is None:
         raise UsageError("--load-in-4bit: needs bitsandbytes (pip install bitsandbytes) and a CUDA GPU; drop it here")
     trained_tokenizer = bool(model.tokenizer and TRAINED.fullmatch(model.tokenizer))
-    if model.tokenizer and not trained_tokenizer and re.match(r"(bpe|wordpiece|unigram|char|byte)\b", model.tokenizer):
+    if model.tokenizer and not trained_tokenizer and _is_misspelt(model.tokenizer):
         raise UsageError(f"--tokenizer {model.tokenizer}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
     if trained_tokenizer and not model.from_scratch:
         raise UsageError(
@@ -71,6 +71,11 @@ def check_model(objective: str, model: Model, weights: bool = True) -> None:
             )
     else:
         check_name(model.name)
+
+
+def _is_misspelt(tokenizer: str) -> bool:
+    """Whether it looks like the specification of a tokenizer to train, and there is no file or folder of that name."""
+    return bool(re.match(r"(bpe|wordpiece|unigram|char|byte)\b", tokenizer)) and not Path(tokenizer).exists()
 
 
 def _check_pair(model: Model, weights: bool) -> None:
@@ -118,7 +123,7 @@ def check_name(name: str) -> None:
 def _check_folder(folder: Path, objective: str, model: Model, weights: bool) -> None:
     if base := adapter_base(str(folder)):
         if weights and not (folder / "adapter_model.safetensors").is_file():
-            raise InputError(f"{folder}: has adapter_config.json, but no adapter_model.safetensors")
+            raise InputError(f"{folder}: has adapter_config.json, but no adapter_model.safetensors{_pickled(folder)}")
         if Path(base).is_dir():
             _check_folder(Path(base), objective, model, weights)
         return
@@ -141,12 +146,39 @@ def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bo
         _check_shards(index)
     files = list(folder.glob("*.safetensors"))
     if not files and not model.allow_pickle:
-        pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
-        reason = f"only {pickled[0]}, a pickle, which can run code when loaded" if pickled else "there are none"
-        raise InputError(f"{folder}: no weights in safetensors ({reason}); --from-scratch starts with random ones")
+        raise InputError(f"{folder}: no weights in safetensors: {_other_weights(folder)}")
     for path in files:
         if damage := cut_off(path):
             raise InputError(f"{path}: {damage}; fetch or train the model again")
+
+
+PICKLES = "pytorch_model*.bin"
+OTHERS = ("*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ckpt", "*.pth", "*.pt", "*.bin")
+"""Weights of other tools, which are not read."""
+NO_WEIGHTS = re.compile("training_args|optimizer|scheduler|scaler|rng_state")
+
+
+def _other_weights(folder: Path) -> str:
+    """What a folder has instead of weights in safetensors, and what to do."""
+    found = [path.name for pattern in (PICKLES, *OTHERS) for path in sorted(folder.glob(pattern))]
+    found = [name for name in found if not NO_WEIGHTS.match(name)]
+    if not found:
+        return "there are none; --from-scratch starts with random ones"
+    if not Path(found[0]).match(PICKLES):
+        return f"only {found[0]}; convert it with the tool that wrote it, or fetch the safetensors of the model"
+    return (
+        f"only {found[0]}, a pickle, which can run code when loaded; --allow-pickle reads its tensors and nothing else, "
+        "and what is trained from them is saved in safetensors"
+    )
+
+
+def _pickled(adapter: Path) -> str:
+    if not (adapter / "adapter_model.bin").is_file():
+        return ""
+    return (
+        "; adapter_model.bin is a pickle, which can run code when loaded: save it again with peft's "
+        "save_pretrained(…, safe_serialization=True)"
+    )
 
 
 def _check_shards(index: Path) -> None:

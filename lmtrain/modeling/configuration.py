@@ -12,9 +12,12 @@ from lmtrain.config.architectures import adapter_base, check_objective, is_archi
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.modeling.encoder_decoder import paired_config, small_config
+from lmtrain.modeling.missing_library import missing_library
+from lmtrain.preprocessing.vocabulary import id_count
 from lmtrain.runtime import hub_client
 
 LOADING = (
+    ImportError,
     OSError,
     ValueError,
     KeyError,
@@ -24,7 +27,7 @@ LOADING = (
     HfHubHTTPError,
     StrictDataclassError,
 )
-"""What the libraries raise for a model that is missing or damaged."""
+"""What the libraries raise for a model that is missing or damaged, or that needs a library that is missing."""
 
 
 def load_config(model: Model, objective: str | None) -> PretrainedConfig:
@@ -70,7 +73,7 @@ def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTo
     Raises UsageError for a size that the architecture does not have.
     """
     if model.encoder:
-        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        vocabulary = {"vocab_size": id_count(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return small_config(model.encoder, str(model.decoder), model.config | vocabulary)
     defaults = config.to_dict()
     known = {*defaults, *config.attribute_map}
@@ -84,13 +87,13 @@ def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTo
             "the tokenizer has no end token, so a model could never stop; train one with --tokenizer bpe:8000"
         )
     ids = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": id_count(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": end,
         "bos_token_id": next((i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None), end),
         "cls_token_id": tokenizer.cls_token_id,
         "sep_token_id": tokenizer.sep_token_id,
-        "decoder_vocab_size": len(tokenizer),
+        "decoder_vocab_size": id_count(tokenizer),
         "decoder_start_token_id": tokenizer.pad_token_id if start_is_pad else end,
         "forced_eos_token_id": end,
         "forced_bos_token_id": None,
@@ -120,6 +123,8 @@ def _by_first_name(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str,
 
 def not_loaded(what: str, name: str, error: Exception) -> str:
     """One line on why a model or a tokenizer could not be loaded."""
+    if reason := missing_library(what, name, error):
+        return f"{name}: {reason}"
     if (
         what == "tokenizer"
         and Path(name).is_dir()
@@ -142,6 +147,11 @@ def not_loaded(what: str, name: str, error: Exception) -> str:
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return f"{name}: the hub answers {cause.response.status_code}; try again later"
         cause = cause.__cause__ or cause.__context__
+    if what == "model" and "safetensors" in str(error):
+        return (
+            f"{name}: the hub has no weights of it in safetensors; --allow-pickle reads the tensors of a pickle and nothing "
+            "else, or name a model with safetensors"
+        )
     if fault := hub_client.last_fault():
         return f"{name}: no such folder, and {fault}; try again later"
     return f"{name}: no such folder, and the hub has no such {what}: {_first_line(error)}"

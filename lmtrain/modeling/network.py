@@ -21,6 +21,7 @@ from lmtrain.modeling.configuration import LOADING, not_loaded, sized_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
 from lmtrain.modeling.encoder_decoder import is_cross_attention, join, set_special_tokens
 from lmtrain.modeling.loss import decoder_inputs
+from lmtrain.preprocessing.vocabulary import id_count, vocabulary_ids
 
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
@@ -187,11 +188,11 @@ def _quantised(model: Model) -> dict[str, Any]:
 
 def _fit_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str]]:
     """Give new embeddings to tokens that were added to the model's tokenizer; their ids, and notes for the user."""
-    added = [*range(_embeddings(network), len(tokenizer))]
+    added = _without_embedding(network, tokenizer)
     if not added:
         return [], []
     try:
-        network.resize_token_embeddings(len(tokenizer))
+        network.resize_token_embeddings(id_count(tokenizer))
     except NotImplementedError:
         raise InputError(
             "tokens were added to the tokenizer, and a pair of encoder and decoder cannot get embeddings for them"
@@ -204,12 +205,18 @@ def _embeddings(network: PreTrainedModel) -> int:
     return cast(torch.nn.Embedding, network.get_input_embeddings()).num_embeddings
 
 
+def _without_embedding(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the tokenizer that are beyond the table of embeddings."""
+    ids = vocabulary_ids(tokenizer)
+    return ids[ids >= _embeddings(network)].tolist()
+
+
 def check_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise InputError where entries of the tokenizer have no embedding, unless they are tokens that were added to it."""
-    embeddings = _embeddings(network)
-    if not set(range(embeddings, len(tokenizer))) <= set(tokenizer.added_tokens_decoder):
+    if not set(_without_embedding(network, tokenizer)) <= set(tokenizer.added_tokens_decoder):
         raise InputError(
-            f"{name}: {embeddings} embeddings, but the tokenizer has {len(tokenizer)} entries; they do not belong together"
+            f"{name}: {_embeddings(network)} embeddings, but the ids of the tokenizer reach {id_count(tokenizer) - 1}; "
+            "they do not belong together"
         )
 
 

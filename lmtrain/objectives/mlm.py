@@ -37,6 +37,7 @@ from lmtrain.preprocessing.documents import (
 from lmtrain.preprocessing.hashed_random import uniform
 from lmtrain.preprocessing.tokenizing import check_words, ids_and_words, ids_of, special_token_ids
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
+from lmtrain.preprocessing.vocabulary import id_count, vocabulary_ids
 
 MASKS = ("[MASK]", "<mask>")
 """Spellings of a mask in a prompt, whatever the tokenizer calls it."""
@@ -60,6 +61,7 @@ class MaskedLM(Defaults):
     )
     shift = 0
     accuracy, top5 = "masked_accuracy", "masked_accuracy_top5"
+    writes = False
 
     @property
     def view(self) -> View:
@@ -114,7 +116,7 @@ class MaskedLM(Defaults):
         assert isinstance(data, MlmData)
         self.check_tokenizer(tokenizer, data)
         special = np.array(sorted(set(tokenizer.all_special_ids)))
-        ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
+        ordinary = np.setdiff1d(vocabulary_ids(tokenizer), special)
         to_mask, to_replace, _ = (int(part) / 100 for part in data.mask_split.split("/"))
         return MaskedCollator(
             pad_id(tokenizer),
@@ -185,7 +187,9 @@ class MaskedLM(Defaults):
                 raise InputError(
                     f"{visible(text)!r}: nothing to fill; write {tokenizer.mask_token} where words are missing"
                 )
-            logits = network(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, at, : len(tokenizer)]
+            logits = network(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[
+                0, at, : id_count(tokenizer)
+            ]
             top = logits.float().softmax(-1).topk(min(options.candidates, len(tokenizer)))
             inputs[0, at] = top.indices[:, 0]
             masks = [

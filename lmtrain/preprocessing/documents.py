@@ -17,6 +17,7 @@ from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.ragged import GrowingRagged, Ragged
 from lmtrain.preprocessing.text_pieces import Piece, TextCutter
 from lmtrain.preprocessing.tokenizing import special_token_ids
+from lmtrain.preprocessing.vocabulary import id_count
 
 Encoder = Callable[[PreTrainedTokenizerBase, Iterable[Piece]], Iterator[Any]]
 """A function that encodes each of the pieces, such as `ids_of`."""
@@ -61,7 +62,7 @@ class TokenizedDocuments:
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, flag: str | None = None):
         self.rows, self.tokenizer, self.origins = rows, tokenizer, array("q")
         self.tail: Piece | None = None
-        self.ids = GrowingRagged("H" if len(tokenizer) <= 1 << 16 else "i")
+        self.ids = GrowingRagged("H" if id_count(tokenizer) <= 1 << 16 else "i")
         self.columns = {"input_ids": self.ids, **({flag: GrowingRagged("b")} if flag else {})}
         self.flags = self.columns.get(flag or "")
         self.before, self.last = 0, -1  # of the open document: the number of carried ids, and its first row

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmtrain.errors import InputError
 from lmtrain.preprocessing.text_pieces import Piece, TextCutter, backend
+from lmtrain.preprocessing.vocabulary import unknown_id
 
 PIECES_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
 """Limits of one batch for the tokenizer: large enough for all cores, small enough to keep the encodings small."""
@@ -168,11 +169,12 @@ def stats(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Iterable[str]]) ->
     """
     cutter = TextCutter(tokenizer)
     pieces = [piece for parts in texts for piece in cutter.pieces(parts)]
+    unknown_token = unknown_id(tokenizer)
     tokens = words = size = unknown = 0
     for piece, ids in zip(pieces, ids_of(tokenizer, pieces), strict=True):
         text = piece.text[piece.context :]
         tokens += len(ids)
-        unknown += sum(token == tokenizer.unk_token_id for token in ids)
+        unknown += sum(token == unknown_token for token in ids)
         words += len(re.findall(r"\w+|[^\w\s]", text))
         size += len(text.encode())
     return {
