@@ -20,7 +20,7 @@ from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.objectives.defaults import Defaults
-from lmtrain.objectives.generation import GenerationSettings, decode, generate_texts
+from lmtrain.objectives.generation import GenerationSettings, decode, end_ids, generate_texts
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, write_one
 from lmtrain.objectives.samples import PROMPT_TOKENS, Sample
 from lmtrain.objectives.token_roles import View
@@ -96,8 +96,11 @@ class CausalLM(Defaults):
                 cut, end = chat.last_answer(content["trained"])
                 ids = ids[:end]
             ((output,),) = generate_texts(network, tokenizer, [ids[:cut]], settings)
-            reference = decode(tokenizer, ids[cut : cut + settings.max_new_tokens])
-            samples.append({"input": decode(tokenizer, ids[:cut]), "output": output.text, "reference": reference})
+            shown = [
+                decode(tokenizer, part, end_ids(network))
+                for part in (ids[:cut], ids[cut : cut + settings.max_new_tokens])
+            ]
+            samples.append({"input": shown[0], "output": output.text, "reference": shown[1]})
         return samples
 
     def answer(

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lmtrain.config.data import PairData
 from lmtrain.data.rows import Rows
 from lmtrain.errors import UsageError
+from lmtrain.objectives.generation import decode
 from lmtrain.preprocessing import denoising
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import (
@@ -77,8 +78,5 @@ def _fixed_pairs(
 
 
 def _decoded_pairs(tokenizer: PreTrainedTokenizerBase, pairs: list[denoising.Pair]) -> list[tuple[str, ...]]:
-    """Texts of each pair: the source with special tokens, the target without."""
-    return [
-        (str(tokenizer.decode(source.tolist())), str(tokenizer.decode(target.tolist(), skip_special_tokens=True)))
-        for source, target in pairs
-    ]
+    """Texts of each pair: the source with all special tokens, the target as an output is read."""
+    return [(str(tokenizer.decode(source.tolist())), decode(tokenizer, target)) for source, target in pairs]

@@ -1,6 +1,6 @@
 """Text generation: greedy, by beam search or by sampling."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCrit
 from lmtrain.modeling.loss import decoder_inputs
 from lmtrain.preprocessing.batch import pad_id, padded
 from lmtrain.preprocessing.dataset import Examples
+from lmtrain.preprocessing.languages import language_ids
 from lmtrain.preprocessing.tokenizing import special_token_ids
+from lmtrain.preprocessing.vocabulary import id_count
 from lmtrain.runtime import signals
 from lmtrain.runtime.memory import in_halves
 
@@ -58,10 +60,31 @@ class Interruptible(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[Any]) -> str:
-    """The text of `ids` without special tokens. Ids outside of the vocabulary are skipped."""
-    known = [int(i) for i in ids if 0 <= int(i) < len(tokenizer)]
-    return str(tokenizer.decode(known, skip_special_tokens=True))
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[Any], ends: Collection[int] = ()) -> str:
+    """The text of `ids` without padding and the marks around a text; other special tokens are part of the text.
+
+    `ends` are further ids that end an output. Ids outside of the vocabulary are skipped.
+    """
+    marks, count = _marks(tokenizer) | set(ends), id_count(tokenizer)
+    text = [int(i) for i in ids if 0 <= int(i) < count and int(i) not in marks]
+    return str(tokenizer.decode(text, skip_special_tokens=False))
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    """The ids of padding, of the marks of begin and end, and of languages."""
+    begin, end = (tokenizer.bos_token_id, tokenizer.cls_token_id), (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return {tokenizer.pad_token_id, *begin, *end, *language_ids(tokenizer)}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads ids as `decode` does, for a streamer, which asks a tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: Collection[int]
+
+    def decode(self, ids: int | list[int], **_: Any) -> str:
+        return decode(self.tokenizer, [ids] if isinstance(ids, int) else ids, self.ends)
 
 
 def generation_arguments(
@@ -117,7 +140,7 @@ def _generate_batch(
     scores = getattr(generated, "sequences_scores", None)
     outputs = [
         Output(
-            decode(tokenizer, ids[skipped:]),
+            decode(tokenizer, ids[skipped:], end_ids(network)),
             _is_capped(network, ids[skipped:], limit),
             None if scores is None else float(scores[number]),
         )
@@ -134,12 +157,16 @@ def _distinct(outputs: Iterable[Output]) -> list[Output]:
     return list(found.values())
 
 
+def end_ids(network: Any) -> list[int]:
+    """The tokens that end an output of the model."""
+    ends = network.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
 def _is_capped(network: Any, ids: torch.Tensor, limit: int) -> bool:
-    config = network.generation_config
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     # BART forces an end token at the limit: such an end token doesn't count.
-    natural = ids[: limit - 1] if config.forced_eos_token_id is not None else ids
-    return len(ids) >= limit and not any(int(i) in ends for i in natural)
+    natural = ids[: limit - 1] if network.generation_config.forced_eos_token_id is not None else ids
+    return len(ids) >= limit and not any(int(i) in end_ids(network) for i in natural)
 
 
 def generate_rows(

@@ -40,7 +40,18 @@ def languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
     mBART and NLLB have them as tokens (en_XX, eng_Latn), M2M100, PLBART and SeamlessM4T between underscores (__en__).
     """
-    listed = getattr(tokenizer, "lang_code_to_id", None) or [
-        token for token in tokenizer.all_special_tokens if re.fullmatch(LANGUAGE, token)
-    ]
+    listed = getattr(tokenizer, "lang_code_to_id", None) or _language_tokens(tokenizer)
     return sorted(code.strip("_") for code in listed)
+
+
+def language_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the tokens that name a language in front of or behind a text; empty for other tokenizers."""
+    if not hasattr(tokenizer, "src_lang"):
+        return []
+    own = getattr(tokenizer, "lang_code_to_id", None)
+    codes = own or {token: tokenizer.convert_tokens_to_ids(token) for token in _language_tokens(tokenizer)}
+    return [*codes.values()]
+
+
+def _language_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [token for token in tokenizer.all_special_tokens if re.fullmatch(LANGUAGE, token)]
