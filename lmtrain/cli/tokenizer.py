@@ -86,6 +86,8 @@ def tokenizer_stats(
     with loading_libraries(console):
         from lmtrain.modeling.tokenizer import load_tokenizer
         from lmtrain.preprocessing.tokenizing import stats
-    loaded, _ = load_tokenizer(Model(name=tokenizer))
-    values = stats(loaded, rows.texts())
+    loaded = load_tokenizer(Model(name=tokenizer))
+    for line in loaded.notes:
+        console.note(line)
+    values = stats(loaded.tokenizer, rows.texts())
     console.result(values, [(n, format_number(v)) for n, v in values.items()], title=short_name(tokenizer))

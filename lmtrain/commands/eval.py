@@ -24,6 +24,7 @@ from lmtrain.runtime.files import write_lines
 from lmtrain.runtime.memory import peak_memory, release_memory
 from lmtrain.training.assembly import fit_scoring
 from lmtrain.training.data_report import cut_warnings
+from lmtrain.training.datasets import check_text
 from lmtrain.training.loaded_model import load_model
 
 
@@ -50,7 +51,8 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     count_trained(examples, collator, None)
     for line in [*rows.notes, *model.notes]:
         console.note(line)
-    for line in examples.warnings:
+    text_warnings = check_text(objective, model.tokenizer, rows, examples, "--data")
+    for line in [*examples.warnings, *model.warnings, *text_warnings]:
         console.warn(line)
     ledger = _report_ledger(examples, recipe, console)
     if against and len(others) != len(examples):

@@ -14,9 +14,10 @@ from lmtrain.errors import UsageError
 from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.network import load_network
 from lmtrain.modeling.tokenizer import load_tokenizer
-from lmtrain.objectives.generation import ROWS_AT_ONCE, GenerationSettings
+from lmtrain.objectives.generation import ROWS_AT_ONCE, Decoder, GenerationSettings, end_ids
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.objectives.prompting import Answer, PromptingOptions
+from lmtrain.preprocessing import lost_text
 from lmtrain.preprocessing.languages import set_languages
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import precision
@@ -42,16 +43,20 @@ def generate(
     dtype = precision(request.train.precision, config.model_type)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with console.working("loading tokenizer and model"):
-        tokenizer, tokenizer_notes = load_tokenizer(request.model)
+        tokenizer, tokenizer_notes, warnings = load_tokenizer(request.model)
         set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
         network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
     for line in [*tokenizer_notes, *notes, *_chat_notes(prompts)]:
         console.note(line)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    lost = lost_text.on_texts(tokenizer, texts, "the prompts") if objective.writes else []
+    for line in [*warnings, *lost]:
+        console.warn(line)
     network.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     set_seed(request.train.seed)
     single = len(prompts) == settings.num_beams == settings.num_return_sequences == 1
     streamed = objective.streams_answers and single and console.out.is_terminal and not console.as_json
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streamed else None
+    streamer = TextStreamer(Decoder(tokenizer, end_ids(network)), skip_prompt=True) if streamed else None  # type: ignore[arg-type]
     section = request.generate
     options = PromptingOptions(settings, kind, section.chat, request.data.source_prefix, section.candidates, streamer)
     found: list[Answer] = []

@@ -18,10 +18,12 @@ def merge(model: Model, objective: str, output_dir: Path, console: Console) -> N
     """
     with console.working("loading the adapter and its base"):
         config = load_config(model, objective)
-        tokenizer, _ = load_tokenizer(model)
-        network, notes = load_network(model, config, tokenizer, OBJECTIVES[objective].auto_model)
-    for line in notes:
+        tokenizer, notes, warnings = load_tokenizer(model)
+        network, more = load_network(model, config, tokenizer, OBJECTIVES[objective].auto_model)
+    for line in [*notes, *more]:
         console.note(line)
+    for line in warnings:
+        console.warn(line)
     try:
         with console.working("writing"), atomic_folder(output_dir) as folder:
             network.save_pretrained(folder)

@@ -26,8 +26,10 @@ class Model(Section):
         {}, flag="model_config", aliases=("config_overrides", "model_config")
     )
     """With --from-scratch: model sizes, e.g. n_layer=4,n_embd=256. Repeatable."""
-    tokenizer: str | None = option(None, aliases=("tokenizer_name",), use="Hub id or folder. Default: the model's.")
-    """Hub id, folder, or a new one trained on the data: bpe:N, wordpiece:N, unigram:N, char, byte. Default: the model's."""
+    tokenizer: str | None = option(
+        None, aliases=("tokenizer_name",), use="Hub id, folder, tokenizer.json or .model. Default: the model's."
+    )
+    """Hub id, folder, tokenizer.json, .model, or trained on the data: bpe:N, wordpiece:N, unigram:N, char, byte. Default: the model's."""
     attn: str | None = option(None, aliases=("attn_implementation",), hidden=True)
     """Attention implementation: sdpa, eager, flash_attention_2. Default: the model's best."""
     trust_remote_code: bool = option(False)

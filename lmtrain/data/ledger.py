@@ -14,7 +14,8 @@ class Ledger:
     tokens_read = tokens_used + tokens_truncated + tokens_dropped.
     Truncated rows count as used. Begin and end tokens of a text are counted; the special tokens that a masked model
     puts around every block ([CLS] … [SEP]) are not. `tokens_trained` is the number of tokens whose prediction enters
-    the loss in one epoch (the first epoch, where masks change). `fingerprint` covers all usable rows in order, see
+    the loss in one epoch (the first epoch, where masks change), `tokens_unknown` that of the tokens used that are the
+    unknown token. `fingerprint` covers all usable rows in order, see
     `extend_fingerprint`.
     """
 
@@ -29,6 +30,7 @@ class Ledger:
     tokens_dropped: int = 0
     tokens_used: int = 0
     tokens_trained: int = 0
+    tokens_unknown: int = 0
     padding_fraction: float = 0.0
     fingerprint: str = ""
 

@@ -1,17 +1,20 @@
-"""The tokenizer of a model: from the hub, from a folder, or trained on the data."""
+"""The tokenizer of a model: from the hub, from a folder or a file, or trained on the data."""
 
 import json
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
-from transformers import AddedToken, AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from lmtrain.config.architectures import TRAINED, adapter_base
 from lmtrain.config.model import Model
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, visible
 from lmtrain.modeling.configuration import LOADING, not_loaded
 from lmtrain.modeling.encoder_decoder import check_vocabularies
+from lmtrain.modeling.tokenizer_checks import as_in_file, by_file_alone, check_belongs, check_sentencepiece
+from lmtrain.modeling.tokenizer_files import bare_tokenizer, tokenizer_of_file
 from lmtrain.preprocessing import chat
 
 USUAL_TOKENS = {
@@ -20,46 +23,98 @@ USUAL_TOKENS = {
     "unk_token": ("[UNK]", "<unk>"),
     "cls_token": ("[CLS]",),
     "sep_token": ("[SEP]",),
-    "eos_token": ("</s>", "<|endoftext|>"),
+    "bos_token": ("<s>", "[BOS]", "<bos>"),
+    "eos_token": ("</s>", "<|endoftext|>", "[EOS]", "<eos>"),
 }
 """Special tokens by role, as most tokenizers spell them."""
 
 
+class LoadedTokenizer(NamedTuple):
+    """A tokenizer, and what to report about it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    notes: list[str]
+    warnings: list[str]
+
+
 def load_tokenizer(
     model: Model, kind: str | None = None, learn: Callable[[str], PreTrainedTokenizerBase] | None = None
-) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """The tokenizer that the recipe names, or the model's own; and notes for the user.
+) -> LoadedTokenizer:
+    """The tokenizer that the recipe names, or the model's own.
 
     `learn` trains one from a specification such as bpe:8000. `kind` is the kind of the rows to encode, if there are any.
     Raises InputError.
     """
+    notes: list[str | None] = []
+    warnings: list[str] = []
+    own = _with_tokenizer(model.encoder or model.name)
     if model.tokenizer and TRAINED.fullmatch(model.tokenizer):
         assert learn, "only training learns a tokenizer"
         tokenizer = learn(model.tokenizer)
     else:
-        tokenizer = _tokenizer_of(model, model.tokenizer or _with_tokenizer(model.encoder or model.name))
+        name = model.tokenizer or own
+        tokenizer, note = _tokenizer_of(model, name)
+        notes.append(note)
+        if name != own and not model.from_scratch:
+            warnings += _compared_with_own(model, tokenizer, name, own)
         if model.decoder and not model.from_scratch:
-            check_vocabularies(tokenizer, _tokenizer_of(model, model.decoder), model.decoder)
-    adopted = _adopt_special_tokens(tokenizer)
+            check_vocabularies(tokenizer, _tokenizer_of(model, model.decoder)[0], model.decoder)
+    notes.append(_adopt_special_tokens(tokenizer))
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    template, ends = None, []
     if kind == "messages":
-        template = chat.ensure_template(tokenizer)
-        ends = chat.notes(tokenizer)
-    return tokenizer, [note for note in (adopted, template, *ends) if note]
+        notes += [chat.ensure_template(tokenizer), *chat.notes(tokenizer)]
+    return LoadedTokenizer(tokenizer, [note for note in notes if note], warnings)
 
 
-def _tokenizer_of(model: Model, name: str) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: Model, name: str) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """The tokenizer of a file, a folder or the hub, and a note on what had to be done."""
+    note = None
     try:
-        tokenizer = _bare_vocabulary(Path(name)) or AutoTokenizer.from_pretrained(
-            name, trust_remote_code=model.trust_remote_code
-        )
-    except LOADING as error:
+        if Path(name).is_file():
+            tokenizer = tokenizer_of_file(Path(name))
+            note = check_sentencepiece(tokenizer, Path(name))
+        elif bare := bare_tokenizer(Path(name)):
+            tokenizer = bare
+        else:
+            tokenizer, note = _by_library(model, name)
+    except Exception as error:
+        if isinstance(error, InputError) or not _is_fault(error):
+            raise
         raise InputError(not_loaded("tokenizer", name, error)) from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{name}: no tokenizer there; name one with --tokenizer")
-    return tokenizer
+    return tokenizer, note
+
+
+def _by_library(model: Model, name: str) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """The tokenizer that transformers makes, or that of tokenizer.json where it makes another one or none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=model.trust_remote_code)
+    except Exception as error:
+        alone = by_file_alone(name) if _is_fault(error) and "trust_remote_code" not in str(error) else None
+        if alone is None:
+            raise
+        reason = visible(str(error).strip().split("\n")[0], 100)
+        return (
+            alone,
+            f"{name}: transformers cannot make this tokenizer ({reason}); its tokenizer.json is used as it is",
+        )
+    return as_in_file(tokenizer, name)
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether the files are at fault, and not the program. The library tokenizers raises plain Exceptions."""
+    return isinstance(error, LOADING) or type(error) is Exception
+
+
+def _compared_with_own(model: Model, tokenizer: PreTrainedTokenizerBase, name: str, own: str) -> list[str]:
+    """Warnings on a tokenizer that is not the model's own. Raises InputError where they do not belong together."""
+    try:
+        theirs, _ = _tokenizer_of(model, own)
+    except InputError:
+        return [f"--tokenizer {name}: not compared with the tokenizer of {own}, which cannot be loaded"]
+    return check_belongs(tokenizer, theirs, name, own)
 
 
 def _with_tokenizer(name: str) -> str:
@@ -68,29 +123,15 @@ def _with_tokenizer(name: str) -> str:
     return base if base and not any(Path(name).glob("tokenizer*")) else name
 
 
-def _bare_vocabulary(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder with a vocabulary file and nothing that names its class: a BERT or a GPT-2 tokenizer."""
-    if not folder.is_dir() or any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    if (folder / "vocab.txt").exists():
-        entries = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        cased = any(entry != entry.lower() for entry in entries if not entry.startswith("["))
-        tokenizer = BertTokenizer.from_pretrained(folder, do_lower_case=not cased, strip_accents=False)
-    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        tokenizer = GPT2Tokenizer.from_pretrained(folder)
-    return tokenizer
-
-
 def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Declare the usual special tokens that are in the vocabulary but have no role; a note for the user."""
-    vocabulary = tokenizer.get_vocab()
-    adopted: dict[str, str | AddedToken | Sequence[str | AddedToken]] = {
-        role: token
-        for role, names in USUAL_TOKENS.items()
-        for token in names
-        if getattr(tokenizer, role) is None and token in vocabulary
-    }
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    adopted: dict[str, str | AddedToken | Sequence[str | AddedToken]] = {}
+    for role, names in USUAL_TOKENS.items():
+        known = added if role == "bos_token" else vocabulary  # a piece <s> of a text is no mark
+        found = next((token for token in names if token in known), None)
+        if found and getattr(tokenizer, role) is None:
+            adopted[role] = found
     if not adopted:
         return None
     tokenizer.add_special_tokens(adopted)

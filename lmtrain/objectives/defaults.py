@@ -13,6 +13,7 @@ class Defaults:
 
     special_tokens: SpecialTokens
     streams_answers = False
+    writes = True
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         """The same for all data."""

@@ -58,6 +58,10 @@ class Objective(Protocol):
         """Whether `generate` can show an answer token by token."""
 
     @property
+    def writes(self) -> bool:
+        """Whether the model learns to write texts."""
+
+    @property
     def view(self) -> View:
         """How `preview` shows a row."""
 

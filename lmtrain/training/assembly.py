@@ -94,7 +94,7 @@ def assemble(
     for line in [*data.notes, *model.notes, *_notes(recipe, objective, data.limits, loss, config, arguments)]:
         console.note(line)
     versions = compatibility.version_warnings(continued.identity, environment())
-    for line in [*data.warnings, *packing.warnings, *changed, *versions]:
+    for line in [*data.warnings, *model.warnings, *packing.warnings, *changed, *versions]:
         console.warn(line)
     show_ledgers(recipe, data, batches, console)
 

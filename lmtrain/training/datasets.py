@@ -19,7 +19,9 @@ from lmtrain.data.ledger import Ledger
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.modeling.document_mask import Packing
+from lmtrain.modeling.tokenizer_checks import check_on_data
 from lmtrain.objectives.objective import Objective
+from lmtrain.preprocessing import lost_text
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.ragged import Ragged
@@ -92,7 +94,10 @@ def prepare_data(
         if held:
             count_trained(held, collator, None)
         warnings = [*splits.warnings(data.on_leak), *train.warnings]
-        warnings += [f"evaluation data: {line}" for line in (held.warnings if held else ())]
+        warnings += check_text(objective, tokenizer, splits.train, train, "--data")
+        if held and splits.held_out:
+            warnings += [f"evaluation data: {line}" for line in held.warnings]
+            warnings += check_text(objective, tokenizer, splits.held_out, held, "evaluation data")
         return _arrays(PreparedData(train, held, splits.notes, warnings, splits.shared_rows, splits.duplicate_rows))
 
     key = None
@@ -109,6 +114,18 @@ def prepare_data(
                 f"{flag}: no token of it would be predicted: the texts are too short, or --mask-probability is too low"
             )
     return prepared
+
+
+def check_text(
+    objective: Objective, tokenizer: PreTrainedTokenizerBase, rows: Rows, examples: Examples, where: str
+) -> list[str]:
+    """Count the unknown tokens; what to report about the text that is lost on the way to ids.
+
+    Raises InputError where the tokens are not those of the tokenizer's authors.
+    """
+    check_on_data(tokenizer, lost_text.sample(rows))
+    lost_text.count_unknown(examples, tokenizer)
+    return lost_text.warnings(tokenizer, rows, examples, where, objective.writes)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -147,7 +164,9 @@ def training_batches(
         return examples.packed(limits["max_length"]) if packing.shares_rows else examples
 
     def encode(rows: Rows) -> Examples:
-        return packed(objective.encode(rows, tokenizer, packing.data, limits, False))
+        examples = objective.encode(rows, tokenizer, packing.data, limits, False)
+        lost_text.count_unknown(examples, tokenizer)
+        return packed(examples)
 
     if recipe.data.streaming:
         return Stream(

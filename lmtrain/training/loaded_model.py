@@ -28,6 +28,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     network: PreTrainedModel
     notes: list[str]
+    warnings: list[str]
 
     @property
     def limits(self) -> Limits:
@@ -56,7 +57,7 @@ def load_model(
 
     kind = corpus.kind if corpus else kind
     with console.working("loading the tokenizer"):
-        tokenizer, tokenizer_notes = load_tokenizer(recipe.model, kind, learn)
+        tokenizer, tokenizer_notes, warnings = load_tokenizer(recipe.model, kind, learn)
     if corpus:
         objective.check_tokenizer(tokenizer, recipe.data)
     with console.working("loading the model"):
@@ -73,7 +74,7 @@ def load_model(
             network, notes = outline(recipe.model, config, tokenizer, objective.auto_model), []
     if corpus and weights and kind == "messages":
         network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
-    return LoadedModel(config, tokenizer, network, [*tokenizer_notes, *notes])
+    return LoadedModel(config, tokenizer, network, [*tokenizer_notes, *notes], warnings)
 
 
 def outline(

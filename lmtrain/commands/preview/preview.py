@@ -107,7 +107,7 @@ def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
         examples.lengths_by_column(),
         data,
         [*prepared.notes, *model.notes, _note(prepared.limits, packing, padding_free)],
-        [*prepared.warnings, *cut_warnings(data["kind"], ledgers, prepared.limits)],
+        [*prepared.warnings, *model.warnings, *cut_warnings(data["kind"], ledgers, prepared.limits)],
     )
 
 

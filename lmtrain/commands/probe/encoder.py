@@ -169,8 +169,10 @@ def load(model: Model, max_length: int | None, console: Console) -> Encoder:
     objective = made_for(config.model_type)
     assert objective
     with console.working(f"loading {model.name}"):
-        tokenizer, notes = load_tokenizer(model)
+        tokenizer, notes, warnings = load_tokenizer(model)
         network = load_encoder(model, config, tokenizer, OBJECTIVES[objective].auto_model)
+    for line in warnings:
+        console.warn(line)
     if hasattr(network.config, "use_cache"):
         network.config.use_cache = False  # the key-value cache is for generation only
     most = positions(network)
