@@ -107,3 +107,11 @@ def test_sample_reaches_all_of_the_data():
     assert numbers[0] == 0
     assert numbers[-1] > 4900
     assert sum(map(len, lost_text.sample(rows))) <= lost_text.CHARACTERS
+
+
+def test_sample_of_a_chunk_of_a_stream():
+    from array import array
+    from dataclasses import replace
+
+    rows = replace(Rows.of("text", [*MIXED]), groups=array("q"))  # a stream holds nothing out, and has no groups
+    assert lost_text.sample(rows) == [*MIXED]
