@@ -76,30 +76,39 @@ def _left_out(
     text, options = rendered.text, {"tools": value.tools} if value.tools else {}
     if value.tools and not any(_name_of(tool) in text for tool in value.tools):
         yield "has no place for the definitions in the column 'tools', which are left out"
-    calls = [call for message in value.messages for call in message.get("tool_calls", ())]
-    if any(call["function"]["name"] not in text for call in calls):
-        yield "does not render calls of tools, which are left out"
     if any(a["role"] != b["role"] for a, b in zip(value.messages, rendered.messages, strict=True)):
         yield "does not know the role 'developer', which is written as 'system'"
+    marks = placeholders(text)
+    call_mark, calls = next(marks), sum(len(message.get("tool_calls", ())) for message in value.messages)
     doubtful = {
         index: mark
-        for (index, message), mark in zip(enumerate(value.messages), placeholders(text), strict=False)
+        for (index, message), mark in zip(enumerate(value.messages), marks, strict=False)
         if message["content"].strip() and message["content"].strip() not in text
     }
-    if not doubtful:
+    if not doubtful and not calls:
         return
     # The template may have changed these contents rather than left them out.
-    marked: list[dict[str, Any]] = [
-        {**message, "content": doubtful[index]} if index in doubtful else message
+    marked = [
+        _with_name({**message, "content": doubtful.get(index, message["content"])}, call_mark)
         for index, message in enumerate(rendered.messages)
     ]
     try:
         shown = render_chat(tokenizer, template, rendered.where, marked, **options)
     except RefusedChat:
         return
+    if shown.count(call_mark) < calls:
+        yield "does not render calls of tools, which are left out"
     for index, mark in doubtful.items():
         if mark not in shown:
             yield f"does not render some messages of the role '{value.messages[index]['role']}', which are left out"
+
+
+def _with_name(message: dict[str, Any], name: str) -> dict[str, Any]:
+    """The message with another name for the functions that it calls."""
+    if "tool_calls" not in message:
+        return message
+    calls = [{**call, "function": {**call["function"], "name": name}} for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
 
 
 def _name_of(tool: object) -> str:

@@ -22,7 +22,7 @@ from lmtrain.preprocessing.chat_rendering import (
 
 MARKED = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-OPENING = re.compile(r"\s*[<\[][^<>\[\]]+[>\]]\s*")
+OPENING = re.compile(r"(?:\s*[<\[][^<>\[\]]+[>\]])+\s*")
 
 MARKS_HELP = "use one with {% generation %} marks"
 
@@ -171,6 +171,8 @@ def _spans_by_placeholders(
         length = None if index in outline.calling else _shared(last_ending or "", following, added)
         if length is None or (last_ending and not length):
             length = _shared(outline.ending_after(index, skeleton), following, added)
+        if length is None and start is not None:
+            length = _marker_before_next(skeleton[least:start], following, added)
         if start is None or length is None or (index in outline.calling and not length):
             raise RefusedChat(
                 f"{where}: the chat template renders a turn differently once others follow, so where the assistant's "
@@ -185,6 +187,16 @@ def _spans_by_placeholders(
             f"it; {MARKS_HELP}"
         )
     return spans, last_ending
+
+
+def _marker_before_next(header: str, following: str, added: Iterable[str]) -> int | None:
+    """Length of the added token that ends a turn, if the token with which turns begin follows it directly.
+
+    For a template that ends the last turn in another way than those that others follow.
+    """
+    first = max(added, key=header.rfind, default="")
+    marker = following[: following.find(first)].rstrip() if first in header and first in following else ""
+    return len(marker) if marker in set(added) else None
 
 
 class Outline:

@@ -179,13 +179,24 @@ def test_the_prompt_of_a_call_is_that_of_training(template: str, call: str, end:
         assert mask[len(asked)] and not mask[len(asked) - 1]
 
 
-def test_a_call_need_not_have_the_thoughts_that_the_prompt_opens():
-    template = HERMES.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+@pytest.mark.parametrize("opened", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_call_need_not_have_the_thoughts_that_the_prompt_opens(opened: str):
+    start = "<|im_start|>assistant\n"
+    template = HERMES.replace(start + "{% endif %}", start + opened + "{% endif %}")
     messages = [user("Busan?"), calling("Busan"), gave("21"), said("<think>\nhm\n</think>\n\nwarm")]
+    assert opened in template
     assert trained(made(template), messages) == [
         spelled(CALLED["hermes"][1], "Busan"),
         "<think>\nhm\n</think>\n\nwarm<|im_end|>",
     ]
+
+
+def test_the_last_turn_may_end_in_another_way_than_the_others():
+    ends = "{{ '<|eom|>' if loop.last else '<|eot|>' }}"
+    template = "{% for m in messages %}<|im_start|>{{ m.role + ': ' + m.content }}" + ends + "{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    messages = [user("a"), said("b"), user("c"), said("d<|eot|>e"), user("f"), said("g")]
+    assert trained(made(template), messages) == ["b<|eot|>", "d<|eot|>e<|eot|>", "g<|eom|>"]
 
 
 def test_what_is_said_beside_a_call_is_trained_with_it_or_told_to_be_left_out():
@@ -213,6 +224,13 @@ def test_it_is_told_that_a_template_renders_no_calls_no_tools_and_no_such_keys()
 TOOL = [
     {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {"type": "object"}}}
 ]
+
+
+def test_a_name_among_the_definitions_is_no_call():
+    chats = Chat([user("Busan?"), calling("Busan"), gave("21"), said("warm")], TOOL)
+    assert encoded(TOOLS + CHATML, chats).warnings == (
+        "the chat template does not render calls of tools, which are left out (1 of 1 chats)",
+    )
 
 
 def test_definitions_of_tools_are_read_not_trained():
