@@ -5,7 +5,7 @@ Text, prompts with completions, and chats become token ids; every token is predi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -115,7 +115,7 @@ class CausalLM(Defaults):
             check_length(network, len(ids) + 1, prompt)
             answer = write_one(network, tokenizer, ids, options)
             if isinstance(prompt, Chat) and prompt.ends_with_answer:
-                answer = {**answer, "reference": _reference(tokenizer, prompt)}
+                answer = {**answer, "reference": _reference(tokenizer, prompt, end_ids(network))}
             answers.append(answer)
         return answers
 
@@ -133,14 +133,14 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Pro
     return [*before, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def _reference(tokenizer: PreTrainedTokenizerBase, prompt: Chat) -> str:
-    """The answer that a chat ends with, as a model would write it."""
+def _reference(tokenizer: PreTrainedTokenizerBase, prompt: Chat, ends: Collection[int]) -> str:
+    """The answer that a chat ends with, as a model would write it; `ends` are the ids that end an output."""
     try:
         ids, trained = chat.encode(tokenizer, prompt.messages, "the prompt", prompt.tools)
     except InputError:  # where its answers are is unknown
         return str(prompt)
     start, end = chat.last_answer(trained)
-    return decode(tokenizer, ids[start:end])
+    return decode(tokenizer, ids[start:end], ends)
 
 
 def prompt_text(prompt: str) -> str:

@@ -15,6 +15,7 @@ from lmtrain.data.chats import Chat
 from lmtrain.data.rows import Rows
 from lmtrain.objectives.generation import GenerationSettings
 from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing import chat
 from lmtrain.preprocessing.dataset import Limits
 from lmtrain.preprocessing.train_tokenizer import train_tokenizer
 
@@ -43,7 +44,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model("gpt2", **{**SMALLEST["gpt2"], "n_positions": 256}, vocab_size=len(tokenizer))
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    network = AutoModelForCausalLM.from_config(config)
+    network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # as training sets it
+    network.save_pretrained(folder)
     return folder
 
 
@@ -90,6 +93,6 @@ def test_samples_continue_the_last_prompt_of_a_chat(model: Path):
     examples = clm.encode(Rows.of("messages", chats), tokenizer, data, Limits(None), True)
     network = AutoModelForCausalLM.from_pretrained(model)
     samples = clm.sample(network, tokenizer, examples, 2, clm.collator(tokenizer, data, 1), GenerationSettings())
-    prompt = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
-    shown = prompt.replace("<|im_start|>", "").replace("<|im_end|>", "")
+    shown = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
+    shown = shown.replace("<|im_end|>", "")  # an end of outputs
     assert [(sample["input"], sample["reference"]) for sample in samples] == [(shown, "the cat")] * 2
