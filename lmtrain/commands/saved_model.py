@@ -98,7 +98,7 @@ def objective_of_model(model: Model) -> str:
     from lmtrain.runtime import device
 
     device.quiet_libraries()
-    return objective_of_hub(model.model_copy(update={"name": name}))
+    return objective_of_hub(model)
 
 
 def _recipe_of_run(name: str) -> Document:

@@ -73,8 +73,11 @@ def adapter_base(name: str) -> str | None:
         raise InputError(f"{path}: base_model_name_or_path is missing")
     if (Path(base) / ADAPTER).is_file():
         raise InputError(f"{name}: the base of this adapter is an adapter; merge that one first")
-    if not Path(base).is_dir() and not HUB_NAME.fullmatch(base):
-        raise InputError(f"{name}: the base of this adapter is {base}, and there is no such folder")
+    if not Path(base).is_dir() and (base.startswith(".") or not HUB_NAME.fullmatch(base)):
+        raise InputError(
+            f"{name}: the base of this adapter is {base}, and there is no such folder; write where it is into "
+            f"base_model_name_or_path in {path}"
+        )
     return base
 
 

@@ -29,8 +29,14 @@ from lmtrain.errors import InputError, UsageError, suggestion, visible
 def check_is_adapter(name: str) -> None:
     """Raise InputError if `name` is not the folder of an adapter."""
     check_path(name, "ADAPTER")
-    if not (Path(name) / ADAPTER).is_file():
-        raise InputError(f"{name}: not an adapter, because it has no {ADAPTER}")
+    folder = Path(name)
+    if (folder / ADAPTER).is_file():
+        return
+    if not folder.exists():
+        raise InputError(f"{name}: no such folder; one on the Hub comes with `hf download {name} --local-dir FOLDER`")
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{ADAPTER}"))
+    hint = f"; name one of those in it: {', '.join(inside)}" if inside else ""
+    raise InputError(f"{name}: not an adapter, because it has no {ADAPTER}{hint}")
 
 
 def check_model(objective: str, model: Model, weights: bool = True) -> None:

@@ -41,8 +41,15 @@ def load_config(model: Model, objective: str | None) -> PretrainedConfig:
         return paired_config(_config_of(model, model.encoder), _config_of(model, str(model.decoder)))
     if model.from_scratch and is_architecture(model.name):
         return AutoConfig.for_model(model.name)
-    name = adapter_base(model.name) or model.name
-    config = _config_of(model, name)
+    base = adapter_base(model.name)
+    name = base or model.name
+    try:
+        config = _config_of(model, name)
+    except InputError as error:
+        if base is None:
+            raise
+        where = f"base_model_name_or_path in {model.name}/adapter_config.json"
+        raise InputError(f"the base of the adapter {model.name} cannot be loaded; {where} names it: {error}") from None
     check_objective(config.model_type, objective or made_for(config.model_type) or "", name)
     return config
 
@@ -56,15 +63,8 @@ def _config_of(model: Model, name: str) -> PretrainedConfig:
 
 
 def objective_of_hub(model: Model) -> str:
-    """The objective that a model on the hub was made for. Raises InputError."""
-    try:
-        model_type = AutoConfig.from_pretrained(model.name, trust_remote_code=model.trust_remote_code).model_type
-    except LOADING as error:
-        raise InputError(not_loaded("model", model.name, error)) from None
-    objective = made_for(model_type)
-    if objective is None:
-        raise InputError(f"{model.name} ({model_type}) is no language model that clm, mlm or seq2seq could train")
-    return objective
+    """The objective that a model on the hub, or the base of an adapter there, was made for. Raises InputError."""
+    return str(made_for(load_config(model, None).model_type))
 
 
 def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:

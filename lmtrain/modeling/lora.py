@@ -33,7 +33,7 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Before every name in an adapter file, by peft's convention."""
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, SafetensorError)
 """What the libraries raise for an adapter that is damaged, or of another model."""
 
 
@@ -82,34 +82,29 @@ def continue_adapter(network: PreTrainedModel, name: str) -> list[str]:
     from peft import PeftConfig
 
     try:
-        config = PeftConfig.from_pretrained(name)
+        with catch_warnings():
+            simplefilter("ignore")  # of keys that peft does not know, which merging.check names
+            config = PeftConfig.from_pretrained(name)
         config.inference_mode, config.base_model_name_or_path = False, base_of(network)
         _inject(network, config)
+        _check_adapter_alone(network, name)
         load_weights(network, Path(name))
-        _load_generation_config(network, name)
+        load_generation_config(network, name)
     except BROKEN as error:
-        raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
+        raise InputError(f"{name}: the adapter does not fit its base: {first_line(error)}") from None
     return [f"continuing to train the adapter {name}", _summary(network)]
 
 
-def merged(network: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The network with the adapter of a folder merged into its weights. Raises InputError."""
-    from peft import PeftModel
-
-    try:
-        with catch_warnings(record=True, action="always") as caught:
-            adapted = PeftModel.from_pretrained(network, name)
-        if lost := [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]:
-            raise InputError(f"{name}: the adapter does not fit its base: {lost[0].splitlines()[0][:200]}")
-        whole: PreTrainedModel = adapted.merge_and_unload()
-        whole.requires_grad_(True)
-        _load_generation_config(whole, name)
-        return whole
-    except BROKEN as error:
-        raise InputError(f"{name}: the adapter does not fit its base: {_first_line(error)}") from None
+def _check_adapter_alone(network: PreTrainedModel, name: str) -> None:
+    """Raise InputError for an adapter that comes with whole weights, which would not be saved with it again."""
+    if whole := sorted(saved_weights(Path(name)).keys() - adapter_weights(network).keys()):
+        raise InputError(
+            f"{name}: holds whole weights beside the adapter ({whole[0]}); make one model of it with `lmtrain merge`, and "
+            "train that"
+        )
 
 
-def _load_generation_config(network: PreTrainedModel, name: str) -> None:
+def load_generation_config(network: PreTrainedModel, name: str) -> None:
     """Let generation stop at the tokens that the adapter was trained to stop at."""
     if (Path(name) / GENERATION_CONFIG_NAME).is_file():
         network.generation_config = GenerationConfig.from_pretrained(name)
@@ -240,5 +235,7 @@ def _summary(network: PreTrainedModel) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def first_line(error: Exception) -> str:
+    """What a library says of an adapter; torch names the weights only in the lines below its first one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1 if lines[0].endswith(":") and lines[1:] else 0][:300]

@@ -16,11 +16,12 @@ from transformers import (
 from lmtrain.config.architectures import adapter_base
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
-from lmtrain.modeling import lora
+from lmtrain.modeling import lora, merging
 from lmtrain.modeling.configuration import LOADING, not_loaded, sized_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
 from lmtrain.modeling.encoder_decoder import is_cross_attention, join, set_special_tokens
 from lmtrain.modeling.loss import decoder_inputs
+from lmtrain.modeling.tokenizer import added_tokens
 from lmtrain.preprocessing.vocabulary import id_count, vocabulary_ids
 
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
@@ -93,17 +94,23 @@ def _pretrained(
     task_type: str | None,
 ) -> tuple[PreTrainedModel, list[str]]:
     base = adapter_base(model.name)
+    notes = merging.check(model.name, config) if base else []
     network, report = _from_weights(model, base or model.name, config, auto_model)
-    notes = _check_weights(network, report, base or model.name, headless=auto_model is AutoModel)
+    notes += _check_weights(network, report, base or model.name, headless=auto_model is AutoModel)
+    if base:
+        notes += merging.fit_tables(network, tokenizer, model.name)
     check_vocabulary(network, tokenizer, model.name)
-    added, more = _fit_vocabulary(network, tokenizer)
+    rows = _embeddings(network)
+    added, more = _fit_vocabulary(network, tokenizer, added_tokens(model, tokenizer))
     notes += more
+    if base:
+        merging.check_added(model.name, added if model.lora else [i for i in added if i >= rows])
     if model.lora and not base:
         notes += lora.adapt(network, model, task_type, lora.new_modules(network, report["missing_keys"]), added)
     elif model.lora:
         notes += lora.continue_adapter(network, model.name)
     elif base:
-        network = lora.merged(network, model.name)
+        network = merging.merged(network, model.name)
         notes.append(f"the adapter {model.name} is merged into {base}")
     return network, notes
 
@@ -186,19 +193,27 @@ def _quantised(model: Model) -> dict[str, Any]:
     return {"quantization_config": four, "device_map": {"": torch.cuda.current_device()}}
 
 
-def _fit_vocabulary(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str]]:
-    """Give new embeddings to tokens that were added to the model's tokenizer; their ids, and notes for the user."""
-    added = _without_embedding(network, tokenizer)
+def _fit_vocabulary(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inside: list[int]
+) -> tuple[list[int], list[str]]:
+    """Give embeddings to tokens that were added to the model's tokenizer; their ids, and notes for the user.
+
+    `inside` are those of them that fall into rows of a table that is larger than the model's own tokenizer.
+    """
+    beyond = _without_embedding(network, tokenizer)
+    added = sorted({*inside, *beyond})
     if not added:
         return [], []
     try:
-        network.resize_token_embeddings(id_count(tokenizer))
+        if beyond:
+            network.resize_token_embeddings(id_count(tokenizer))
     except NotImplementedError:
         raise InputError(
             "tokens were added to the tokenizer, and a pair of encoder and decoder cannot get embeddings for them"
         ) from None
     words = ", ".join(tokenizer.convert_ids_to_tokens(added[:5])) + (", …" if added[5:] else "")
-    return added, [f"{len(added)} tokens were added to the tokenizer ({words}): their embeddings are new"]
+    where = "new" if beyond else "rows that the model's table had to spare"
+    return added, [f"{len(added)} tokens were added to the tokenizer ({words}): their embeddings are {where}"]
 
 
 def _embeddings(network: PreTrainedModel) -> int:

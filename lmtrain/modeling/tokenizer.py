@@ -123,6 +123,20 @@ def _with_tokenizer(name: str) -> str:
     return base if base and not any(Path(name).glob("tokenizer*")) else name
 
 
+def added_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokens of --tokenizer that were added to the model's own tokenizer, in order; none if it is another one."""
+    if model.tokenizer in (None, model.name) or model.from_scratch or model.encoder:
+        return []
+    try:
+        own = _tokenizer_of(model, _with_tokenizer(model.name))[0].get_vocab()
+    except InputError:  # the model comes without a tokenizer
+        return []
+    given, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    if any(given.get(token) != index for token, index in own.items() if index not in added):
+        return []
+    return sorted(index for index, token in added.items() if own.get(token.content) != index)
+
+
 def _adopt_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Declare the usual special tokens that are in the vocabulary but have no role; a note for the user."""
     vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()

@@ -190,8 +190,9 @@ RELIANCES = (
             "peft.get_peft_model_state_dict": "model, state_dict, save_embedding_layers",
             "peft.set_peft_model_state_dict": "model, peft_model_state_dict",
             "peft.tuners.tuners_utils.BaseTuner.merge_and_unload": "",
+            "peft.tuners.tuners_utils.BaseTunerLayer.get_base_layer": "",
         },
-        attributes=("peft.tuners.tuners_utils.BaseTuner.peft_config",),
+        attributes=("peft.tuners.tuners_utils.BaseTuner.peft_config", "peft.PEFT_TYPE_TO_TUNER_MAPPING"),
     ),
     Reliance(
         "running out of memory would end a run instead of halving its batch",
