@@ -18,8 +18,9 @@ PLAIN = {
     **dict.fromkeys("‘’", "'"),
     **dict.fromkeys("“”", '"'),
     **{"…": "...", "·": "-", "×": "x", "→": "->"},
+    **{"«": "<<", "»": ">>", "‹": "<", "›": ">", "␣": "~", "↵": "\\n", "⇥": "\\t"},
 }
-"""What lmtrain and its libraries print -> the same in ASCII."""
+"""What lmtrain and its libraries print, such as the marks of preview -> the same in ASCII."""
 
 GONE = (errno.EPIPE, errno.EINVAL) if os.name == "nt" else (errno.EPIPE,)
 

@@ -26,11 +26,13 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[byte
     )
 
 
+streams.install()  # registers the error handler; the streams of a test stay
+
+
 class Console8(io.TextIOWrapper):
     """Standard output in an encoding."""
 
     def __init__(self, encoding: str):
-        streams.install()  # registers the error handler; the streams of a test stay
         super().__init__(io.BytesIO(), encoding, streams.SUBSTITUTE, newline="\n")
 
     @property
@@ -64,6 +66,10 @@ def test_tables_and_notes_are_said_in_every_encoding(encoding: str, monkeypatch:
         assert "\\uc548\\ub155" in out.written and "-> title" in out.written and "..." in err.written
         lines = [line for line in out.written.splitlines() if line.startswith(("+", "|"))]
         assert len(lines) == 3, "the table has lines of ASCII"
+
+
+def test_the_marks_of_preview_have_a_plain_form():
+    assert "«a»␣‹b›·↵⇥".encode("ascii", streams.SUBSTITUTE) == rb"<<a>>~<b>-\n\t"
 
 
 @pytest.mark.parametrize("encoding", ["cp949", "latin-1", "ascii"])
