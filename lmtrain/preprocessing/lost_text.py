@@ -139,7 +139,7 @@ def _there_and_back(
 ) -> Iterator[tuple[str, list[int], list[Span], str]]:
     """Each text with its ids, their places in the text (of fast tokenizers), and the text that the known ids give."""
     if not tokenizer.is_fast:
-        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         for text, ids in zip(texts, encoded, strict=True):
             back = tokenizer.decode([index for index in ids if index != unknown], skip_special_tokens=False)
             yield text, ids, [], str(back)

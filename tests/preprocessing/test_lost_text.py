@@ -115,3 +115,13 @@ def test_sample_of_a_chunk_of_a_stream():
 
     rows = replace(Rows.of("text", [*MIXED]), groups=array("q"))  # a stream holds nothing out, and has no groups
     assert lost_text.sample(rows) == [*MIXED]
+
+
+def test_slow_tokenizer_loses_nothing():
+    from transformers import ByT5Tokenizer
+
+    pairs = [("안녕하세요", "hello tiny model", ""), ("a", "b\nc", "")]
+    warnings, examples = reported(ByT5Tokenizer(), Rows.of("pairs", pairs), "seq2seq")
+    assert not warnings
+    assert examples.ledger.tokens_unknown == 0
+    assert not reported(ByT5Tokenizer(), Rows.of("pairs", pairs[:1]), "seq2seq")[0]
