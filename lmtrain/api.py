@@ -235,9 +235,9 @@ def prompt(given: Document, objective: str | None, console: Console) -> list[dic
     from lmtrain.data import prompts
 
     set_environment(given.get("run", {}).get("offline"))
-    request, objective, kind = saved_model.generate_request(given, objective)
+    request, objective, kind, column = saved_model.generate_request(given, objective)
     model_checks.check_model(objective, request.model)
-    found, empty, notes = prompts.read(request.data)
+    found, empty, notes = prompts.read(request.data, column)
     for line in notes:
         console.note(line)
     if empty:

@@ -25,17 +25,27 @@ Column = Annotated[str | None, typer.Option("--text-column", help="Column of the
 Encoding = Annotated[
     str | None, typer.Option("--encoding", help="Encoding of text files. Default: UTF-8.", show_default=False)
 ]
+ColumnNames = Annotated[
+    str | None, typer.Option("--columns", help="Names of the columns of a table without a header.", show_default=False)
+]
 OnBad = Annotated[
     Literal["error", "drop"], typer.Option("--on-bad", help="Rows without usable text: stop, or drop them.")
 ]
 
 
 def _text_rows(
-    data: list[str], text_column: str | None, encoding: str | None, on_bad: Literal["error", "drop"], console: Console
+    data: list[str],
+    text_column: str | None,
+    encoding: str | None,
+    columns: str | None,
+    on_bad: Literal["error", "drop"],
+    console: Console,
 ) -> "Rows":
     from lmtrain.data import reading
 
-    rows = reading.load(data, ClmData(train=data, text_column=text_column, encoding=encoding, on_bad=on_bad))
+    names = columns.split(",") if columns else []
+    section = ClmData(train=data, text_column=text_column, encoding=encoding, columns=names, on_bad=on_bad)
+    rows = reading.load(data, section)
     for line in rows.notes:
         console.note(line)
     return rows
@@ -49,6 +59,7 @@ def tokenizer_train(
     objective: Annotated[str, typer.Option(help="clm, mlm or seq2seq: decides the special tokens.")] = "clm",
     text_column: Column = None,
     encoding: Encoding = None,
+    columns: ColumnNames = None,
     on_bad: OnBad = "error",
 ) -> None:
     """Train a tokenizer on text."""
@@ -59,7 +70,7 @@ def tokenizer_train(
     if objective not in RECIPES:
         raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
     check_new(output_dir)
-    rows = _text_rows(data, text_column, encoding, on_bad, console := Console())
+    rows = _text_rows(data, text_column, encoding, columns, on_bad, console := Console())
     with loading_libraries(console):
         from lmtrain.objectives.objective import OBJECTIVES
         from lmtrain.preprocessing.text_pieces import training_texts
@@ -78,11 +89,12 @@ def tokenizer_stats(
     data: DataFlag,
     text_column: Column = None,
     encoding: Encoding = None,
+    columns: ColumnNames = None,
     on_bad: OnBad = "error",
     json: Json = False,
 ) -> None:
     """Tokens per word, bytes per token and the share of unknown tokens on your text."""
-    rows = _text_rows(data, text_column, encoding, on_bad, console := Console(as_json=json))
+    rows = _text_rows(data, text_column, encoding, columns, on_bad, console := Console(as_json=json))
     with loading_libraries(console):
         from lmtrain.modeling.tokenizer import load_tokenizer
         from lmtrain.preprocessing.tokenizing import stats

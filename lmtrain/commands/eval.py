@@ -52,7 +52,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     for line in [*rows.notes, *model.notes]:
         console.note(line)
     text_warnings = check_text(objective, model.tokenizer, rows, examples, "--data")
-    for line in [*examples.warnings, *model.warnings, *text_warnings]:
+    for line in [*rows.warnings, *examples.warnings, *model.warnings, *text_warnings]:
         console.warn(line)
     ledger = _report_ledger(examples, recipe, console)
     if against and len(others) != len(examples):

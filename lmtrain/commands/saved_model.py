@@ -51,14 +51,15 @@ def evaluation_recipe(given: Document, objective: str | None) -> tuple[Recipe, l
     return build(recipe_class, merge(own, typed, both), COMMAND_LINE), data
 
 
-def generate_request(given: Document, objective: str | None) -> tuple[GenerateRequest, str, str | None]:
-    """(the request, the objective of the model, the kind of rows it was trained on, if known).
+def generate_request(given: Document, objective: str | None) -> tuple[GenerateRequest, str, str | None, str | None]:
+    """(the request, the objective of the model, the kind of rows and the column or template it was trained on, if known).
 
     `given` are the flags typed, by section; what they leave open comes from the recipe of the run.
     Raises UsageError, InputError.
     """
     name, own, objective = _model_settings(given, objective)
     direction = {n: own.get("data", {}).get(n) for n in ("source_prefix", "source_lang", "target_lang")}
+    inputs = (own.get("data", {}).get(f"{name}_column") for name in ("source", "prompt", "messages", "text"))
     evaluation = own.get("eval", {})
     longest = own.get("data", {}).get("max_target_length")
     decoding = {n: evaluation.get(n) for n in ("length_penalty", "no_repeat_ngram_size")} | {
@@ -72,7 +73,8 @@ def generate_request(given: Document, objective: str | None) -> tuple[GenerateRe
     environment = from_environment(GenerateRequest)
     if given.get("data", {}).get("prompt"):
         environment.get("data", {}).pop("data", None)  # LMTRAIN_DATA is meant for training
-    return build(GenerateRequest, merge(known, environment, given), COMMAND_LINE), objective, _kind_of_rows(name)
+    request = build(GenerateRequest, merge(known, environment, given), COMMAND_LINE)
+    return request, objective, _kind_of_rows(name), next(filter(None, inputs), None)
 
 
 def _model_settings(given: Document, objective: str | None) -> tuple[str, Document, str]:

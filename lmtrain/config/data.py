@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from lmtrain.config.options import Section, option
-from lmtrain.config.values import Length, Strings, numbers
+from lmtrain.config.values import Columns, Length, Strings, numbers
 
 
 class Split(Section):
@@ -24,8 +24,10 @@ class Split(Section):
     """Without --eval-data: fraction of the rows held out for evaluation, shuffled by --seed. 0 disables evaluation."""
     encoding: str | None = option(None, hidden=True)
     """Encoding of text files. Default: UTF-8, or UTF-16 if the file starts with a byte order mark."""
+    columns: Columns = option([], hidden=True)
+    """Names of the columns of .csv and .tsv files without a header, e.g. source,target. Further columns are not read."""
     on_bad: Literal["error", "drop"] = option("error")
-    """Rows without usable text: stop at the first one, or drop and count them."""
+    """Rows that cannot be read or hold no usable text: stop at the first one, or drop and count them."""
     on_leak: Literal["warn", "drop", "error"] = option("warn", hidden=True)
     """Evaluation rows that also occur in the training data: warn, drop them from training, or stop."""
 
@@ -239,9 +241,11 @@ class Prompts(Direction):
     data: Strings = option([], short="d")
     """File of prompts, in any format that training reads; a text file holds one per line. Default: standard input."""
     column: str | None = option(None)
-    """Prompt column. Default: detected from the column names."""
+    """Prompt column, or a template of several columns. Default: that of the run, or detected from the column names."""
     encoding: str | None = option(None, hidden=True)
     """Encoding of text files. Default: UTF-8, or UTF-16 if the file starts with a byte order mark."""
+    columns: Columns = option([], hidden=True)
+    """Names of the columns of .csv and .tsv files without a header, e.g. id,question."""
 
 
 class LabelledData(Split):

@@ -23,6 +23,17 @@ def names(value: object) -> object:
     return [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
 
 
+def columns(value: object) -> object:
+    """`"source,,target"`, or a list of such strings -> ["source", "", "target"]; no name may occur twice."""
+    if not isinstance(value, str | list):
+        return value
+    parts = [value] if isinstance(value, str) else value
+    found = [name.strip() for part in parts for name in str(part).split(",")]
+    if twice := [name for name in found if name and found.count(name) > 1]:
+        raise ValueError(f"'{twice[0]}' occurs twice")
+    return found
+
+
 def key_values(value: object) -> object:
     """`"n_layer=2,hidden_size=64"` -> `{"n_layer": 2, "hidden_size": 64}`, with values read as YAML.
 
@@ -94,6 +105,7 @@ def duration(value: object) -> object:
 
 
 Strings = Annotated[list[str], BeforeValidator(as_list)]
+Columns = Annotated[list[str], BeforeValidator(columns)]
 
 Every = Annotated[int, Field(gt=0)] | Literal["epoch"]
 Length = Annotated[int, Field(ge=2, le=10_000_000)]

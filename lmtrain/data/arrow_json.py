@@ -9,15 +9,7 @@ Decode = Callable[[Any], Any]
 NAME = "arrow.json"
 
 
-def row_decoder(schema: Any) -> Decode:
-    """A function that decodes the JSON in a row of an Arrow table with this schema."""
-    decoders = {field.name: decode for field in schema if (decode := _decoder(field))}
-    if not decoders:
-        return lambda row: row
-    return lambda row: {name: decoders[name](value) if name in decoders else value for name, value in row.items()}
-
-
-def _decoder(field: Any) -> Decode | None:
+def decoder(field: Any) -> Decode | None:
     """What decodes a value of the field; None if it holds no JSON."""
     from pyarrow import types
 
@@ -29,12 +21,16 @@ def _decoder(field: Any) -> Decode | None:
     ):
         return _loads
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        inner = _decoder(kind.value_field)
+        inner = decoder(kind.value_field)
         return inner and (lambda values: values and [inner(value) for value in values])
     if types.is_struct(kind):
-        inside = row_decoder(kind)
-        return (lambda value: value and inside(value)) if any(map(_decoder, kind)) else None
+        decoders = {inner.name: decode for inner in kind if (decode := decoder(inner))}
+        return (lambda value: value and _decoded(value, decoders)) if decoders else None
     return None
+
+
+def _decoded(value: dict[str, Any], decoders: dict[str, Decode]) -> dict[str, Any]:
+    return {name: decoders[name](inner) if name in decoders else inner for name, inner in value.items()}
 
 
 def _loads(value: Any) -> Any:

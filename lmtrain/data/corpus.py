@@ -41,7 +41,9 @@ class Splits:
 
     def warnings(self, on_leak: str) -> list[str]:
         copies = sum(value[0] == value[1] for value in self.train.values) if self.train.kind == "pairs" else 0
-        warnings = []
+        warnings = [*self.train.warnings]
+        if self.held_out is not None:
+            warnings += (line for line in self.held_out.warnings if line not in warnings)
         if copies > len(self.train) / 2:
             warnings.append(
                 f"{copies:,} of {len(self.train):,} pairs have the same text as source and target; check the columns"

@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable
 from typing import IO, Any
 
-from lmtrain.data.columns import Record
+from lmtrain.data.columns import BadRow, Entry, Record
 from lmtrain.data.messages import COLUMNS, chat_column
-from lmtrain.data.text_files import Numbered, decoded
+from lmtrain.data.nested_questions import is_nested
+from lmtrain.data.text_files import Numbered, decoded, read_all, undecodable
 from lmtrain.errors import InputError, visible
 
 IsRow = Callable[[Record], bool]
@@ -24,15 +25,15 @@ def read_json_lines(
     with decoded(opener, encoding, name, newline=None) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.lstrip().startswith("["):
-                yield from _whole_json(line + lines.read(), name, is_row)
+                yield from _whole_json(read_all(lines, name, line), name, is_row)
                 return
             if line.strip():
-                yield number, _object(line, number, name)
+                yield number, undecodable(line, lines) or _object(line.removesuffix("\n"))
 
 
 def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, is_row: IsRow = _is_chat) -> Numbered:
     with decoded(opener, encoding, name, newline=None) as lines:
-        yield from _whole_json(lines.read(), name, is_row)
+        yield from _whole_json(read_all(lines, name), name, is_row)
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -51,18 +52,21 @@ def _reason(error: ValueError) -> str:
     return str(error).split(";")[0]
 
 
-def _object(line: str, number: int, name: str) -> Record:
+def _object(line: str) -> Entry:
     try:
-        value = DECODER.decode(line)
+        return _row(DECODER.decode(line))
     except json.JSONDecodeError as error:
-        raise InputError(f"{name}, line {number}, column {error.colno}: not JSON: {error.msg}") from None
+        return BadRow(f"column {error.colno}: not JSON: {error.msg}")
     except ValueError as error:
-        raise InputError(f"{name}, line {number}: {_reason(error)}") from None
+        return BadRow(_reason(error))
     except RecursionError:
-        raise InputError(f"{name}, line {number}: nested too deeply") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{name}, line {number}: a row must be an object {{…}}, not {type(value).__name__}")
-    return value
+        return BadRow("nested too deeply")
+
+
+def _row(value: Any) -> Entry:
+    if isinstance(value, dict):
+        return value
+    return BadRow(f"a row must be an object {{…}}, not {type(value).__name__}")
 
 
 def _whole_json(text: str, name: str, is_row: IsRow) -> Numbered:
@@ -85,12 +89,10 @@ def _whole_json(text: str, name: str, is_row: IsRow) -> Numbered:
     rows = values
     if len(values) == 1 and isinstance(values[0], dict):
         # {"version": 1, "data": [rows]}; but {"text": "…", "tags": [objects]} is a row
-        held = () if is_row(values[0]) else values[0].values()
+        held = () if is_row(values[0]) or is_nested(values[0]) else values[0].values()
         lists = [value for value in held if isinstance(value, list) and value and isinstance(value[0], dict)]
         rows = lists[0] if len(lists) == 1 else values
-    elif len(values) == 1:
+    elif len(values) == 1 and isinstance(values[0], list):
         rows = values[0]
     for number, value in enumerate(rows, 1):
-        if not isinstance(value, dict):
-            raise InputError(f"{name}, row {number}: a row must be an object {{…}}, not {type(value).__name__}")
-        yield number, value
+        yield number, _row(value)

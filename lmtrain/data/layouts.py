@@ -1,14 +1,24 @@
 """Chooses the columns of a table: by the flags that name them, otherwise by the names of known layouts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from lmtrain.config.data import Split
 from lmtrain.data.chat_layouts import as_chats, only_chats, usual_chats
-from lmtrain.data.columns import ABSENT, Record, lookup, spellings, template_fields
+from lmtrain.data.columns import (
+    ABSENT,
+    TWICE,
+    BadRow,
+    Record,
+    lookup,
+    spellings,
+    template_fields,
+    with_line_breaks,
+)
+from lmtrain.data.messages import COLUMNS, chat_column
 from lmtrain.data.selection import OPTIONS, Selection
-from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.errors import InputError, LmtrainError, UsageError, suggestion, visible
 
 FAMILIAR = (
     ("messages", ("messages",)),
@@ -18,17 +28,29 @@ FAMILIAR = (
     ("text", ("content",)),
     ("text", ("document",)),
     ("text", ("sentence",)),
+    ("prompt", ("instruction", "output")),
     ("prompt", ("instruction", "response")),
+    ("prompt", ("instruction", "completion")),
+    ("prompt", ("instruction", "answer")),
     ("prompt", ("question", "answer")),
+    ("prompt", ("question", "response")),
+    ("prompt", ("question", "answers.text")),
+    ("prompt", ("question", "answers")),
+    ("prompt", ("input", "output")),
     ("pairs", ("source", "target")),
     ("pairs", ("document", "summary")),
     ("pairs", ("article", "highlights")),
     ("pairs", ("article", "summary")),
     ("pairs", ("dialogue", "summary")),
     ("pairs", ("text", "summary")),
+    ("pairs", ("instruction", "output")),
+    ("pairs", ("instruction", "response")),
     ("pairs", ("input", "target")),
     ("pairs", ("input", "output")),
     ("pairs", ("question", "answer")),
+    ("pairs", ("question", "response")),
+    ("pairs", ("question", "answers.text")),
+    ("pairs", ("question", "answers")),
     ("labelled", ("text", "label")),
     ("labelled", ("sentence", "label")),
     ("tagged", ("tokens", "tags")),
@@ -36,11 +58,72 @@ FAMILIAR = (
 )
 """(kind, column names) to detect, the least ambiguous names first."""
 
+JOINED = {
+    "prompt": (("system", "system_prompt"), ()),
+    "instruction": (("system", "system_prompt"), ("question", "input", "context", "passage")),
+    "question": (("system", "system_prompt"), ("context", "passage")),
+    "input": (("system", "system_prompt", "instruction"), ("context",)),
+}
+"""Column of an input -> (columns that come before it, columns that come after it), where there are any."""
 
-def choose(first: Record, data: Split, where: str) -> Selection:
+QUESTION = "question: {question} context: {context}"
+"""How a question and its context are joined, as for T5."""
+
+PARTNERS = (
+    (
+        "prompt",
+        "system",
+        "system_prompt",
+        "instruction",
+        "question",
+        "query",
+        "input",
+        "context",
+        "passage",
+        "history",
+    ),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
+"""Columns that are parts of one input."""
+
+
+class FirstValues(Mapping[str, Any]):
+    """The columns of several records, each with its first value that is not empty; None where none can be converted."""
+
+    def __init__(self, records: Sequence[Record]):
+        self.records = records
+        self.names = list(dict.fromkeys(name for record in records for name in record))
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        values = (value_of(record, name) for record in self.records if name in record)
+        return next((value for value in values if value not in (None, "", [])), None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def value_of(record: Record, name: str) -> Any:
+    """The value of a column; None where there is none, or where it cannot be converted."""
+    try:
+        return record.get(name)
+    except BadRow:
+        return None
+
+
+def choose(first: Record, data: Split, where: str, hint: str = "") -> Selection:
     """Choose the columns to read by the flags and the columns of the first records, `first`.
 
-    Raises UsageError for flags that do not fit together, InputError for columns that are missing or not detected.
+    Raises UsageError for flags that do not fit together, InputError for columns that are missing or not detected;
+    `hint` is what else there is to say then.
     """
     options = data.model_dump()
     named = [option for kind in data.kinds for option in OPTIONS[kind] if options.get(option)]
@@ -51,8 +134,9 @@ def choose(first: Record, data: Split, where: str) -> Selection:
         given = [path for option in OPTIONS[kind] if (path := options.get(option))]
         if len(given) == len(OPTIONS[kind]):
             for path in given:
-                _require(first, path, where)
-            return as_chats(Selection(kind, tuple(given), detected=False), first, data.kinds)
+                require(first, path, where, hint)
+            paths = tuple(as_template(first, path) for path in given)
+            return as_chats(Selection(kind, paths, detected=False), first, data.kinds)
         if given:
             flags = " and ".join(f"--{option.replace('_', '-')}" for option in OPTIONS[kind])
             raise UsageError(f"{flags} belong together; give both")
@@ -60,13 +144,67 @@ def choose(first: Record, data: Split, where: str) -> Selection:
         return selection
     if selection := usual_chats(first, data.kinds):
         return selection
-    for kind, names in FAMILIAR:
-        if kind in data.kinds and all(name in first for name in names):
-            return as_chats(Selection(kind, names, detected=True), first, data.kinds)
-    if selection := only_chats(first, data.kinds):
+    if selection := _familiar(first, data.kinds, where) or only_chats(first, data.kinds):
         return selection
     flags = " or ".join(" ".join(f"--{o.replace('_', '-')}" for o in OPTIONS[kind]) for kind in reversed(data.kinds))
-    raise InputError(f"{where}: which column to use? It has {_names(first)}; name it with {flags}")
+    raise InputError(f"{where}: which column to use? It has {column_names(first)}; name it with {flags}{hint}")
+
+
+def _familiar(first: Record, kinds: Sequence[str], where: str) -> Selection | None:
+    """Detect columns by their names. Raises InputError for a name that occurs twice."""
+    for kind, names in FAMILIAR:
+        if kind in kinds and all(lookup(first, name) is not ABSENT for name in names):
+            paths = (joined(first, names[0]), *names[1:]) if kind in ("prompt", "pairs") else names
+            for path in paths:
+                require(first, path, where)
+            return as_chats(Selection(kind, paths, detected=True), first, kinds)
+    return None
+
+
+def joined(first: Record, name: str) -> str:
+    """The column of an input, or a template of it and of the columns of text that belong to it."""
+    if not isinstance(first.get(name), str | None):
+        return name  # a chat
+    before, after = (
+        [part for part in parts if part in first and isinstance(first[part], str | None)]
+        for parts in JOINED.get(name, ((), ()))
+    )
+    names = [*before, name, *after]
+    if names == ["question", "context"]:
+        return QUESTION
+    return "\n".join(f"{{{part}}}" for part in names) if names[1:] else name
+
+
+def as_template(first: Record, path: str) -> str:
+    r"""The path; in a template `\n`, as a shell passes it, is a line break."""
+    return with_line_breaks(path) if template_fields(first, path) else path
+
+
+def header_hint(kinds: Sequence[str]) -> str:
+    """What to add where the columns of a table with a header are not found."""
+    kind = "labelled" if "labelled" in kinds else kinds[-1]
+    names = ",".join(option.removesuffix("_column") for option in OPTIONS[kind])
+    return f"; the first line is read as the header: if it is a row, name the columns, e.g. --columns {names}"
+
+
+def left_out(paths: Sequence[str], records: Sequence[Record], flag: str) -> list[str]:
+    """A warning for each column that probably belongs to the input and holds something, but is not selected."""
+    used = {name for path in paths for name in template_fields(records[0], path) or [path]}
+    likely = (name for group in PARTNERS if used.intersection(group) for name in group if name not in used)
+    main = template_fields(records[0], paths[0]) or [paths[0]]
+    warnings = []
+    for name in likely:
+        values = [value for record in records if _is_filled(value := value_of(record, name))]
+        if values and isinstance(values[0], str):
+            template = "\\n".join(f"{{{part}}}" for part in [*main, name])
+            warnings.append(f"column '{name}' is not used; a template includes it, e.g. {flag} '{template}'")
+        elif values and values[0] is not TWICE:
+            warnings.append(f"column '{name}' is not used: it does not hold text")
+    return warnings
+
+
+def _is_filled(value: Any) -> bool:
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _languages(first: Record, options: dict[str, Any], where: str) -> Selection | None:
@@ -89,16 +227,35 @@ def _languages(first: Record, options: dict[str, Any], where: str) -> Selection 
     return None
 
 
-def _require(first: Record, path: str, where: str) -> None:
+def require(first: Record, path: str, where: str, hint: str = "") -> None:
+    """Raise InputError if there is no such column, or if there are two of its name."""
     if names := template_fields(first, path):
         for name in names:
-            _require(first, name, where)
+            require(first, name, where, hint)
         return
+    if path in first and first[path] is TWICE:
+        raise InputError(f"{where}: duplicate column '{visible(path)}'; rename one of them")
     if lookup(first, path) is ABSENT and path.split(".")[0] not in first:
-        raise InputError(f"{where}: no column '{visible(path)}'; it has {_names(first)}{suggestion(path, first)}")
+        known = column_names(first)
+        raise InputError(f"{where}: no column '{visible(path)}'; it has {known}{suggestion(path, first)}{hint}")
 
 
-def _names(record: Record) -> str:
+def column_names(record: Iterable[str]) -> str:
+    """The names of columns, for messages."""
     plain = [visible(str(name), 40) for name in record]
     names = [name if name == name.strip() else f"'{name}'" for name in plain]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def named_columns(data: Split) -> set[str]:
+    """The columns that flags name or give names to."""
+    paths = [path for kind in data.kinds for option in OPTIONS[kind] if (path := getattr(data, option, None))]
+    return {*data.columns, *(name for path in paths for name in template_fields({}, path) or [path])}
+
+
+def is_row(data: Split, record: Record) -> bool:
+    """Whether an object is a usable row, even if it also contains a list of objects."""
+    try:
+        return chat_column(record, COLUMNS) is not None or choose(record, data, "").value(record) is not None
+    except (LmtrainError, BadRow):
+        return False

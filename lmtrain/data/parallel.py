@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import IO
 
 from lmtrain.config.data import PairData, Split
-from lmtrain.data.columns import spellings
+from lmtrain.data.columns import BadRow, Entry, spellings
 from lmtrain.data.contents import COMPRESSIONS
-from lmtrain.data.text_files import Numbered, decoded, guarded, printable
+from lmtrain.data.text_files import Numbered, decoded, guarded, printable, undecodable
 from lmtrain.errors import InputError, visible
 
 INSIDE = "lines with a carriage return inside, which stays there: {count}"
@@ -77,7 +77,16 @@ def read_parallel(
                 f"{printable(paths[0])} and {printable(paths[1])}: {lengths[0]} vs {lengths[1]} lines; the lines of both "
                 "must correspond"
             )
-        yield lines[0][0], dict(zip(names, (record["text"] for _, record in lines), strict=True))
+        yield lines[0][0], _pair(paths, names, [entry for _, entry in lines])
+
+
+def _pair(paths: list[Path], names: tuple[str, str], entries: list[Entry]) -> Entry:
+    record = {}
+    for path, name, entry in zip(paths, names, entries, strict=True):
+        if isinstance(entry, BadRow):
+            return BadRow(f"{printable(path)}: {entry}")
+        record[name] = entry["text"]
+    return record
 
 
 def _read_lines(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, counts: Counter[str]) -> Numbered:
@@ -94,4 +103,4 @@ def _read_lines(opener: Callable[[], IO[bytes]], encoding: str | None, name: str
                 counts[INSIDE] += 1
                 if number == 1 and line[-1] != "\n":
                     raise InputError(f"{name}: its lines end with carriage returns alone; convert them to line feeds")
-            yield number, {"text": text}
+            yield number, undecodable(text, lines) or {"text": text}

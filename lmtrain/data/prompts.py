@@ -1,13 +1,15 @@
 """The prompts of `lmtrain generate`: from the command line, a file or standard input."""
 
 import sys
+from itertools import chain, islice
 
 from lmtrain.config.data import Prompts, TextData
 from lmtrain.data import messages
 from lmtrain.data.chat_layouts import chat_names
 from lmtrain.data.chats import Chat
-from lmtrain.data.columns import ABSENT, BadRow, Record, lookup
-from lmtrain.data.sources import STDIN, is_stdin, notes_on, open_tables
+from lmtrain.data.columns import ABSENT, BadRow, Entry, Record, lookup, template_fields, text_at
+from lmtrain.data.layouts import FirstValues, as_template, column_names, joined, left_out, require
+from lmtrain.data.sources import STDIN, Table, is_stdin, notes_on, open_tables
 from lmtrain.errors import InputError, UsageError, visible
 
 TEXTS = (
@@ -21,10 +23,11 @@ Prompt = str | Chat
 """A text, or a chat; if it ends with an answer, the model is not shown this one."""
 
 
-def read(section: Prompts) -> tuple[list[Prompt], int, list[str]]:
+def read(section: Prompts, of_run: str | None = None) -> tuple[list[Prompt], int, list[str]]:
     """Return (prompts, number of empty ones, notes on the data), from --prompt, else --data, else standard input.
 
-    Each line of a text file or of standard input is a prompt. Raises InputError, UsageError.
+    Each line of a text file or of standard input is a prompt. In rows a prompt is made as the model's run made its
+    inputs: from the column or template `of_run`. Raises InputError, UsageError.
     """
     if section.prompt and section.data:
         raise UsageError("--prompt and --data: give only one of them")
@@ -33,48 +36,85 @@ def read(section: Prompts) -> tuple[list[Prompt], int, list[str]]:
     if not section.data and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("--prompt is missing; give it, name a file with --data, or pipe lines in")
     data = section.data or ["-"]
-    prompts: list[Prompt] = []
-    empty = 0
-    wanted = TextData(train=data, sample_by="line", encoding=section.encoding, text_column=section.column)
+    found: list[Prompt | None] = []
+    notes: dict[str, None] = {}
+    wanted = TextData(
+        train=data,
+        sample_by="line",
+        encoding=section.encoding,
+        columns=section.columns,
+        text_column=section.column,
+    )
     tables = open_tables(data, wanted)
     for table in tables:
-        column = section.column
-        for number, record in table:
-            column = column or _column(record, table.name)
-            prompt = _prompt(record, column, table.location(number))
-            if prompt is None:
-                empty += 1
-            else:
-                prompts.append(prompt)
+        numbered = iter(table)
+        peeked = list(islice(numbered, 100))
+        records = [_record(entry, table.location(number)) for number, entry in peeked]
+        if not records:
+            continue
+        first = FirstValues(records)
+        path = _path(first, section.column, of_run, table)
+        if not table.is_text:
+            notes[f"{table.name}: using '{visible(path, 200)}' as the prompt"] = None
+        if path not in first or isinstance(first[path], str):
+            notes |= dict.fromkeys(f"{table.name}: {line}" for line in left_out([path], records, "--column"))
+        found += (_prompt(entry, path, table.location(number)) for number, entry in chain(peeked, numbered))
+    prompts = [prompt for prompt in found if prompt is not None]
     if not prompts:
         names = (STDIN if is_stdin(name) else visible(name, 200) for name in data)
         raise InputError(f"{', '.join(names)}: contains no prompt")
-    return prompts, empty, notes_on(tables)
+    return prompts, len(found) - len(prompts), [*notes_on(tables), *notes]
 
 
-def _prompt(record: Record, column: str, where: str) -> Prompt | None:
-    """The prompt of a row; None if it is empty. Raises InputError naming `where`."""
-    value = lookup(record, column)
-    if value is ABSENT:
-        raise InputError(f"{where}, column '{column}': is missing")
-    if isinstance(value, str) and (column in TEXTS or not messages.is_chat(value)):
-        return value.rstrip("\n") if value.strip() else None
-    if not isinstance(value, str | list):
-        raise InputError(f"{where}, column '{column}': is not text")
-    answer = {"completion": record["completion"]} if messages.is_chat(record.get("completion")) else {}
-    try:
-        return messages.read_chat({column: value, **(answer if column == "prompt" else {})}, record)
-    except BadRow as problem:
-        raise InputError(f"{where}, {problem}") from None
+def _path(first: FirstValues, column: str | None, of_run: str | None, table: Table) -> str:
+    """The column or the template of the prompts. Raises InputError."""
+    if column:
+        require(first, column, table.name, table.hint)
+        return as_template(first, column)
+    if of_run:
+        names = template_fields(first, of_run) or [of_run]
+        missing = [name for name in names if lookup(first, name) is ABSENT]
+        if not missing:
+            return as_template(first, of_run)
+        if len(missing) < len(names):
+            raise InputError(
+                f"{table.name}: no column '{visible(missing[0])}', but the model was trained on '{visible(of_run, 200)}'; "
+                "add the column, or name another column or template with --column"
+            )
+    path = joined(first, _usual_column(first, table))
+    for name in template_fields(first, path) or [path]:
+        require(first, name, table.name)
+    return path
 
 
-def _column(record: Record, where: str) -> str:
-    for name in COLUMNS:
-        if name in record:
-            return name
-    chats = chat_names(record)
-    if len(record) == 1 or len(chats) == 1:
-        return [*chats, *record][0]
+def _usual_column(first: FirstValues, table: Table) -> str:
+    name = next((name for name in COLUMNS if name in first), None)
+    chats = chat_names(first) if name is None else []
+    if name is not None or len(first) == 1 or len(chats) == 1:
+        return name or [*chats, *first][0]
     raise InputError(
-        f"{where}: which column holds the prompt? It has {', '.join(map(str, record))}; name it with --column"
+        f"{table.name}: which column holds the prompt? It has {column_names(first)}; name it with --column{table.hint}"
     )
+
+
+def _record(entry: Entry, where: str) -> Record:
+    if isinstance(entry, BadRow):
+        raise InputError(entry.at(where))
+    return entry
+
+
+def _prompt(entry: Entry, path: str, where: str) -> Prompt | None:
+    """The prompt of a row; None if it is empty. Raises InputError naming `where`."""
+    record = _record(entry, where)
+    try:
+        value = text_at(record, path) if template_fields(record, path) else lookup(record, path)
+        if value is ABSENT:
+            raise BadRow(f"column '{path}': is missing")
+        if isinstance(value, str) and (path in TEXTS or not messages.is_chat(value)):
+            return value.rstrip("\n") if value.strip() else None
+        if not isinstance(value, str | list):
+            raise BadRow(f"column '{path}': is not text")
+        answer = {"completion": record["completion"]} if messages.is_chat(record.get("completion")) else {}
+        return messages.read_chat({path: value, **(answer if path == "prompt" else {})}, record)
+    except BadRow as problem:
+        raise InputError(problem.at(where)) from None

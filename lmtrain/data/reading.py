@@ -2,24 +2,30 @@
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from lmtrain.config.data import Split
 from lmtrain.data.chats import Chat, chat_notes
-from lmtrain.data.columns import BadRow, Record
+from lmtrain.data.columns import BadRow, Entry, Record
 from lmtrain.data.conll import sentences
-from lmtrain.data.layouts import choose
+from lmtrain.data.delimited import looks_like_data
+from lmtrain.data.layouts import FirstValues, choose, column_names, left_out
 from lmtrain.data.ledger import Ledger
+from lmtrain.data.remarks import Remarks, told
 from lmtrain.data.rows import Rows, Texts
-from lmtrain.data.selection import Selection
+from lmtrain.data.selection import OPTIONS, Selection
 from lmtrain.data.sources import STDIN, Table, is_stdin, notes_on, open_tables
 from lmtrain.errors import InputError, visible
 
 LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000
 """Characters. A longer line of running text, or a longer row, is split before white space into pieces."""
+
+PEEKED = 100
+"""Records of a table by which its columns are chosen."""
 
 CHUNK_CHARACTERS = 16_000_000
 """A chunk of a stream ends with the row that reaches this size."""
@@ -38,7 +44,8 @@ class RowReader:
     def __init__(self, tables: tuple[Table, ...], data: Split):
         self.tables, self.data = tables, data
         self.kind = ""
-        self._detected: dict[str, dict[str, None]] = {}  # message about detected columns -> names of the tables
+        self._remarks, self._warnings = ([Remarks(table.name) for table in tables] for _ in range(2))
+        self._first_bad = ""
 
     def is_running_text(self, table: int) -> bool:
         """Whether a table is one document rather than one per row."""
@@ -50,53 +57,79 @@ class RowReader:
             yield from islice(self._rows(index), skipped if index == table else 0, None)
 
     def _rows(self, index: int) -> Iterator[RawRow]:
-        table = self.tables[index]
-        numbered = iter(_UNITS.get(self.data.unit, iter)(table) if table.is_text else table)
-        peeked = list(islice(numbered, 100))  # any row may lack a column, even the first
-        if not peeked:
+        table, counts = self.tables[index], self._remarks[index].counts
+        counts.clear()
+        numbered = self._entries(table, counts)
+        peeked = list(self._peek(numbered, table))
+        records = [entry for _, entry in peeked if not isinstance(entry, BadRow)]
+        if not records:  # then all of the table has been read
+            yield from ((index, number, (), True) for number, _ in peeked)
             return
-        columns = {name: value for _, record in reversed(peeked) for name, value in record.items()}
-        columns |= {name: value for _, record in reversed(peeked) for name, value in record.items() if value}
-        selection = self._choose(columns, table)
-        if self.is_running_text(index):
-            for number, record in chain(peeked, numbered):
-                text = record["text"]
-                yield index, number, (text,) if len(text) <= LONGEST_PIECE else tuple(_pieces(text)), False
-            return
-        for number, record in chain(peeked, numbered):
+        selection = self._choose(records, index)
+        running = self.is_running_text(index)
+        for number, entry in chain(peeked, numbered):
             try:
-                value = selection.value(record)
+                if isinstance(entry, BadRow):
+                    raise entry
+                value = entry["text"] if running else selection.value(entry, counts)
             except BadRow as problem:
-                if self.data.on_bad == "error":
-                    raise InputError(
-                        f"{table.location(number)}, {problem}; --on-bad drop leaves such rows out"
-                    ) from None
+                self._leave_out(problem, number, table)
                 yield index, number, (), True
                 continue
             if isinstance(value, str):
-                text = value.rstrip("\n") if table.is_text else value
-                yield index, number, (text,) if len(text) <= LONGEST_ROW else tuple(_pieces(text)), False
+                text = value.rstrip("\n") if table.is_text and not running else value
+                longest = LONGEST_PIECE if running else LONGEST_ROW
+                yield index, number, (text,) if len(text) <= longest else tuple(_pieces(text)), False
             else:
                 yield index, number, () if value is None else (value,), False
 
-    def _choose(self, columns: Record, table: Table) -> Selection:
-        selection = choose(columns, self.data, table.name)
+    def _entries(self, table: Table, counts: Counter[str]) -> Iterator[tuple[int, Entry]]:
+        """The rows of a table: lines, or the sentences or paragraphs that they make."""
+        if table.is_text and self.data.unit == "sentence":
+            return islice(sentences(table.read(), table.name, counts), table.limit)
+        return _paragraphs(table) if table.is_text and self.data.unit == "paragraph" else iter(table)
+
+    def _peek(self, numbered: Iterator[tuple[int, Entry]], table: Table) -> Iterator[tuple[int, Entry]]:
+        """The rows up to the hundredth record: any record may lack a column, even the first."""
+        count = 0
+        for number, entry in numbered:
+            if isinstance(entry, BadRow):
+                self._leave_out(entry, number, table)
+            yield number, entry
+            count += not isinstance(entry, BadRow)
+            if count == PEEKED:
+                return
+
+    def _leave_out(self, problem: BadRow, number: int, table: Table) -> None:
+        """Raise InputError unless bad rows are dropped."""
+        message = problem.at(table.location(number))
+        if self.data.on_bad == "error":
+            raise InputError(f"{message}; --on-bad drop leaves such rows out") from None
+        self._first_bad = self._first_bad or f"{message} (the first bad row that is left out)"
+
+    def _choose(self, records: list[Record], index: int) -> Selection:
+        table, names = self.tables[index], FirstValues(records)
+        selection = choose(names, self.data, table.name, table.hint)
         if self.kind and selection.kind != self.kind:
             raise InputError(f"{table.name}: holds {selection.kind} rows, the data before it {self.kind} rows")
         self.kind = selection.kind
+        remarks = []
         if selection.detected and not table.is_text:
-            message = f"using column{'s' if len(selection.paths) > 1 else ''} {selection}"
-            self._detected.setdefault(message, {})[table.name] = None
+            remarks.append(f"using column{'s' if len(selection.paths) > 1 else ''} {selection}")
+        if table.has_header and looks_like_data(names, records):
+            listed = column_names(names)
+            remarks.append(f"its first line is the header ({listed}); if it is a row, name the columns with --columns")
+        self._remarks[index].fixed = tuple(remarks)
+        if selection.kind != "messages":
+            flag = f"--{OPTIONS[selection.kind][0].replace('_', '-')}"
+            self._warnings[index].fixed = tuple(left_out(selection.paths, records, flag))
         return selection
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the tables, on what was found in them and on the detected columns; one line for all that are alike."""
-        detected = [
-            f"{next(iter(names))}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {message}"
-            for message, names in self._detected.items()
-        ]
-        return list(dict.fromkeys([*notes_on(self.tables), *detected]))
+        """Notes on the tables and on what was found in them; one line for all that are alike."""
+        bad = [self._first_bad] if self._first_bad else []
+        return list(dict.fromkeys([*notes_on(self.tables), *told(self._remarks), *bad]))
 
     def collect(self, rows: Iterable[RawRow]) -> Rows:
         """The usable rows; the ledgers count the others."""
@@ -127,6 +160,7 @@ class RowReader:
             last_serials,
             ledgers,
             self.notes + (chat_notes(others) if self.kind == "messages" else []),
+            told(self._warnings),
         )
 
 
@@ -161,23 +195,21 @@ def _note_references(rows: Rows) -> list[str]:
     return [message] if count else []
 
 
-def _paragraphs(table: Table) -> Iterator[tuple[int, Record]]:
-    """Join the lines up to each blank line; the number is that of the first line."""
+def _paragraphs(table: Table) -> Iterator[tuple[int, Entry]]:
+    """Join the lines up to each blank line; the number is that of the first line. One bad line makes all of them bad."""
     lines: list[str] = []
+    problem: BadRow | None = None
     start = 1
-    for number, record in table:
-        if record["text"].strip():
-            start = start if lines else number
-            lines.append(record["text"])
-        elif lines:
-            yield start, {"text": "".join(lines)}
-            lines = []
-    if lines:
-        yield start, {"text": "".join(lines)}
-
-
-_UNITS: dict[str, Callable[[Table], Iterable[tuple[int, Record]]]] = {"paragraph": _paragraphs, "sentence": sentences}
-"""Unit -> reader that joins the lines of a text file to such units."""
+    for number, entry in chain(table, [(0, {"text": ""})]):
+        if isinstance(entry, BadRow) or entry["text"].strip():
+            start = start if lines or problem else number
+            if isinstance(entry, BadRow):
+                problem = problem or entry
+            else:
+                lines.append(entry["text"])
+        elif lines or problem:
+            yield start, problem or {"text": "".join(lines)}
+            lines, problem = [], None
 
 
 def _pieces(line: str) -> Iterator[str]:

@@ -78,6 +78,8 @@ class Rows:
     ledgers: tuple[Ledger, ...]
     """One ledger per source, with the counts of unusable rows."""
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What probably was not meant."""
     is_chunk: bool = False
     has_next: bool = False
     """Whether another chunk of the stream follows."""

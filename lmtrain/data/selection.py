@@ -4,12 +4,25 @@ There are six kinds of rows: `text` (one string), `prompt` (prompt, completion),
 target), `labelled` (text, label) and `tagged` (words, tags).
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from lmtrain.data.chats import Chat
-from lmtrain.data.columns import ABSENT, BadRow, Record, as_text, lookup, template_fields, text_at
+from lmtrain.data.columns import (
+    ABSENT,
+    BadRow,
+    Record,
+    as_text,
+    is_number,
+    lookup,
+    number_or_text,
+    template_fields,
+    text_at,
+)
 from lmtrain.data.messages import check_trainable, read_chat
+from lmtrain.errors import visible
 
 OPTIONS = {
     "messages": ("messages_column",),
@@ -32,10 +45,10 @@ class Selection:
     """Whether the columns were detected by name, rather than given by flags."""
 
     def __str__(self) -> str:
-        return " and ".join(f"'{path}'" for path in self.paths)
+        return " and ".join(f"'{visible(path, 200)}'" for path in self.paths)
 
-    def value(self, record: Record) -> Any:
-        """The value of a record, or None where it is empty. Raises BadRow.
+    def value(self, record: Record, counts: Counter[str] | None = None) -> Any:
+        """The value of a record, or None where it is empty. `counts` counts what is converted. Raises BadRow.
 
         text: a string. prompt and labelled: two strings. pairs: the source and one or several targets. messages: a
         Chat. tagged: two lists of strings.
@@ -43,28 +56,41 @@ class Selection:
         if self.kind == "messages":
             return _chat(record, self.paths)
         if self.kind == "pairs":
-            return _pair(record, *self.paths)
+            return _pair(record, counts, *self.paths)
         if self.kind == "labelled":
-            return _labelled(record, *self.paths)
+            return _labelled(record, counts, *self.paths)
         if self.kind == "tagged":
             return _tagged(record, *self.paths)
-        strings = [text_at(record, path) for path in self.paths]
-        if any(not string.strip() for string in strings):
-            return None
-        return strings[0] if self.kind == "text" else tuple(strings)
+        if self.kind == "prompt":
+            return _pair(record, counts, *self.paths, several=False)
+        text = text_at(record, self.paths[0])
+        return text if text.strip() else None
 
 
-def _pair(record: Record, source_path: str, target_path: str) -> tuple[str, ...] | None:
+def _pair(
+    record: Record, counts: Counter[str] | None, source_path: str, target_path: str, *, several: bool = True
+) -> tuple[str, ...] | None:
+    """The source and its targets, or only the first target. None where the source or every target is blank."""
     source = text_at(record, source_path)
     target = text_at(record, target_path) if template_fields(record, target_path) else lookup(record, target_path)
     references = target if isinstance(target, list | tuple) else [target]
-    targets = [text for text in (as_text(value, target_path) for value in references) if text.strip()]
-    return (source, *targets) if source.strip() and targets else None
+    _count_numbers(references, target_path, counts)
+    targets = [text for text in (number_or_text(value, target_path) for value in references) if text.strip()]
+    if counts is not None and not several and targets[1:]:
+        counts[f"{{count}} lists in '{target_path}' have several texts, of which the first is used"] += 1
+    return (source, *targets[: None if several else 1]) if source.strip() and targets else None
 
 
-def _labelled(record: Record, text_path: str, label_path: str) -> tuple[str, str] | None:
-    text, label = text_at(record, text_path), _label(lookup(record, label_path), label_path)
+def _labelled(record: Record, counts: Counter[str] | None, text_path: str, label_path: str) -> tuple[str, str] | None:
+    value = lookup(record, label_path)
+    _count_numbers([value], label_path, counts)
+    text, label = text_at(record, text_path), _label(value, label_path)
     return (text, label) if text.strip() else None
+
+
+def _count_numbers(values: Iterable[Any], path: str, counts: Counter[str] | None) -> None:
+    if counts is not None and (numbers := sum(map(is_number, values))):
+        counts[f"{{count}} numbers in '{path}' are used as text"] += numbers
 
 
 def _tagged(record: Record, words_path: str, tags_path: str) -> tuple[list[str], list[str]] | None:
@@ -80,8 +106,8 @@ def _tagged(record: Record, words_path: str, tags_path: str) -> tuple[list[str],
 
 
 def _label(value: Any, path: str) -> str:
-    """A label as text; it may be a name, a class number or a boolean."""
-    label = str(value) if isinstance(value, bool | int) else as_text(value, path)
+    """A label as text; it may be a name, a number or a boolean."""
+    label = number_or_text(value, path)
     if not label.strip():
         raise BadRow(f"column '{path}': is empty")
     return label

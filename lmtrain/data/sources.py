@@ -17,26 +17,17 @@ from typing import IO, Any
 from lmtrain.config.data import Split
 from lmtrain.data import folders, parallel
 from lmtrain.data.builtin import EXAMPLES
-from lmtrain.data.columns import BadRow, Record, template_fields
+from lmtrain.data.columnar import read_columnar, read_dataset
+from lmtrain.data.columns import Entry
+from lmtrain.data.conll import is_tagged
 from lmtrain.data.contents import by_name, recognise
-from lmtrain.data.formats import (
-    ARROW,
-    JSON,
-    JSON_LINES,
-    PARQUET,
-    READERS,
-    TEXT,
-    format_of,
-    read_columnar,
-    read_dataset,
-)
-from lmtrain.data.layouts import choose
-from lmtrain.data.messages import COLUMNS, chat_column
+from lmtrain.data.formats import ARROW, CSV, JSON, JSON_LINES, PARQUET, READERS, TEXT, TSV, format_of
+from lmtrain.data.layouts import header_hint, is_row, named_columns
+from lmtrain.data.nested_questions import flattened
 from lmtrain.data.remarks import Remarks, told
-from lmtrain.data.selection import OPTIONS
 from lmtrain.data.splits import NoSplits
-from lmtrain.data.text_files import first_lines, guarded, open_bytes, printable, start_of
-from lmtrain.errors import InputError, LmtrainError, UsageError, suggestion, visible
+from lmtrain.data.text_files import LONGEST_NAME, first_lines, guarded, open_bytes, printable, start_of
+from lmtrain.errors import InputError, UsageError, suggestion, visible
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 LOCAL_DATASET = re.compile(r"(?P<name>.+?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
@@ -51,7 +42,7 @@ class Table:
     """A file or a split of a Hub dataset, which can be read repeatedly."""
 
     name: str
-    read: Callable[[], Iterator[tuple[int, Record]]]
+    read: Callable[[], Iterator[tuple[int, Entry]]]
     """Yields (line number, record), or (row number, record) where there are no lines."""
     unit: str = "line"
     is_text: bool = False
@@ -66,12 +57,16 @@ class Table:
     """Messages about where it comes from."""
     remarks: tuple[Remarks, ...] = ()
     """What there is to say about its files, complete when it has been read."""
+    has_header: bool = False
+    """Whether its first line gives the names of the columns."""
+    hint: str = ""
+    """What else to say where the columns are not found."""
 
     def location(self, number: int) -> str:
         """File and line, for messages."""
-        return f"{self.name}, {self.unit} {number}"
+        return f"{visible(self.name, LONGEST_NAME)}, {self.unit} {number}"
 
-    def __iter__(self) -> Iterator[tuple[int, Record]]:
+    def __iter__(self) -> Iterator[tuple[int, Entry]]:
         return islice(self.read(), self.limit)
 
 
@@ -201,25 +196,31 @@ def _file(path: Path, data: Split) -> Table:
         raise InputError(f"{printable(path)}: {what}")
     if form is not None and form in PARQUET + ARROW:
         return Table(name, partial(read_columnar, path, form), unit="row", files=(path,))
-    if form is not None and form not in TEXT:
-        return Table(name, partial(guarded, _reader(form, data, Counter()), path, data.encoding), files=(path,))
 
-    def read(reader: Callable[..., Any]) -> Iterator[tuple[int, Record]]:
+    def read(reader: Callable[..., Any]) -> Iterator[tuple[int, Entry]]:
         return guarded(reader, path, data.encoding)
 
-    return replace(_by_content(name, partial(open_bytes, path), read, data), files=(path,))
+    opener = partial(open_bytes, path)
+    if form in TSV and data.unit == "sentence" and not named_columns(data):
+        form = TEXT[0] if is_tagged(first_lines(start_of(opener), data.encoding).split("\n")) else form
+        table = _table(name, form, read, data)
+    elif form is not None and form not in TEXT:
+        table = _table(name, form, read, data)
+    else:
+        table = _by_content(name, opener, read, data)
+    return replace(table, files=(path,))
 
 
 def _by_content(
     name: str,
     opener: Callable[[], IO[bytes]],
-    read: Callable[[Callable[..., Any]], Iterator[tuple[int, Record]]],
+    read: Callable[[Callable[..., Any]], Iterator[tuple[int, Entry]]],
     data: Split,
 ) -> Table:
     """A file that may be text (its name does not tell: corpus.ko, wiki_00), or JSON or a table instead."""
     is_conll = data.unit == "sentence"
     takes_text = "text" in data.kinds or is_conll
-    content = recognise(first_lines(start_of(opener), data.encoding), _columns(data), takes_text, is_conll)
+    content = recognise(first_lines(start_of(opener), data.encoding), named_columns(data), takes_text, is_conll)
     is_text = content.form in TEXT
     if is_text and not takes_text:
         about = f" and {content.remark.split(',')[0]}" if content.remark else ""
@@ -227,30 +228,34 @@ def _by_content(
             f"{visible(name, 200)}: is text{about}, but rows of two columns are needed: a table, JSON lines, or the STEM "
             "of two files of parallel lines"
         )
-    remarks = Remarks(name, (content.remark,) if content.remark else ())
-    reader = _reader(content.form, data, remarks.counts)
-    return Table(name, partial(read, reader), is_text=is_text, remarks=(remarks,))
+    return _table(name, content.form, read, data, content.remark)
 
 
-def _columns(data: Split) -> set[str]:
-    """The columns that flags name."""
-    paths = [path for kind in data.kinds for option in OPTIONS[kind] if (path := getattr(data, option, None))]
-    return {name for path in paths for name in template_fields({}, path) or [path]}
+def _table(
+    name: str,
+    form: str,
+    read: Callable[[Callable[..., Any]], Iterator[tuple[int, Entry]]],
+    data: Split,
+    remark: str = "",
+) -> Table:
+    """The table of a text file in this format. `read` calls a reader on it."""
+    remarks = Remarks(name, (remark,) if remark else ())
+    rows: Callable[[], Iterator[tuple[int, Entry]]] = partial(read, _reader(form, data, remarks.counts))
+    if form in JSON + JSON_LINES:
+        rows = partial(flattened, rows, remarks.counts)
+    has_header = form in CSV + TSV and not data.columns
+    hint = header_hint(data.kinds) if has_header else ""
+    unit = "row" if form in JSON else "line"
+    return Table(name, rows, unit, form in TEXT, remarks=(remarks,), has_header=has_header, hint=hint)
 
 
 def _reader(form: str, data: Split, counts: Counter[str]) -> Callable[..., Any]:
     reader = READERS[form]
     if form in TEXT:
         return partial(reader, counts=counts)
-    return partial(reader, is_row=partial(_is_row, data)) if form in JSON + JSON_LINES else reader
-
-
-def _is_row(data: Split, record: Record) -> bool:
-    """Whether an object is a usable row, even if it also contains a list of objects."""
-    try:
-        return chat_column(record, COLUMNS) is not None or choose(record, data, "").value(record) is not None
-    except (LmtrainError, BadRow):
-        return False
+    if form in CSV + TSV:
+        return partial(reader, columns=data.columns, counts=counts)
+    return partial(reader, is_row=partial(is_row, data)) if form in JSON + JSON_LINES else reader
 
 
 def _parallel(stem: str, data: Split) -> Table | None:
@@ -273,7 +278,7 @@ def _stdin(data: Split) -> Table:
     content = sys.stdin.buffer.read()
     opener = partial(io.BytesIO, content)
 
-    def read(reader: Callable[..., Any]) -> Iterator[tuple[int, Record]]:
+    def read(reader: Callable[..., Any]) -> Iterator[tuple[int, Entry]]:
         return iter(reader(opener, data.encoding, STDIN))
 
     return _by_content(STDIN, opener, read, data)

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from lmtrain.data.columns import Record
+from lmtrain.data.columns import BadRow, Entry
 from lmtrain.data.contents import START, is_binary, not_text
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
-Numbered = Iterator[tuple[int, Record]]
+Numbered = Iterator[tuple[int, Entry]]
+"""(line or row number, record or why there is none)."""
 
 ENCODINGS = ("utf-8", "utf-16", "euc-kr", "cp949", "latin-1", "shift_jis")
 
@@ -97,18 +98,23 @@ class _FixedSizeFile(io.RawIOBase):
 @contextmanager
 def decoded(
     opener: Callable[[], IO[bytes]], encoding: str | None, name: str, newline: str | None
-) -> Iterator[IO[str]]:
-    """Open a file as text. Raises InputError, with the line, for bytes that are not text in this encoding."""
+) -> Iterator[io.TextIOWrapper]:
+    """Open a file as text. Raises InputError for a file that is not text.
+
+    Bytes that are not text in this encoding become surrogates, which `undecodable` finds. In UTF-16 and UTF-32 they
+    raise InputError with their line, because the lines after them are not known.
+    """
     try:
         with opener() as raw:
             start = raw.read(START)
         if what := not_text(start):
             raise InputError(f"{name}: {what}")
         actual = encoding or _detect_encoding(start[:1000], name)
-        if not encoding and is_binary(start):
+        wide = codecs.lookup(actual).name.startswith(("utf-16", "utf-32"))
+        if (not encoding and is_binary(start)) or (b"\0" in start and not wide and not _begins(start, actual)):
             raise InputError(f"{name}: binary data, not text")
         with opener() as raw:
-            yield io.TextIOWrapper(raw, actual, newline=newline)
+            yield io.TextIOWrapper(raw, actual, errors="strict" if wide else "surrogateescape", newline=newline)
     except LookupError:
         raise UsageError(f"--encoding {encoding}: no such encoding{suggestion(str(encoding), ENCODINGS)}") from None
     except UnicodeDecodeError:
@@ -134,6 +140,28 @@ def first_lines(start: bytes, encoding: str | None) -> str:
     return lines if len(start) < START or "\n" not in lines else lines[: lines.rindex("\n") + 1]
 
 
+def undecodable(text: str, lines: io.TextIOWrapper) -> BadRow | None:
+    """Why a text from `lines` cannot be used if some of its bytes are not of the encoding, otherwise None."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        encoding = lines.encoding.removesuffix("-sig")
+        return BadRow(_not_text(text.encode(encoding, "surrogateescape"), encoding))
+    return None
+
+
+def read_all(lines: io.TextIOWrapper, name: str, start: str = "") -> str:
+    """`start` and what follows it in the file. Raises InputError, with the line, for bytes that are not text."""
+    text = start + lines.read()
+    if undecodable(text, lines):
+        for number, line in enumerate(text.split("\n"), 1):
+            if problem := undecodable(line, lines):
+                raise InputError(problem.at(f"{name}, line {number}"))
+    return text
+
+
 def _detect_encoding(start: bytes, name: str) -> str:
     """The encoding by the byte order mark, else UTF-8. Raises InputError for UTF-16 without a mark."""
     if marked := next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None):
@@ -153,27 +181,35 @@ def _describe_undecodable(opener: Callable[[], IO[bytes]], encoding: str, name: 
     decoder, number = codecs.getincrementaldecoder(encoding)(), 1
     line = b""
     with opener() as raw:
-        if b"\0" in raw.read(8192) and not encoding.startswith("utf-16"):
-            return f"{name}: binary data, not text"
-    with opener() as raw:
         try:
             for line in raw:
                 number += decoder.decode(line).count("\n")
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
             pass
+    return f"{name}, line {number}: {_not_text(line, encoding)}"
+
+
+def _not_text(line: bytes, encoding: str) -> str:
+    """A message on a line that is not text in this encoding, with encodings that fit it."""
     fitting = [other for other in LIKELY if other != encoding and _fits(line, other)]
     if "euc-kr" in fitting and "cp949" in fitting:
         fitting.remove("cp949")  # a superset of euc-kr
-    return (
-        f"{name}, line {number}: not {encoding.removesuffix('-sig').upper()} text; "
-        f"name its encoding with --encoding, e.g. {' or '.join(fitting)}"
-    )
+    return f"not {encoding.removesuffix('-sig').upper()} text; name its encoding with --encoding, e.g. {' or '.join(fitting)}"
 
 
 def _fits(line: bytes, encoding: str) -> bool:
     try:
         line.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _begins(start: bytes, encoding: str) -> bool:
+    """Whether the start of a file is text in this encoding; its last character may be cut off."""
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(start)
     except UnicodeDecodeError:
         return False
     return True

@@ -17,7 +17,7 @@ from lmtrain.commands.probe import classifier, encoder
 from lmtrain.config.data import LabelledData, MlmData
 from lmtrain.config.eval import Probing
 from lmtrain.config.model import Model
-from lmtrain.data import corpus, formats
+from lmtrain.data import columnar, corpus
 from lmtrain.data.reading import load
 from lmtrain.modeling.loss import evaluating
 from lmtrain.runtime.console import Console
@@ -318,7 +318,7 @@ def test_class_labels_of_a_dataset_are_read_by_name():
     datasets.Dataset.from_dict(rows, features=datasets.Features(schema)).to_parquet("named/train.parquet")
     section = LabelledData(train=["named@train"])
     assert load(section.train, section).values == [(["the", "king"], ["O", "B-PER"]), (["a"], ["O"])]
-    (_, first), (_, second) = formats.read_dataset("named", None, "train")
+    (_, first), (_, second) = columnar.read_dataset("named", None, "train")
     assert (first["kind"], second["kind"]) == ("B-PER", None)
 
 
@@ -341,9 +341,9 @@ MISTAKES = {
     "one label": (["--data", "one.jsonl"], 3, "one.jsonl: all rows have one label, 'a'"),
     "an empty label": (["--data", "empty.jsonl"], 3, "empty.jsonl, line 2, column 'label': is empty"),
     "a label that is no text": (
-        ["--data", "float.jsonl"],
+        ["--data", "list.jsonl"],
         3,
-        "float.jsonl, line 1, column 'label': is float 0.5, not text",
+        "list.jsonl, line 1, column 'label': is list [0.5], not text",
     ),
     "no text": (["--data", "blank.jsonl"], 3, "blank.jsonl: no usable text (2 empty rows)"),
     "no such file": (["--data", "tex.jsonl"], 3, "tex.jsonl: no such file"),
@@ -370,7 +370,7 @@ def test_mistakes_are_reported_in_one_sentence(mistake: str, bert: Path):
     write_rows("good.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}] * 4)
     write_rows("one.jsonl", [{"text": "x", "label": "a"}] * 4)
     write_rows("empty.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": ""}])
-    write_rows("float.jsonl", [{"text": "x", "label": 0.5}])
+    write_rows("list.jsonl", [{"text": "x", "label": [0.5]}])
     write_rows("blank.jsonl", [{"text": "", "label": "a"}, {"text": " ", "label": "b"}])
     Path("text.txt").write_text("word\n")
     Path("tags.conll").write_text("the O\nking B-PER\n\n" * 4)

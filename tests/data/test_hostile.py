@@ -62,7 +62,7 @@ def test_fitting_encodings_are_suggested_for_text_that_is_not_utf8(content: byte
     (tmp_path / "a.txt").write_bytes(b"first line\n" + content)
     message = error_message(tmp_path / "a.txt")
     assert "a.txt, line 2: not UTF-8 text" in message
-    assert message.endswith(f"--encoding, e.g. {fitting}")
+    assert message.endswith(f"--encoding, e.g. {fitting}; --on-bad drop leaves such rows out")
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", bytes(range(256)) * 20])
@@ -128,7 +128,7 @@ def test_a_last_line_without_a_newline_is_read(tmp_path: Path):
     ("content", "expected"),
     [
         ("text,label\n" + "a,1\n" * 99 + "a,b,c,1\n", "a.csv, line 101: 4 cells, but the header has 2"),
-        ('text,label\n"never ends,1\n', "a.csv, line 2: unexpected end of data"),
+        ('text,label\n"never ends,1\n', "a.csv, line 2: a quotation mark is not closed"),
         ("To be or not to be,1\nTo be,2\n", "It has To be or not to be, 1"),
         (" text , label\nabc,1\n", "It has ' text ', ' label'"),
     ],
@@ -153,7 +153,7 @@ def test_invalid_parquet_is_located(tmp_path: Path):
     assert "row 1, column 'text': is bytes" in error_message(parquet(path, ("text", pa.array([b"a", b"b"]))))
     assert "a.parquet: duplicate column 'text'" in error_message(parquet(path, ("text", text), ("text", text)))
     broken = pa.StringArray.from_buffers(2, *pa.array([b"ok", b"\xff\xfe"]).buffers()[1:])
-    assert "a.parquet, after row 0: text that is not UTF-8" in error_message(parquet(path, ("text", broken)))
+    assert "a.parquet, row 2, column 'text': is not UTF-8 text" in error_message(parquet(path, ("text", broken)))
 
 
 @pytest.mark.parametrize("end", [".gz", ".bz2", ".xz", ".zst"])

@@ -256,7 +256,6 @@ BROKEN = {
     "a.csv": [
         (b"text,text\na,b\n", "duplicate column 'text'"),
         (b"text,label\na,b\nc\n", "line 3: 1 cells, but the header has 2: text, label"),
-        (b"text;label\na;b\n", "only one column 'text;label'"),
         (b"text\n", "no usable text"),
     ],
     "a.jsonl.gz": [
