@@ -47,10 +47,10 @@ def cut_warnings(kind: str, ledgers: Mapping[str, Mapping[str, Any]], limits: Li
     warnings = []
     for split, ledger in ledgers.items():
         cut, used, read = (ledger[f"rows_{fate}"] for fate in ("truncated", "used", "read"))
-        if cut and kind != "messages":  # the encoding of chats reports those itself
+        if cut:
             warnings.append(
-                f"{cut:,} of {used:,} {names[split]} rows are cut at {flags}; a larger limit keeps more of them, if the "
-                "model has the positions, and --on-long drop leaves them out"
+                f"{cut:,} of {used:,} {names[split]} rows are cut at {flags} ({cut / used:.1%}); a larger limit keeps more of "
+                "them, if the model has the positions, and --on-long drop leaves them out"
             )
         if kind == "prompt" and (dropped := ledger["rows_dropped"]):
             warnings.append(

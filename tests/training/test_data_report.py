@@ -19,6 +19,12 @@ LEDGER = {"rows_read": 60, "rows_used": 50, "rows_truncated": 0, "rows_dropped":
         ("text", {}, {"max_length": 8}, []),
         ("text", {"rows_truncated": 3}, {"max_length": 8}, ["3 of 50 training rows are cut at --max-length 8"]),
         ("prompt", {"rows_truncated": 3}, {"max_length": 8}, ["3 of 50 training rows are cut at --max-length 8"]),
+        (
+            "messages",
+            {"rows_truncated": 3},
+            {"max_length": 8},
+            ["3 of 50 training rows are cut at --max-length 8 (6.0%)"],
+        ),
         ("prompt", {"rows_dropped": 10}, {"max_length": 8}, ["10 of 60 training rows are left out", "--max-length 8"]),
         (
             "pairs",
@@ -40,6 +46,7 @@ def test_rows_that_are_cut_are_counted_with_the_flag(
     ("objective", "model", "data", "flags", "named"),
     [
         ("clm", "gpt2", "prompts.jsonl", ["-L", 16], "--max-length 16"),
+        ("clm", "gpt2", "chats.jsonl", ["-L", 64], "--max-length 64"),
         ("clm", "gpt2", "text.jsonl", ["-L", 4, "--no-packing", "--on-long", "truncate"], "--max-length 4"),
         ("mlm", "bert", "text.jsonl", ["-L", 6, "--no-packing", "--on-long", "truncate"], "--max-length 6"),
         ("seq2seq", "t5", "pairs.jsonl", ["--max-source-length", 4], "--max-source-length 4"),
