@@ -171,6 +171,9 @@ class Silent(Console):
     def warn(self, text: str) -> None:
         pass
 
+    def answer(self, *_: Any, **__: Any) -> None:
+        pass
+
     def result(self, *_: Any, **__: Any) -> None:
         pass
 

@@ -358,6 +358,17 @@ def test_an_adapter_cannot_continue_with_tokens_that_it_does_not_know():
     assert outcome.code == 3 and "lmtrain merge" in outcome.err.replace("\n", " "), outcome.err
 
 
+def test_an_adapter_with_whole_weights_is_continued_after_merging():
+    network = base("llama", ROWS)
+    network.resize_token_embeddings(ENTRIES)
+    adapt(network, lora("llama"), save_embedding_layers=True)
+    Path("data.jsonl").write_text('{"text": "w1 w2"}\n' * 20)
+    flags = ["--data", "data.jsonl", "--val-split", 0, "--max-steps", 1, "-o", "run"]
+    outcome = lmtrain("clm", "--model", "adapter", *flags, "--lora")
+    message = outcome.err.replace("\n", " ")
+    assert outcome.code == 3 and "holds whole weights" in message and "lmtrain merge" in message
+
+
 # --- what a model has to be asked like ---------------------------------------------------------------------------------
 RUNS = {
     "text": ("clm", "gpt2", "text.jsonl", [], "the dog"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmtrain.runtime import streams
-from lmtrain.runtime.console import Console
+from lmtrain.runtime.console import Console, Silent
 from lmtrain.runtime.files import write_lines
 
 PROGRAM = [sys.executable, "-m", "lmtrain"]
@@ -141,3 +141,12 @@ def test_a_system_without_utf8_is_named():
 def test_files_hold_names_that_are_no_text():
     write_lines(Path("rows.jsonl"), [{"file": "\udcff.txt", "text": "안녕"}])
     assert json.loads(Path("rows.jsonl").read_text(encoding="utf-8")) == {"file": "\udcff.txt", "text": "안녕"}
+
+
+def test_silent_is_silent(capsys: pytest.CaptureFixture[str]):
+    console = Silent()
+    console.note("note")
+    console.warn("warning")
+    console.answer({"input": "prompt", "output": "answer"}, streamed=False)
+    console.result({}, [], title="result")
+    assert capsys.readouterr() == ("", "")
