@@ -52,8 +52,8 @@ def guarded(reader: Callable[..., Iterator[Any]], path: Path, encoding: str | No
     except OSError as error:
         if "too much memory" in str(error):  # of zstandard
             raise InputError(
-                f"{printable(path)}: compressed with a long window (zstd --long), which cannot be read; decompress it "
-                "(zstd -d --long=31), or compress it anew without --long"
+                f"{printable(path)}: compressed by zstd with a long window (of more than 128 MiB), which cannot be read; "
+                "decompress it, or compress it anew with a shorter one"
             ) from None
         # The decompressors of bzip2 and zstandard raise a plain OSError without an errno.
         damaged = "" if error.strerror else "damaged or not what its name says: "

@@ -31,7 +31,7 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, source: str | None, target
 def _hint(language: str, known: list[str]) -> str:
     near = [code for code in known if code.startswith(re.split("[_-]", language.lower())[0])]
     if 0 < len(near) <= 4:
-        return f"; did you mean {' or '.join(near)}?"
+        return f"; did you mean {' or '.join(map(repr, near))}?"
     return suggestion(language, known) or "; it knows " + ", ".join(known[:12]) + (", …" if known[12:] else "")
 
 

@@ -184,8 +184,7 @@ def test_a_long_window_of_zstandard_is_named(tmp_path: Path):
     for window_log in (28, 31):
         path.write_bytes(zstd_frame(GOOD.encode(), window_log))
         message = error_message(path)
-        assert "a.jsonl.zst: compressed with a long window (zstd --long)" in message
-        assert "zstd -d --long=31" in message
+        assert "a.jsonl.zst: compressed by zstd with a long window (of more than 128 MiB)" in message
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst"])

@@ -53,17 +53,17 @@ def test_the_languages_are_set(kind: str, source: str, target: str):
     [
         ("m2m_100", "en", "zz", "--target-lang zz: the tokenizer does not know this language; it knows af, am"),
         ("m2m_100", "eng", "ko", "--source-lang eng: .*; did you mean 'en'"),
-        ("m2m_100", "en", "ko_KR", "--target-lang ko_KR: .*; did you mean ko?"),
+        ("m2m_100", "en", "ko_KR", "--target-lang ko_KR: .*; did you mean 'ko'?"),
         ("m2m_100", "en", None, "--target-lang is missing"),
-        ("mbart", "en", "ko_KR", "--source-lang en: .*; did you mean en_XX?"),
+        ("mbart", "en", "ko_KR", "--source-lang en: .*; did you mean 'en_XX'?"),
         ("mbart", "en_XX", None, "--target-lang is missing"),
         (
             "nllb",
             "en",
             "kor_Hang",
-            "--source-lang en: the tokenizer does not know this language; did you mean eng_Latn",
+            "--source-lang en: the tokenizer does not know this language; did you mean 'eng_Latn'",
         ),
-        ("nllb", "eng_Latn", "kor", "--target-lang kor: .*; did you mean kor_Hang?"),
+        ("nllb", "eng_Latn", "kor", "--target-lang kor: .*; did you mean 'kor_Hang'?"),
     ],
 )
 def test_a_language_of_another_tokenizer_is_refused(kind: str, source: str, target: str | None, message: str):
