@@ -171,15 +171,10 @@ def _tokenizer(model: SentencePieceModel) -> Tokenizer:
             *([decoders.Strip(" ", 1, 0)] if model.prefix else []),
         ]
     )
-    for special in (True, False):
-        wanted = CONTROL if special else USER_DEFINED
-        tokenizer.add_tokens(
-            [
-                AddedToken(piece, special=special, normalized=False)
-                for index, (piece, _, kind) in enumerate(model.pieces)
-                if kind == wanted or (special and index == model.roles["unk_token"])
-            ]
-        )
+    marks = {piece for piece, _, kind in model.pieces if kind == CONTROL} | {model.pieces[model.roles["unk_token"]][0]}
+    own = {piece for piece, _, kind in model.pieces if kind == USER_DEFINED and model.kind != UNIGRAM}
+    for piece in [piece for piece, *_ in model.pieces if piece in marks | own]:
+        tokenizer.add_tokens([AddedToken(piece, special=piece in marks, normalized=False)])
     return tokenizer
 
 
@@ -191,13 +186,21 @@ def _model(model: SentencePieceModel) -> models.Model:
     unknown = model.roles["unk_token"]
     name = model.pieces[unknown][0]
     if model.kind == UNIGRAM:
-        scores = [(piece, score) for piece, score, _ in model.pieces]
-        return models.Unigram(scores, unknown, model.byte_fallback)
+        return models.Unigram(_scores(model), unknown, model.byte_fallback)
     vocabulary = {piece: index for index, (piece, *_) in enumerate(model.pieces)}
     if model.kind == WORD:
         raise NotImplementedError("a sentencepiece model of whole words is not read; train one of type unigram or bpe")
     merges = _merges(model) if model.kind == BPE else []
     return models.BPE(vocabulary, merges, unk_token=name, fuse_unk=True, byte_fallback=model.byte_fallback)
+
+
+def _scores(model: SentencePieceModel) -> list[tuple[str, float]]:
+    """The pieces with their scores; one defined by the user outweighs all pieces that it could be made of."""
+    best = max((score for _, score, kind in model.pieces if kind == NORMAL), default=0.0)
+    return [
+        (piece, len(piece.encode()) * best - 0.1 if kind == USER_DEFINED else score)
+        for piece, score, kind in model.pieces
+    ]
 
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:

@@ -130,6 +130,7 @@ SENTENCEPIECE = {
     "folded": {"normalization_rule_name": "nfkc_cf"},
     "no prefix": {"add_dummy_prefix": False},
     "own marks": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "control_symbols": ["<mask>"]},
+    "own pieces": {"user_defined_symbols": ["(", ")", "<sep>", "모델"]},
     "over spaces": {"model_type": "bpe", "split_by_whitespace": False},
 }
 
@@ -147,7 +148,7 @@ def test_sentencepiece_model_cuts_as_sentencepiece(kind: str, as_folder: bool):
     given = str(path.parent if as_folder else path)
     tokenizer, notes, _ = load_tokenizer(Model(name="llama", from_scratch=True, tokenizer=given))
     assert not [note for note in notes if "otherwise" in note]
-    for text in [*MIXED, "  two  spaces ", "한국어 ½ ﬁne 🙂", "", "Numbers 1, 2 & 3"]:
+    for text in [*MIXED, "  two  spaces ", "한국어 ½ ﬁne 🙂", "", "Numbers 1, 2 & 3", "f(x)<sep>한국어모델 (y)"]:
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text), text
         assert tokenizer.decode(own.encode(text)) == own.decode(own.encode(text)).replace(" ⁇ ", "<unk>"), text
     roles = {"bos_token": own.bos_id(), "eos_token": own.eos_id(), "unk_token": own.unk_id()}
