@@ -231,6 +231,7 @@ def _is_quoted(sample: list[str], width: int | None) -> bool:
     fitting_plain = sum(len(cells) == width for cells in complete)
     if fitting != fitting_plain:
         return fitting > fitting_plain
-    doubled = any('""' in cell[1:-1] for cells in complete for cell in cells if cell.startswith('"'))
+    marked = (cell for cells in complete for cell in cells if cell.startswith('"'))
+    doubled = any(cell == '""' or '""' in cell[1:-1] for cell in marked)
     everywhere = header and all(cell.startswith('"') or cell.isdigit() for cell in plain[0])
     return len(spans) == len(complete) and (doubled or everywhere)
