@@ -100,6 +100,9 @@ def merge(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the base.")
     ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also load pickled weights of the base.", hidden=True)
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge a LoRA adapter into its base model."""
@@ -108,7 +111,7 @@ def merge(
     set_environment(offline)
     model_checks.check_is_adapter(adapter)
     check_new(output_dir)
-    model = Model(name=adapter, trust_remote_code=trust_remote_code)
+    model = Model(name=adapter, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     objective = saved_model.objective_of_model(model)
     model_checks.check_model(objective, model)
     console = Console(quiet=quiet)

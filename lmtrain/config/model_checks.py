@@ -169,7 +169,7 @@ def _other_weights(folder: Path) -> str:
     found = [path.name for pattern in (PICKLES, *OTHERS) for path in sorted(folder.glob(pattern))]
     found = [name for name in found if not NO_WEIGHTS.match(name)]
     if not found:
-        return "there are none; --from-scratch starts with random ones"
+        return "there are none; training with --from-scratch starts with random ones"
     if not Path(found[0]).match(PICKLES):
         return f"only {found[0]}; convert it with the tool that wrote it, or fetch the safetensors of the model"
     return (

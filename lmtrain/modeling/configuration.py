@@ -130,11 +130,11 @@ def not_loaded(what: str, name: str, error: Exception) -> str:
         and Path(name).is_dir()
         and not any(any(Path(name).glob(pattern)) for pattern in ("tokenizer*", "vocab*", "merges*", "*.model"))
     ):
-        return f"{name}: no tokenizer in this folder; name one with --tokenizer"
+        return f"{name}: no tokenizer in this folder; copy its files there, or name one with --tokenizer"
     if Path(name).is_dir():
         return f"{name}: the {what} cannot be loaded: {_first_line(error)}"
     if HF_HUB_OFFLINE:
-        hint = "; --from-scratch --tokenizer bpe:8000 starts a new one" if is_architecture(name) else ""
+        hint = "; training with --from-scratch --tokenizer bpe:8000 starts a new one" if is_architecture(name) else ""
         return f"{name}: no such folder, and offline there is no such {what} in the cache; fetch it once online{hint}"
     cause: BaseException | None = error
     while cause is not None:

@@ -105,7 +105,7 @@ def check_belongs(
     if len(other) > max(len(shared) // 100, 1):
         raise InputError(
             f"--tokenizer {name}: not the tokenizer of {model}: {len(other):,} of its {len(vocabulary):,} ids mean other "
-            f"pieces ({examples}), so the trained embeddings do not fit; leave it out, or add --from-scratch"
+            f"pieces ({examples}), so the trained embeddings do not fit; leave it out, or train from scratch"
         )
     warnings = []
     if other:
