@@ -19,6 +19,7 @@ ROOT = Path(str(package.__file__)).parent
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])")
 OF_OTHERS = {"cli/launch.py", "commands/doctor.py", "runtime/upstream_names.py"}
 """Modules that write flags of other programs, or no messages."""
+OTHER_PROGRAMS = re.compile("zstd|hf download")
 
 
 @cache
@@ -60,7 +61,7 @@ def messages() -> list[tuple[str, str]]:
     return [
         (module, text)
         for module, text in found
-        if module not in OF_OTHERS and "zstd" not in text and FLAG.search(text)
+        if module not in OF_OTHERS and not OTHER_PROGRAMS.search(text) and FLAG.search(text)
     ]
 
 
