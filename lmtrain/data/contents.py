@@ -111,6 +111,9 @@ MARKUP = (
 SEPARATORS = {"\t": ".tsv", ",": ".csv", ";": ".csv"}
 """What separates the columns of a table -> the suffix of such a file."""
 
+DECLARED = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+"""The first line of a table that Excel writes."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -135,7 +138,7 @@ def recognise(start: str, columns: Collection[str], takes_text: bool, takes_tabs
         )
     separator, header = _header(start, columns)
     if separator and (columns or not takes_tabs):
-        suffix = SEPARATORS[separator]
+        suffix = SEPARATORS.get(separator, ".csv")
         listed = ", ".join(visible(cell, 40) for cell in header[:8]) + (", …" if header[8:] else "")
         if columns or not takes_text:
             return Content(suffix, f"is read as a table, which it contains; its columns are {listed}")
@@ -162,9 +165,13 @@ def _has_json_lines(start: str) -> bool:
 def _header(start: str, columns: Collection[str]) -> tuple[str, list[str]]:
     """(separator, names of the columns) of a table; ("", []) where there is none.
 
-    The header of a table has the wanted `columns`, or its first lines, at least three, have the same number of tabs.
+    A table declares its separator as Excel does, or its header has the wanted `columns`, or its first lines, at least
+    three, have the same number of tabs.
     """
     lines = [line for line in start.split("\n")[:20] if line.strip()]
+    declared = DECLARED.fullmatch(lines[0]) if lines[1:] else None
+    if declared:
+        return declared[1], [cell.strip('"') for cell in lines[1].split(declared[1])]
     for separator in SEPARATORS if columns and lines else ():
         cells = [cell.strip().strip('"') for cell in lines[0].split(separator)]
         if cells[1:] and set(columns) <= set(cells):

@@ -91,12 +91,22 @@ def table(separator: str = "\t", encoding: str = "utf-8") -> bytes:
 
 
 @pytest.mark.parametrize("name", ["ratings_train.txt", "ratings"])
-@pytest.mark.parametrize("content", [table(), table(","), table(encoding="utf-16"), table(encoding="utf-8-sig")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        table(),
+        table(","),
+        table(encoding="utf-16"),
+        table(encoding="utf-8-sig"),
+        table(";"),
+        b"sep=;\r\n" + table(";"),
+    ],
+)
 def test_a_table_is_read_by_its_column(name: str, content: bytes):
     Path(name).write_bytes(content)
     found = load(name, text_column="document")
     assert found.values == ["good", "bad", "fine"]
-    assert remark(found, name) == f"{name}: is read as a table, which it contains; its columns are id, document, label"
+    assert f"{name}: is read as a table, which it contains; its columns are id, document, label" in found.notes
     labelled = load(name, LabelledData, text_column="document", label_column="label")
     assert labelled.values == [("good", "1"), ("bad", "0"), ("fine", "1")]
 
@@ -109,6 +119,11 @@ def test_a_table_without_a_named_column_is_text_and_this_is_said():
         "ratings.txt: looks like a table (columns id, document, label), but is read as text; name its column, or call the "
         "file .tsv"
     )
+
+
+def test_a_declared_separator_makes_a_table():
+    Path("a.txt").write_bytes(b"sep=;\n" + table(";"))
+    assert remark(load("a.txt"), "a.txt").startswith("a.txt: looks like a table (columns id, document, label)")
 
 
 def test_a_missing_column_of_a_table_is_an_error_that_lists_its_columns():

@@ -128,14 +128,14 @@ def test_standard_input_that_is_closed_is_an_input_error(monkeypatch: pytest.Mon
         made.check()
 
 
-@pytest.mark.parametrize("name", ["-", "a.jsonl"])
-def test_rows_that_are_not_cached_are_read_once(name: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("name", "folder"), [("-", None), ("a.jsonl", None), ("-", Path("cache"))])
+def test_rows_are_read_once(name: str, folder: Path | None, monkeypatch: pytest.MonkeyPatch):
     Path("a.jsonl").write_text(ROWS)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(ROWS.encode())))
     calls = []
     load = corpus.load
     monkeypatch.setattr(corpus, "load", lambda *a, **k: calls.append(a) or load(*a, **k))
-    made = corpus.Corpus(ClmData(train=[name]), 1, Cache(None, Console(quiet=True)))
+    made = corpus.Corpus(ClmData(train=[name]), 1, Cache(folder, Console(quiet=True)))
     made.check()
     assert len(made.splits.train) == 38
     assert made.release_rows()
