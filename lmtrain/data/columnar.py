@@ -1,6 +1,7 @@
 """Reads Parquet and Arrow files and Hub datasets. Only the columns that are asked for become Python values."""
 
 import errno
+import json
 import lzma
 import os
 import zlib
@@ -97,7 +98,20 @@ def _value(cell: Any) -> Any:
 
 def _rows(batches: Iterator[Any], class_names: Mapping[str, Convert]) -> Iterator[ColumnarRow]:
     for batch in batches:
-        yield from _Columns(list(batch.schema), batch.columns, batch.num_rows, class_names)
+        names = class_names or _saved_class_names(batch.schema)
+        yield from _Columns(list(batch.schema), batch.columns, batch.num_rows, names)
+
+
+def _saved_class_names(schema: Any) -> dict[str, Convert]:
+    """The class names that datasets writes into the files that it saves, as functions like those of `_class_names`."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        columns = {name: (feature, feature.get("feature") or {}) for name, feature in features.items()}
+        labels = {name: partial(_name, own["names"]) for name, (own, _) in columns.items() if "names" in own}
+        lists = {name: partial(_each_name, inner["names"]) for name, (_, inner) in columns.items() if "names" in inner}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {**labels, **lists}
 
 
 def read_columnar(path: Path, form: str) -> Numbered:
