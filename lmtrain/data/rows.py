@@ -142,10 +142,10 @@ class Rows:
         return serial == self.last_serials.get(self.table_of[index], serial)
 
     def count(self, document: range) -> int:
-        """The number of rows in a document; the pieces of a long row count once."""
+        """The number of rows that begin in a document; the pieces of a long row count once."""
         tables, numbers = self.table_of, self.numbers
         return sum(
-            index == document.start or numbers[index] != numbers[index - 1] or tables[index] != tables[index - 1]
+            index == 0 or numbers[index] != numbers[index - 1] or tables[index] != tables[index - 1]
             for index in document
         )
 

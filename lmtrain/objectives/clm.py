@@ -211,7 +211,8 @@ def _encode_text(
     if stride:
         windows = {name: column.windows(length, stride) for name, column in columns.items()}
         shown = {name: window for name, (window, _) in windows.items()} | {"trained": windows["input_ids"][1]}
-        return finish_examples(shown, ledgers, rows, np.zeros(len(shown["input_ids"]), np.int64), limits)
+        origins = np.zeros(len(shown["input_ids"]), np.int64)
+        return finish_examples(shown, ledgers, rows, origins, limits, warnings=texts.warnings)
     return split_into_rows(texts, columns, length, ledgers, limits, data.packs_blocks)
 
 

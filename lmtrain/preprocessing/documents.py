@@ -15,7 +15,7 @@ from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.ragged import GrowingRagged, Ragged
-from lmtrain.preprocessing.text_pieces import Piece, TextCutter
+from lmtrain.preprocessing.text_pieces import LONGEST, Piece, TextCutter
 from lmtrain.preprocessing.tokenizing import special_token_ids
 from lmtrain.preprocessing.vocabulary import id_count
 
@@ -61,6 +61,7 @@ class TokenizedDocuments:
 
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, flag: str | None = None):
         self.rows, self.tokenizer, self.origins = rows, tokenizer, array("q")
+        self.cutter = TextCutter(tokenizer)
         self.tail: Piece | None = None
         self.ids = GrowingRagged("H" if id_count(tokenizer) <= 1 << 16 else "i")
         self.columns = {"input_ids": self.ids, **({flag: GrowingRagged("b")} if flag else {})}
@@ -91,7 +92,7 @@ class TokenizedDocuments:
 
     def _pieces(self, ends: "deque[bool]") -> Iterator[Piece]:
         """Yield the pieces of all documents. `ends` receives for each whether it ends its document."""
-        cutter, values = TextCutter(self.tokenizer), iter(self.rows.values)
+        cutter, values = self.cutter, iter(self.rows.values)
         for document in self.rows.documents():
             start = Piece(*self.rows.tail) if self.rows.tail and self.continues(document) else None
             pieces = cutter.pieces(islice(values, len(document)), start)
@@ -107,6 +108,17 @@ class TokenizedDocuments:
             if last:
                 ends.append(True)
                 yield last
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to tell about cuts where the tokens may differ from those of the whole text."""
+        count = self.cutter.forced
+        where = "1 place" if count == 1 else f"{count:,} places"
+        message = (
+            f"a text of more than {LONGEST:,} characters is cut at {where} where its tokens may differ from those of the "
+            "whole text, since the tokenizer leaves no other; --sample-by line makes documents of the lines"
+        )
+        return (message,) if count else ()
 
     def continues(self, document: range) -> bool:
         """Whether a document began in the previous chunk of the stream."""
@@ -177,7 +189,7 @@ def split_into_rows(
             name: ([1] * len(special[0]), [1] * len(special[1])) for name in cut if name != "input_ids"
         }
         cut = {name: column.wrapped(*around[name]) for name, column in cut.items()}
-    return finish_examples(cut, ledgers, rows, origins, limits, rest=rest, tail=texts.tail)
+    return finish_examples(cut, ledgers, rows, origins, limits, rest=rest, tail=texts.tail, warnings=texts.warnings)
 
 
 def row_sources(rows: Rows, origins: np.ndarray) -> np.ndarray:

@@ -1,14 +1,16 @@
 """Cuts a long text into pieces whose token ids, one after the other, are those of the whole text.
 
 A tokenizer encodes a text on one core and holds all of it in memory; pieces are encoded on all cores. A text is cut
-between a letter or digit and the white space after it, and only if both of these hold:
+between a character and the white space after it, and only if both of these hold:
 
 - no token can reach across the cut: the tokenizer begins a new word there (a pre-token), or no entry of its vocabulary
-  has white space after a letter or digit;
+  has white space after another character;
 - the tokens before the cut are the same with and without what follows them, as the tokenizer itself shows there.
 
 A piece comes after the last characters of the piece before it, so that nothing that a tokenizer does at the start of a
 text (such as the "▁" of Llama 2 and T5) happens at a cut. The tokens of these characters are left out.
+
+A text that has no such place in a million characters is cut anyway, and the cut is counted.
 """
 
 import re
@@ -25,11 +27,14 @@ PIECE = 16_000
 CONTEXT = 64
 """Characters on both sides of a cut that the tokenizer is asked about; those before it precede the next piece."""
 
+LONGEST = 1_000_000
+"""Characters after which a text is cut wherever it can be, so that it fits into memory."""
+
 TRIES = 30
 """Places that are tried for a cut before the piece grows."""
 
-CUT = re.compile(r"(?<=[^\W_])(?=[ \n]\S)")
-SPACE_AFTER_LETTER = re.compile(r"[^\W_]\s|\ufffd\s")
+CUT = re.compile(r"(?<=\S)(?=[ \n]\S)")
+SPACE_INSIDE = re.compile(r"\S[ \n]")
 MARKED_SPACE = re.compile(r"[^ ▁ĠĊ\n\t\r][ ▁ĠĊ\n\t\r]")
 """White space within an entry of a vocabulary, as byte-level tokenizers and sentencepiece write it."""
 
@@ -59,6 +64,8 @@ class TextCutter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None):
         self.tokenizer = tokenizer
+        self.forced = 0
+        """Cuts at which the tokens may differ from those of the whole text."""
 
     def pieces(self, parts: Iterable[str], start: Piece | None = None) -> Iterator[Piece]:
         """Yield the pieces of the text that is the concatenation of `parts`; there is at least one.
@@ -71,10 +78,15 @@ class TextCutter:
             buffer += part
             while len(buffer) >= wanted:
                 cut = self._cut(buffer, CUT.finditer(buffer, context + PIECE, len(buffer) - CONTEXT))
-                if cut is None:
-                    wanted = 2 * len(buffer)
+                if cut is not None:
+                    piece, (buffer, context, tokens) = self._divide(buffer, context, tokens, cut)
+                elif len(buffer) >= context + LONGEST:
+                    self.forced += 1
+                    position = _before_white_space(buffer, context + LONGEST)
+                    piece, buffer, context, tokens = Piece(buffer[:position], context, tokens), buffer[position:], 0, 0
+                else:
+                    wanted = min(2 * len(buffer), context + LONGEST)
                     break
-                piece, (buffer, context, tokens) = self._divide(buffer, context, tokens, cut)
                 yield piece
                 wanted = context + 2 * PIECE
         yield Piece(buffer, context, tokens)
@@ -120,12 +132,18 @@ class TextCutter:
 
     @cached_property
     def _never_joined(self) -> bool:
-        """Whether no entry of the vocabulary has white space after a letter or digit."""
+        """Whether no entry of the vocabulary has white space after another character."""
         assert self.tokenizer, "asked only where there is a tokenizer"
         rust = backend(self.tokenizer)
         suspects = [index for entry, index in rust.get_vocab(True).items() if MARKED_SPACE.search(entry)]
         decoded = (rust.decode([index], skip_special_tokens=False) for index in suspects)
-        return not any(SPACE_AFTER_LETTER.search(text) for text in decoded)
+        return not any(SPACE_INSIDE.search(text) for text in decoded)
+
+
+def _before_white_space(text: str, end: int) -> int:
+    """The position of the last white space shortly before `end`, or `end` if there is none."""
+    found = max(text.rfind(" ", end - PIECE, end), text.rfind("\n", end - PIECE, end))
+    return found if found > 0 else end
 
 
 def training_texts(texts: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from tokenizer_kinds import BUILDERS, NEVER_CUT, TEXTS, build
 
 from lmtrain.config.recipe import RECIPES
 from lmtrain.data.reading import load
+from lmtrain.data.rows import Rows
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing import text_pieces
 from lmtrain.preprocessing.dataset import Limits
@@ -67,6 +68,31 @@ def test_bytes_words_and_sentences_are_those_of_the_whole_text(kind: str, text: 
         parts = list(encode(own, pieces))
         assert [token for part, _ in parts for token in part] == ids
         assert [start for _, part in parts for start in part] == starts
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama2", "words together"])
+def test_a_text_without_a_place_for_a_cut_is_cut_with_a_warning(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_pieces, "LONGEST", 200)
+    own, content = tokenizer_of(kind), TEXTS["one word"]
+    cutter = TextCutter(own)
+    pieces = list(cutter.pieces([content]))
+    assert [len(piece.text) for piece in pieces] == [200] * 4 + [100] and cutter.forced == 4
+    assert "".join(piece.text for piece in pieces) == content
+    data = RECIPES["clm"].model_fields["data"].annotation(train=["x"])
+    examples = OBJECTIVES["clm"].encode(Rows.of("text", [content]), own, data, Limits(None), False)
+    assert len(examples.warnings) == 1 and "4 places" in examples.warnings[0]
+
+
+def test_a_text_of_one_line_is_held_out_in_passages_and_counted_once(tmp_path: Path):
+    from lmtrain.data.corpus import read
+
+    (tmp_path / "a.txt").write_text("word " * 40_000)
+    data = RECIPES["clm"].model_fields["data"].annotation(train=[str(tmp_path / "a.txt")], val_split=0.3)
+    splits = read(data, 1)
+    own = tokenizer_of("gpt2")
+    examples = [OBJECTIVES["clm"].encode(rows, own, data, Limits(None), False) for rows in splits[:2]]
+    assert [each.ledger.rows_used for each in examples] == [1, 1]
+    assert all(each.ledger.balances() for each in examples)
 
 
 OBJECTIVE_KINDS = [("clm", kind) for kind in BUILDERS if kind != "bert"] + [("mlm", "bert")]
