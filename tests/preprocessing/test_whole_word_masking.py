@@ -43,7 +43,7 @@ def encoded(kind: str, what: str) -> tuple[Any, Any, Examples]:
     lines = prose(30_000)
     own = train_tokenizer.train_tokenizer(kind, lines, OBJECTIVES["mlm"].special_tokens)
     data = RECIPES["mlm"].model_fields["data"].annotation(train=["x"], masking=what, max_length=512)
-    rows = Rows.of("text", lines, running=True)
+    rows = Rows.of("text", [line + "\n" for line in lines], running=True)
     return own, data, OBJECTIVES["mlm"].encode(rows, own, data, Limits(512, {}), False)
 
 
@@ -55,11 +55,9 @@ def row_of(examples: Examples, epoch: int | None) -> dict[str, Any]:
 
 
 def word_of_tokens(examples: Examples, own: Any) -> np.ndarray:
-    """The number of the word that each token is of, by the tokenizer's own account of every line."""
-    words, last = [], 0
-    for encoding in own.backend_tokenizer.encode_batch(prose(30_000), add_special_tokens=False):
-        words += [last + number for number in encoding.word_ids]
-        last = words[-1] + 1
+    """The number of the word that each token is of, by the tokenizer's own account of the whole text."""
+    text = "".join(line + "\n" for line in prose(30_000))
+    words = own.backend_tokenizer.encode(text, add_special_tokens=False).word_ids
     found = np.full(len(examples.columns["input_ids"].values), -1)
     inside = ~np.isin(examples.columns["input_ids"].values, [own.cls_token_id, own.sep_token_id])
     found[inside] = words
