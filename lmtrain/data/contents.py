@@ -1,5 +1,6 @@
 """What a file is, by its first bytes: an archive, compressed, or another format that is not text; JSON, a table, markup."""
 
+import codecs
 import json
 import re
 import zlib
@@ -56,6 +57,14 @@ _IN_ZIP = (
 )
 """(name of a member of a zip archive, what such a file is and what to do)."""
 
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order mark -> encoding. UTF-32 comes first, because its mark starts with that of UTF-16."""
+
 START = 1 << 16
 """Bytes that are looked at."""
 
@@ -83,8 +92,12 @@ def by_name(name: str) -> str | None:
 
 def is_binary(start: bytes) -> bool:
     """Whether many bytes are NUL, without the byte order mark of UTF-16 or UTF-32, where they are parts of characters."""
-    marked = start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"))
-    return start.count(0) > MUCH_BINARY * len(start) and not marked
+    return start.count(0) > MUCH_BINARY * len(start) and not is_marked(start)
+
+
+def is_marked(start: bytes) -> bool:
+    """Whether a text begins with the byte order mark of UTF-16 or UTF-32."""
+    return start.startswith(tuple(BYTE_ORDER_MARKS))
 
 
 def _is_tar_in_gzip(start: bytes) -> bool:

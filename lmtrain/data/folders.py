@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 
 from lmtrain.data import splits
-from lmtrain.data.contents import JSON_OBJECT, by_name, not_text
+from lmtrain.data.contents import JSON_OBJECT, by_name, is_marked, not_text
 from lmtrain.data.formats import FORMATS, TEXT, format_of
 from lmtrain.data.text_files import first_lines, open_bytes, start_of
 from lmtrain.errors import InputError, visible
@@ -160,10 +160,8 @@ def _kind(file: Path, encoding: str | None) -> str:
         return "empty or not readable"
     if what := not_text(start):
         return what.split(";")[0]
-    marked = start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or (encoding or "").startswith(
-        ("utf-16", "utf-32")
-    )
-    if b"\0" in start[:8192] and not marked:
+    is_wide = is_marked(start) or (encoding or "").startswith(("utf-16", "utf-32"))
+    if b"\0" in start[:8192] and not is_wide:
         return "binary"
     return ROWS if JSON_OBJECT.match(first_lines(start, encoding)) else PROSE
 

@@ -9,6 +9,7 @@ from lmtrain.data.chat_layouts import chat_names
 from lmtrain.data.chats import Chat
 from lmtrain.data.columns import ABSENT, BadRow, Entry, Record, lookup, template_fields, text_at
 from lmtrain.data.layouts import FirstValues, as_template, column_names, joined, left_out, require
+from lmtrain.data.reading import PEEKED
 from lmtrain.data.sources import STDIN, Table, is_stdin, notes_on, open_tables
 from lmtrain.errors import InputError, UsageError, visible
 
@@ -48,7 +49,7 @@ def read(section: Prompts, of_run: str | None = None) -> tuple[list[Prompt], int
     tables = open_tables(data, wanted)
     for table in tables:
         numbered = iter(table)
-        peeked = list(islice(numbered, 100))
+        peeked = list(islice(numbered, PEEKED))
         records = [_record(entry, table.location(number)) for number, entry in peeked]
         if not records:
             continue

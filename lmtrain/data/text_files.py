@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmtrain.data.columns import BadRow, Entry
-from lmtrain.data.contents import START, is_binary, not_text
+from lmtrain.data.contents import BYTE_ORDER_MARKS, START, is_binary, not_text
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
 Numbered = Iterator[tuple[int, Entry]]
@@ -26,14 +26,6 @@ ENCODINGS = ("utf-8", "utf-16", "euc-kr", "cp949", "latin-1", "shift_jis")
 
 LIKELY = ("euc-kr", "cp949", "shift_jis", "latin-1")
 """Encodings to suggest where a text is not UTF-8 and they fit. The last one fits any bytes."""
-
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Byte order mark -> encoding. UTF-32 comes first, because its mark starts with that of UTF-16."""
 
 LONGEST_NAME = 4096
 

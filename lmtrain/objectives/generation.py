@@ -165,8 +165,9 @@ def end_ids(network: Any) -> list[int]:
 
 def _is_capped(network: Any, ids: torch.Tensor, limit: int) -> bool:
     # BART forces an end token at the limit: such an end token doesn't count.
+    ends = end_ids(network)
     natural = ids[: limit - 1] if network.generation_config.forced_eos_token_id is not None else ids
-    return len(ids) >= limit and not any(int(i) in end_ids(network) for i in natural)
+    return len(ids) >= limit and not any(int(i) in ends for i in natural)
 
 
 def generate_rows(

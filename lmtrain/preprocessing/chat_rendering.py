@@ -86,14 +86,14 @@ class CallForm:
         ]
         return {**message, "content": message["content"] or self.content, "tool_calls": calls}
 
-    def _arguments(self, given: Any) -> Any:
+    def _arguments(self, value: object) -> object:
         if self.arguments_as_text:
-            return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+            return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         try:
-            parsed = json.loads(given) if isinstance(given, str) else given
+            parsed = json.loads(value) if isinstance(value, str) else value
         except ValueError:
-            return given
-        return parsed if isinstance(parsed, dict) else given
+            return value
+        return parsed if isinstance(parsed, dict) else value
 
 
 FUNCTION, ARGUMENT = "lmtrain_function", "lmtrain_argument"

@@ -16,6 +16,7 @@ from lmtrain.data.chats import Chat
 from lmtrain.data.rows import Rows
 from lmtrain.errors import visible
 from lmtrain.preprocessing.dataset import Examples
+from lmtrain.preprocessing.text_pieces import backend
 from lmtrain.preprocessing.vocabulary import unknown_id
 
 TEXTS, CHARACTERS = 500, 200_000
@@ -144,12 +145,10 @@ def _there_and_back(
             back = tokenizer.decode([index for index in ids if index != unknown], skip_special_tokens=False)
             yield text, ids, [], str(back)
         return
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    encoded = backend.encode_batch(list(texts), add_special_tokens=False)
+    rust = backend(tokenizer)
+    encoded = rust.encode_batch(list(texts), add_special_tokens=False)
     known = [[index for index in found.ids if index != unknown] for found in encoded]
-    for text, found, back in zip(texts, encoded, backend.decode_batch(known, skip_special_tokens=False), strict=True):
+    for text, found, back in zip(texts, encoded, rust.decode_batch(known, skip_special_tokens=False), strict=True):
         yield text, found.ids, found.offsets, back
 
 
