@@ -203,7 +203,10 @@ def compared(given: Tokenizer, **roles: str) -> LoadedTokenizer:
 
 def test_tokenizer_whose_ids_mean_other_pieces_is_refused():
     for texts in (["mitochondria and ribosome"], ["다른 말뭉치 에서 배운 토크나이저"]):
-        with pytest.raises(InputError, match=r"not the tokenizer of model: .* ids mean other pieces .*--from-scratch"):
+        with pytest.raises(
+            InputError,
+            match=r"not the tokenizer of model: .* ids mean other pieces .*; leave it out, or train from scratch",
+        ):
             compared(byte_bpe(texts))
 
 
