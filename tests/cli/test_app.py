@@ -133,9 +133,14 @@ MISTAKES = {
         ["--max-length 4096", "128 positions"],
     ),
     "no mask token": (
-        ["mlm", "--model", "BERT", "--tokenizer", "GPT2", "--data", "text.jsonl"],
+        ["mlm", *scratch("bert")[:-1], "GPT2", "--data", "text.jsonl"],
         3,
         ["no mask token", "wordpiece"],
+    ),
+    "a foreign tokenizer": (
+        ["mlm", "--model", "BERT", "--tokenizer", "GPT2", "--data", "text.jsonl"],
+        3,
+        ["not the tokenizer of BERT", "leave it out, or train from scratch"],
     ),
     "half a pair": (
         ["clm", "--model", "GPT2", "--data", "prompts.jsonl", "--prompt-column", "question"],
@@ -160,7 +165,7 @@ MISTAKES = {
     "no recipe of this name": (["run", "clm-quikstart"], 2, ["did you mean 'clm-quickstart'"]),
     "an option of another objective": (["run", "foreign.yaml"], 2, ["mask_probability", "an option of mlm only"]),
 }
-NEED_TORCH = {"too long", "no mask token"}
+NEED_TORCH = {"too long", "no mask token", "a foreign tokenizer"}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
