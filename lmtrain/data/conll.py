@@ -86,6 +86,8 @@ def sentences(lines: Iterator[tuple[int, Entry]], name: str, counts: Counter[str
 def _word(line: str, layout: Layout, counts: Counter[str]) -> tuple[str, str] | BadRow | None:
     """(word, tag) of a line; None where it is left out."""
     cells = layout.cells(line)
+    if len(cells) == 1:
+        return BadRow(f"'{visible(line.strip())}' is a word without a tag")
     if len(cells) != layout.width:
         return BadRow(f"'{visible(line.strip())}' has {len(cells)} columns, but the lines before have {layout.width}")
     if layout.numbered and not cells[0].isdigit():

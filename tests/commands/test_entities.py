@@ -78,19 +78,23 @@ def read(name: str, **columns: str):
 
 
 @pytest.mark.parametrize(
-    "content",
+    "content, notes",
     [
-        "EU B-ORG\nrejects O\nit O\n\nPeter B-PER\n",
-        "EU\tB-ORG\nrejects\tO\nit\tO\n\t\nPeter\tB-PER",
-        "\n\n-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\r\nrejects VBZ B-VP O\r\nit PRP B-NP O\r\n\r\n\r\nPeter NNP B-NP B-PER\r\n",
+        ("EU B-ORG\nrejects O\nit O\n\nPeter B-PER\n", []),
+        ("EU\tB-ORG\nrejects\tO\nit\tO\n\t\nPeter\tB-PER", []),
+        (
+            "\n\n-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\r\nrejects VBZ B-VP O\r\nit PRP B-NP O\r\n\r\n\r\n"
+            "Peter NNP B-NP B-PER\r\n",
+            ["x.conll: has 4 columns; the words are read from the first, the tags from the last"],
+        ),
     ],
     ids=["blanks", "tabs", "four columns"],
 )
-def test_conll_files_are_read_sentence_by_sentence(content: str):
+def test_conll_files_are_read_sentence_by_sentence(content: str, notes: list[str]):
     Path("x.conll").write_bytes(content.encode())
     rows = read("x.conll")
     assert rows.values == SENTENCES
-    assert (rows.kind, rows.notes) == ("tagged", [])
+    assert (rows.kind, rows.notes) == ("tagged", notes)
     first = content.replace("\r", "").split("\n").index(next(line for line in content.splitlines() if "EU" in line))
     assert rows.location(0) == f"x.conll, line {first + 1}"
 
