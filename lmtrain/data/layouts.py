@@ -37,6 +37,8 @@ FAMILIAR = (
     ("prompt", ("question", "answers.text")),
     ("prompt", ("question", "answers")),
     ("prompt", ("input", "output")),
+    ("prompt", ("q", "a")),
+    ("prompt", ("질문", "답변")),
     ("pairs", ("source", "target")),
     ("pairs", ("document", "summary")),
     ("pairs", ("article", "highlights")),
@@ -51,12 +53,14 @@ FAMILIAR = (
     ("pairs", ("question", "response")),
     ("pairs", ("question", "answers.text")),
     ("pairs", ("question", "answers")),
+    ("pairs", ("q", "a")),
+    ("pairs", ("질문", "답변")),
     ("labelled", ("text", "label")),
     ("labelled", ("sentence", "label")),
     ("tagged", ("tokens", "tags")),
     ("tagged", ("tokens", "ner_tags")),
 )
-"""(kind, column names) to detect, the least ambiguous names first."""
+"""(kind, column names) to detect, the least ambiguous names first. Columns may be written in capitals."""
 
 JOINED = {
     "prompt": (("system", "system_prompt"), ()),
@@ -66,7 +70,7 @@ JOINED = {
 }
 """Column of an input -> (columns that come before it, columns that come after it), where there are any."""
 
-QUESTION = "question: {question} context: {context}"
+QUESTION = "question: {{{}}} context: {{{}}}"
 """How a question and its context are joined, as for T5."""
 
 PARTNERS = (
@@ -152,13 +156,21 @@ def choose(first: Record, data: Split, where: str, hint: str = "") -> Selection:
 
 def _familiar(first: Record, kinds: Sequence[str], where: str) -> Selection | None:
     """Detect columns by their names. Raises InputError for a name that occurs twice."""
-    for kind, names in FAMILIAR:
+    for kind, familiar in FAMILIAR:
+        names = [as_spelled(first, name) for name in familiar]
         if kind in kinds and all(lookup(first, name) is not ABSENT for name in names):
-            paths = (joined(first, names[0]), *names[1:]) if kind in ("prompt", "pairs") else names
+            paths = (joined(first, names[0]), *names[1:]) if kind in ("prompt", "pairs") else tuple(names)
             for path in paths:
                 require(first, path, where)
             return as_chats(Selection(kind, paths, detected=True), first, kinds)
     return None
+
+
+def as_spelled(first: Record, name: str) -> str:
+    """The name of a column as the table spells it, which may be in capitals."""
+    if lookup(first, name) is not ABSENT:
+        return name
+    return next((column for column in first if column.lower() == name), name)
 
 
 def joined(first: Record, name: str) -> str:
@@ -166,13 +178,17 @@ def joined(first: Record, name: str) -> str:
     if not isinstance(first.get(name), str | None):
         return name  # a chat
     before, after = (
-        [part for part in parts if part in first and isinstance(first[part], str | None)]
-        for parts in JOINED.get(name, ((), ()))
+        [part for part in (as_spelled(first, part) for part in parts) if _is_text(first, part)]
+        for parts in JOINED.get(name.lower(), ((), ()))
     )
     names = [*before, name, *after]
-    if names == ["question", "context"]:
-        return QUESTION
+    if [part.lower() for part in names] == ["question", "context"]:
+        return QUESTION.format(*names)
     return "\n".join(f"{{{part}}}" for part in names) if names[1:] else name
+
+
+def _is_text(first: Record, name: str) -> bool:
+    return name in first and isinstance(first[name], str | None)
 
 
 def as_template(first: Record, path: str) -> str:
@@ -190,7 +206,8 @@ def header_hint(kinds: Sequence[str]) -> str:
 def left_out(paths: Sequence[str], records: Sequence[Record], flag: str) -> list[str]:
     """A warning for each column that probably belongs to the input and holds something, but is not selected."""
     used = {name for path in paths for name in template_fields(records[0], path) or [path]}
-    likely = (name for group in PARTNERS if used.intersection(group) for name in group if name not in used)
+    groups = ([as_spelled(records[0], name) for name in group] for group in PARTNERS)
+    likely = (name for group in groups if used.intersection(group) for name in group if name not in used)
     main = template_fields(records[0], paths[0]) or [paths[0]]
     warnings = []
     for name in likely:

@@ -23,7 +23,7 @@ from lmtrain.data.conll import is_tagged
 from lmtrain.data.contents import by_name, recognise
 from lmtrain.data.formats import ARROW, CSV, JSON, JSON_LINES, PARQUET, READERS, TEXT, TSV, format_of
 from lmtrain.data.layouts import header_hint, is_row, named_columns
-from lmtrain.data.nested_questions import flattened
+from lmtrain.data.nested_rows import flattened
 from lmtrain.data.remarks import Remarks, told
 from lmtrain.data.splits import NoSplits
 from lmtrain.data.text_files import LONGEST_NAME, first_lines, guarded, open_bytes, printable, start_of

@@ -33,6 +33,13 @@ LAYOUTS = {
     ),
     "answers in a list": ({"question": "Who?", "answers": ["done"]}, "Who?"),
     "input alone": ({"input": "this", "output": "done"}, "this"),
+    "capitals": ({"Instruction": "Do it.", "Input": "this", "Output": "done"}, "Do it.\nthis"),
+    "squad in capitals": (
+        {"Question": "Who?", "CONTEXT": "Kim is.", "Answer": "done"},
+        "question: Who? context: Kim is.",
+    ),
+    "letters": ({"Q": "Who?", "A": "done", "label": 0}, "Who?"),
+    "Korean": ({"질문": "누구?", "답변": "done"}, "누구?"),
 }
 
 
@@ -64,6 +71,19 @@ def test_a_partner_that_is_not_selected_is_named_with_the_flag(row: dict, data: 
     template = warning.partition("-column ")[2].strip("'")
     both = load(row, data, **{f"{flags[0]}_column": template, f"{flags[1]}_column": options[1]})
     assert both.warnings == [] and row[left] in both.values[0][0]
+
+
+def test_a_partner_in_capitals_is_named_as_the_table_spells_it():
+    rows = load(
+        {"Question": "Who?", "Context": "Kim is.", "Answer": "done"}, source_column="Question", target_column="Answer"
+    )
+    (warning,) = rows.warnings
+    assert warning.startswith("a.jsonl: column 'Context' is not used") and "'{Question}\\n{Context}'" in warning
+
+
+def test_small_letters_take_precedence_over_capitals():
+    row = {"Text": "no", "text": "yes"}
+    assert load(row, ClmData).values == ["yes", "yes"]
 
 
 def test_an_empty_partner_and_one_that_is_no_text():

@@ -1,4 +1,4 @@
-"""Questions that are nested as in SQuAD are rows, with all references, wherever they are read."""
+"""Questions that are nested as in SQuAD, and instances as in Self-Instruct, are rows wherever they are read."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import pytest
 from lmtrain.config.data import ClmData, LabelledData, PairData
 from lmtrain.data import reading
 from lmtrain.data.rows import Rows
+from lmtrain.errors import InputError
 
 TEMPLATE = {"source_column": "question: {question} context: {context}", "target_column": "answers.text"}
 
@@ -89,3 +90,36 @@ def test_labels_of_questions_can_be_probed():
 def test_standard_input_is_read_likewise(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(FILES["articles.jsonl"].encode())))
     assert load("-").values == EXPECTED
+
+
+TASKS = [
+    {
+        "id": "a",
+        "instruction": "Relate.",
+        "instances": [{"input": "day", "output": "night"}, {"input": "", "output": "x"}],
+    },
+    {"id": "b", "instruction": "Greet.", "instances": [{"input": "", "output": "Hello."}], "is_classification": False},
+]
+INSTANCES = [("Relate.\nday", "night"), ("Relate.", "x"), ("Greet.", "Hello.")]
+TASK_FILES = {
+    "tasks.jsonl": "".join(json.dumps(task) + "\n" for task in TASKS),
+    "tasks.json": json.dumps(TASKS, indent=1),
+    "wrapped.json": json.dumps({"version": 1, "tasks": TASKS}),
+}
+
+
+@pytest.mark.parametrize("data", [ClmData, PairData])
+@pytest.mark.parametrize("name", TASK_FILES)
+def test_each_instance_of_an_instruction_is_a_row(name: str, data: type):
+    Path(name).write_text(TASK_FILES[name])
+    rows = load(name, data)
+    assert rows.values == INSTANCES
+    assert any(note.startswith(f"{name}: 3 instances, nested as in Self-Instruct") for note in rows.notes)
+
+
+def test_an_instance_without_an_output_is_a_bad_row():
+    task = {"instruction": "Greet.", "instances": [{"input": "", "output": "Hello."}, {"input": "you"}]}
+    Path("tasks.jsonl").write_text(json.dumps(task) + "\n")
+    with pytest.raises(InputError, match=r"^tasks.jsonl, line 2, column 'output': is missing"):
+        load("tasks.jsonl", ClmData)
+    assert load("tasks.jsonl", ClmData, on_bad="drop").ledgers[0].rows_bad == 1
