@@ -10,9 +10,9 @@ from glob import glob
 from pathlib import Path
 
 from lmtrain.data import splits
-from lmtrain.data.contents import JSON_OBJECT, by_name, is_marked, not_text
-from lmtrain.data.formats import FORMATS, TEXT, format_of
-from lmtrain.data.text_files import first_lines, open_bytes, start_of
+from lmtrain.data.readers.contents import JSON_OBJECT, by_name, is_marked, not_text
+from lmtrain.data.readers.formats import FORMATS, TEXT, format_of
+from lmtrain.data.readers.text_files import first_lines, open_bytes, start_of
 from lmtrain.errors import InputError, visible
 
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "_SUCCESS")

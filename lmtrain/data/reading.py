@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from lmtrain.config.data import Split
 from lmtrain.data.chats import Chat, chat_notes
 from lmtrain.data.columns import BadRow, Entry, Record
-from lmtrain.data.conll import sentences
-from lmtrain.data.delimited import looks_like_data
 from lmtrain.data.layouts import FirstValues, choose, column_names, left_out
 from lmtrain.data.ledger import Ledger
+from lmtrain.data.readers.conll import sentences
+from lmtrain.data.readers.delimited import looks_like_data
 from lmtrain.data.remarks import Remarks, told
 from lmtrain.data.rows import Rows, Texts
 from lmtrain.data.selection import OPTIONS, Selection

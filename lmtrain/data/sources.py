@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmtrain.config.data import Split
-from lmtrain.data import folders, parallel
+from lmtrain.data import folders
 from lmtrain.data.builtin import EXAMPLES
-from lmtrain.data.columnar import read_columnar, read_dataset
 from lmtrain.data.columns import Entry
-from lmtrain.data.conll import is_tagged
-from lmtrain.data.contents import by_name, recognise
-from lmtrain.data.formats import ARROW, CSV, JSON, JSON_LINES, PARQUET, READERS, TEXT, TSV, format_of
 from lmtrain.data.layouts import header_hint, is_row, named_columns
-from lmtrain.data.nested_rows import flattened
+from lmtrain.data.readers import parallel
+from lmtrain.data.readers.columnar import read_columnar, read_dataset
+from lmtrain.data.readers.conll import is_tagged
+from lmtrain.data.readers.contents import by_name, recognise
+from lmtrain.data.readers.formats import ARROW, CSV, JSON, JSON_LINES, PARQUET, READERS, TEXT, TSV, format_of
+from lmtrain.data.readers.nested_rows import flattened
+from lmtrain.data.readers.text_files import LONGEST_NAME, first_lines, guarded, open_bytes, printable, start_of
 from lmtrain.data.remarks import Remarks, told
 from lmtrain.data.splits import NoSplits
-from lmtrain.data.text_files import LONGEST_NAME, first_lines, guarded, open_bytes, printable, start_of
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")

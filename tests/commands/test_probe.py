@@ -17,7 +17,8 @@ from lmtrain.commands.probe import classifier, encoder
 from lmtrain.config.data import LabelledData, MlmData
 from lmtrain.config.eval import Probing
 from lmtrain.config.model import Model
-from lmtrain.data import columnar, corpus
+from lmtrain.data import corpus
+from lmtrain.data.readers import columnar
 from lmtrain.data.reading import load
 from lmtrain.modeling.loss import evaluating
 from lmtrain.runtime.console import Console

@@ -18,7 +18,10 @@ FILES = {
     "llama.cpp": (["model.gguf"], r"only model.gguf; convert it"),
     "keras": (["tf_model.h5", "flax_model.msgpack"], r"only tf_model.h5; convert it"),
     "meta": (["consolidated.00.pth"], r"only consolidated.00.pth; convert it"),
-    "no weights": (["optimizer.pt", "training_args.bin", "rng_state.pth"], r"there are none; training with --from-scratch starts"),
+    "no weights": (
+        ["optimizer.pt", "training_args.bin", "rng_state.pth"],
+        r"there are none; training with --from-scratch starts",
+    ),
 }
 
 

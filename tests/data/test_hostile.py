@@ -18,7 +18,8 @@ import pytest
 from conftest import Outcome, lmtrain, scratch, trained
 
 from lmtrain.config.data import ClmData, PairData
-from lmtrain.data import formats, json_files, reading, rows, text_files
+from lmtrain.data import reading, rows
+from lmtrain.data.readers import formats, json_files, text_files
 from lmtrain.errors import InputError
 
 GOOD = "".join(f'{{"text": "row {i}"}}\n' for i in range(40))

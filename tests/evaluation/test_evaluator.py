@@ -229,7 +229,11 @@ def test_out_of_memory_is_one_sentence(gpt2: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(TokenLoss, "score", full)
     outcome = lmtrain("eval", "--model", gpt2)
-    assert outcome.code == 5 and "out of memory; use a smaller --eval-batch-size" in outcome.err and "Traceback" not in outcome.err
+    assert (
+        outcome.code == 5
+        and "out of memory; use a smaller --eval-batch-size" in outcome.err
+        and "Traceback" not in outcome.err
+    )
 
 
 def test_out_of_memory_in_scoring_halves_the_batch(run: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from lmtrain.data.contents import COMPRESSIONS
-from lmtrain.data.delimited import read_delimited
-from lmtrain.data.json_files import read_json, read_json_lines
-from lmtrain.data.text_files import Numbered, decoded, undecodable
+from lmtrain.data.readers.contents import COMPRESSIONS
+from lmtrain.data.readers.delimited import read_delimited
+from lmtrain.data.readers.json_files import read_json, read_json_lines
+from lmtrain.data.readers.text_files import Numbered, decoded, undecodable
 
 TEXT, PARQUET, ARROW = (".txt",), (".parquet",), (".arrow",)
 JSON_LINES, JSON, CSV, TSV = (".jsonl", ".ndjson"), (".json",), (".csv",), (".tsv",)

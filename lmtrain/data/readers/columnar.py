@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lmtrain.data.arrow_json import decoder
 from lmtrain.data.columns import TWICE, BadRow
-from lmtrain.data.contents import COMPRESSIONS
-from lmtrain.data.text_files import Numbered, open_bytes, printable
+from lmtrain.data.readers.arrow_json import decoder
+from lmtrain.data.readers.contents import COMPRESSIONS
+from lmtrain.data.readers.text_files import Numbered, open_bytes, printable
 from lmtrain.errors import InputError, visible
 
 Convert = Callable[[Any], Any]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lmtrain.config.data import ClmData, LabelledData, PairData, Split
-from lmtrain.data import contents, reading, rows
+from lmtrain.data import reading, rows
+from lmtrain.data.readers import contents
 from lmtrain.errors import InputError
 
 ROWS = [{"id": i, "text": f"article {i}"} for i in range(4)]

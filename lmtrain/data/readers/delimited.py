@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import IO, Any, Literal
 
 from lmtrain.data.columns import TWICE, BadRow, Entry, Record
-from lmtrain.data.text_files import Numbered, decoded, undecodable
+from lmtrain.data.readers.text_files import Numbered, decoded, undecodable
 from lmtrain.errors import InputError, visible
 
 MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from lmtrain.config.data import ClmData, LabelledData, PairData
-from lmtrain.data import columnar, reading
+from lmtrain.data import reading
+from lmtrain.data.readers import columnar
 from lmtrain.data.columns import BadRow
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError

@@ -7,8 +7,8 @@ from typing import IO, Any
 
 from lmtrain.data.columns import BadRow, Entry, Record
 from lmtrain.data.messages import COLUMNS, chat_column
-from lmtrain.data.nested_rows import is_nested
-from lmtrain.data.text_files import Numbered, decoded, read_all, undecodable
+from lmtrain.data.readers.nested_rows import is_nested
+from lmtrain.data.readers.text_files import Numbered, decoded, read_all, undecodable
 from lmtrain.errors import InputError, visible
 
 IsRow = Callable[[Record], bool]

@@ -10,8 +10,8 @@ from typing import IO
 
 from lmtrain.config.data import PairData, Split
 from lmtrain.data.columns import BadRow, Entry, spellings
-from lmtrain.data.contents import COMPRESSIONS
-from lmtrain.data.text_files import Numbered, decoded, guarded, printable, undecodable
+from lmtrain.data.readers.contents import COMPRESSIONS
+from lmtrain.data.readers.text_files import Numbered, decoded, guarded, printable, undecodable
 from lmtrain.errors import InputError, visible
 
 INSIDE = "lines with a carriage return inside, which stays there: {count}"

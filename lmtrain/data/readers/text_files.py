@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmtrain.data.columns import BadRow, Entry
-from lmtrain.data.contents import BYTE_ORDER_MARKS, START, is_binary, not_text
+from lmtrain.data.readers.contents import BYTE_ORDER_MARKS, START, is_binary, not_text
 from lmtrain.errors import InputError, UsageError, suggestion, visible
 
 Numbered = Iterator[tuple[int, Entry]]

@@ -112,7 +112,7 @@ def test_other_layouts_are_refused(content: str, reason: str):
     ("line", "reason"),
     [
         ("three\tB-X\tO", "'three\\tB-X\\tO' has 3 columns, but the lines before have 2"),
-        ("word", "'word' has 1 columns, but the lines before have 2"),
+        ("word", "'word' is a word without a tag"),
         ("word\t", "'word' is a word without a tag"),
         ("\tO", "'O' is a tag without a word"),
     ],
