@@ -9,6 +9,7 @@ for variable in [name for name in os.environ if name.startswith("LMTRAIN_")]:
     del os.environ[variable]
 
 import atexit
+import gc
 import json
 import shutil
 import subprocess
@@ -94,6 +95,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test in a folder of its own, with a terminal of 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(autouse=True)
+def frozen_libraries() -> None:
+    """Collecting garbage goes through all objects of the libraries, which takes longer than a small training."""
+    if len(sys.modules) > frozen_libraries.modules + 100:
+        gc.collect()
+        gc.freeze()
+        frozen_libraries.modules = len(sys.modules)
+
+
+frozen_libraries.modules = 0
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 
 
+@pytest.mark.slow
 def test_examples_run_in_order():
     text = PAGE.read_text(encoding="utf-8")
     names: dict[str, Any] = {}

@@ -28,6 +28,7 @@ def test_commands_without_a_model_import_no_heavy_library(arguments: list[str]):
     assert not imported_by(*arguments) & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_tokenizer_commands_do_not_import_models():
     """Importing it takes as long as torch itself and a fifth of the memory of preparing a corpus."""
     Path("x.txt").write_text("one two three\n" * 50)

@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY, lmtrain, scratch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "model", "file"), [("mlm", "bert", "text"), ("seq2seq", "t5", "pairs")])
 def test_it_tells_of_speed_padding_and_the_whole_training_and_keeps_nothing(
     objective: str, model: str, file: str, material: Path

@@ -60,6 +60,7 @@ def test_doctor_notices_a_mean_of_micro_batch_means(rows: Path, monkeypatch: pyt
     assert difference() > 10 * doctor.TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
 def test_the_reference_is_the_token_mean_of_transformers_own_losses(family: str, rows: Path):
     run = doctor.assembled(doctor.recipe_for(family, rows, max_steps=1), Path("run"))
@@ -195,5 +196,6 @@ def test_label_smoothing_changes_training_but_not_evaluation(gpt2: Path, materia
     assert runs[0]["initial_metrics"] == runs[1]["initial_metrics"]
 
 
+@pytest.mark.slow
 def test_doctor_reports_upstream_names_that_changed(report: dict):
     assert report["upstream"] == []

@@ -69,6 +69,7 @@ def test_random_labels_are_predicted_at_chance_level(bert: Path):
     assert low < found["metrics"]["accuracy"] < high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [royal, kings])
 def test_metrics_do_not_depend_on_the_batch_size_and_are_deterministic(bert: Path, data):
     # Few training rows, so that the metrics are below 1 and could differ.

@@ -11,6 +11,7 @@ from lmtrain.commands.smoke import architecture_of
 from lmtrain.config import shipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in shipped.shipped()])
 def test_every_shipped_recipe_runs(name: str):
     outcome = lmtrain("recipes", "test", name, "--json", "--quiet")

@@ -33,6 +33,7 @@ def test_recipe_is_short_valid_and_states_the_expected_result(name: str):
     assert lines[1] == f"objective: {name.split('-')[0]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICKSTARTS)
 def test_quickstart_runs_and_lowers_the_loss(name: str):
     results = trained("run", name, "--max-steps", 2, "-o", "run", "--set", "eval.batch_size=64")

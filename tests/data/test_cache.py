@@ -107,6 +107,7 @@ def write(lines: list[str]) -> None:
 RUNS = {"clm": scratch("gpt2"), "mlm": scratch("bert"), "seq2seq": scratch("t5")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", RUNS)
 def test_a_second_run_reads_and_tokenises_nothing_and_gives_the_same_results(
     objective: str, material: Path, monkeypatch: pytest.MonkeyPatch

@@ -73,6 +73,7 @@ def test_pattern_matches_the_same_files_from_any_folder(files: Path, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_recipe_of_a_run_is_run_evaluated_and_resumed_from_another_folder(
     material: Path, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

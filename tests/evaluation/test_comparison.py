@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from conftest import lmtrain, scratch, trained
 from eval_helpers import evaluated
 
 
+@pytest.mark.slow
 def test_a_better_model_is_significantly_better(t5: Path, material: Path):
     data = material / "pairs.jsonl"
     trained("seq2seq", *scratch("t5"), "--data", data, "-o", "better", "--max-steps", 80, "--lr", 1e-2)

@@ -41,6 +41,7 @@ def test_eval_reproduces_the_metrics_of_training(run: Path):
     assert again["data"]["eval"] == at_the_end["data"]["eval"]
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_batch_size_or_padding_side(run: Path, tmp_path: Path):
     objective = json.loads((run / "results.json").read_text())["objective"]
     data = ragged(tmp_path, objective)
@@ -57,6 +58,7 @@ def test_metrics_do_not_depend_on_batch_size_or_padding_side(run: Path, tmp_path
     assert evaluated("--model", run, *flags)["metrics"] == first["metrics"], "repeated, to the last digit"
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(run: Path, tmp_path: Path):
     objective = json.loads((run / "results.json").read_text())["objective"]
     data = ragged(tmp_path, objective)
@@ -83,9 +85,10 @@ def test_two_processes_give_the_metrics_of_one(run: Path, tmp_path: Path):
     assert [row["prediction"] for row in rows[0]] == [row["prediction"] for row in rows[1]]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data():
-    lines = sentences(5000)
-    Path("few.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines[:500]))
+    lines = sentences(1500)
+    Path("few.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines[:150]))
     Path("many.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     trained(
         "clm",
@@ -236,6 +239,7 @@ def test_out_of_memory_is_one_sentence(gpt2: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_scoring_halves_the_batch(run: Path, monkeypatch: pytest.MonkeyPatch):
     from lmtrain.modeling.loss import TokenLoss
 

@@ -52,7 +52,8 @@ class Hub:
                 body = b""
                 if hub.error:
                     code = hub.error
-                    headers |= {"X-Error-Code": "RepoNotFound"} if code in (401, 404) else {}
+                    # The client gives up at once if it is asked to wait longer than its patience.
+                    headers |= {"X-Error-Code": "RepoNotFound"} if code in (401, 404) else {"Retry-After": "60"}
                 elif "/tree/" in self.path:
                     code, body = 200, b"[]"
                 elif self.path.startswith("/api/models/"):
@@ -94,6 +95,7 @@ def from_hub(hub: Hub, material: Path, output: str, *flags: str) -> subprocess.C
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_hub_model_is_downloaded_once_and_then_read_from_the_cache(hub: Hub, material: Path):
     first = from_hub(hub, material, "first")
     assert first.returncode == 0, first.stderr
@@ -106,8 +108,14 @@ def test_hub_model_is_downloaded_once_and_then_read_from_the_cache(hub: Hub, mat
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("error", "wanted"), [(404, "no such model on the hub"), (401, "no such model on the hub"), (500, "500")]
+    ("error", "wanted"),
+    [
+        (404, "no such model on the hub"),
+        (401, "no such model on the hub"),
+        (500, "the hub answers 500 and asks to wait 60 s"),
+    ],
 )
 def test_hub_error_is_one_sentence(error: int, wanted: str, hub: Hub, material: Path):
     hub.error = error

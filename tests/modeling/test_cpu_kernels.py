@@ -253,6 +253,7 @@ DRY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "family"), [("clm", "gpt2"), ("mlm", "bert")])
 def test_without_dropout_kernels_auto_and_off_give_the_same_losses(objective: str, family: str, material: Path):
     steps = ["--val-split", 0.1, "--max-steps", 5, "--lr", 1e-3, "--log-every", 1]

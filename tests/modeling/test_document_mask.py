@@ -126,6 +126,7 @@ def test_a_model_that_cannot_separate_documents_packs_blocks_with_a_warning(mate
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "model"), [("clm", "gpt2"), ("mlm", "bert")])
 def test_packed_training_matches_unpacked_training(objective: str, model: str, material):
     """One step on all rows: the loss is equal, with masks too, because masks are a function of the text."""

@@ -29,6 +29,7 @@ def logits(network: Any, ids: torch.Tensor) -> torch.Tensor:
         return network.eval()(input_ids=ids, **more).logits
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft calls it
 @pytest.mark.parametrize(("objective", "base", "data"), BASES)
 @pytest.mark.parametrize("kind", [[], ["--dora"], ["--rslora", "--lora-alpha", 8]])
@@ -58,6 +59,7 @@ def test_merged_model_matches_adapter(
     assert run == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "base", "data"), BASES)
 def test_eval_of_an_adapter_matches_training(
     objective: str, base: str, data: str, material: Path, request: pytest.FixtureRequest
@@ -69,6 +71,7 @@ def test_eval_of_an_adapter_matches_training(
     assert again == pytest.approx(results["metrics"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "base", "data"), BASES)
 def test_resumed_adapter_equals_uninterrupted_run(
     objective: str, base: str, data: str, material: Path, request: pytest.FixtureRequest
@@ -85,6 +88,7 @@ def test_resumed_adapter_equals_uninterrupted_run(
     assert "adapter_model.safetensors" in checkpoint and "model.safetensors" not in checkpoint
 
 
+@pytest.mark.slow
 def test_best_adapter_is_kept(gpt2: Path, material: Path):
     more = ["--lr", 0.03, "--max-steps", 6, "--eval-every", 1, "--lr-scheduler", "constant", "-o", "run"]
     results = trained("clm", "--model", gpt2, "--data", material / "text.jsonl", *FLAGS, *more)
@@ -133,6 +137,7 @@ def test_new_head_is_trained_in_full_and_saved(bert: Path, material: Path):
     assert again == pytest.approx(results["metrics"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_added_tokens_are_trained_and_saved_with_the_adapter(tied: bool, gpt2: Path, material: Path):
     tokenizer, network = AutoTokenizer.from_pretrained(gpt2), AutoModelForCausalLM.from_pretrained(gpt2)

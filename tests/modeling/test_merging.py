@@ -305,6 +305,7 @@ def longer(*added: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tied", "room"), [(True, 0), (True, 1), (True, 12), (False, 12)])
 def test_added_tokens_are_trained_wherever_the_table_ends(tied: bool, room: int):
     """With room for none, for one and for all of them."""

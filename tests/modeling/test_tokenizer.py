@@ -244,6 +244,7 @@ def test_tokenizer_with_one_other_piece_is_reported():
 # --- ids with gaps ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "model"), [("clm", "gpt2"), ("mlm", "bert"), ("seq2seq", "t5")])
 @pytest.mark.parametrize("index", [130, 70_000])
 def test_table_from_scratch_holds_the_largest_id(objective: str, model: str, index: int, material: Path):

@@ -39,7 +39,7 @@ def logits(network: Any) -> torch.Tensor:
 def check_family(objective: str, family: str, material: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Train, evaluate, prompt, save, load, adapt and merge a tiny model; its row of the table."""
     data = ["--data", material / ("pairs.jsonl" if objective == "seq2seq" else "text.jsonl")]
-    common = [*data, "--max-steps", STEPS, "--val-split", 0.1, "-b", 8, "--samples", 1]
+    common = [*data, "--max-steps", STEPS, "--eval-every", STEPS, "--val-split", 0.1, "-b", 8, "--samples", 1]
     at_save = _watch(monkeypatch)
 
     whole = trained(objective, *scratch(objective, family), *common, "--lr", 5e-3, "-o", "run")

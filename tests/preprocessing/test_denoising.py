@@ -289,6 +289,7 @@ def flags(model: str, denoise: str, data: Path) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "denoise"), [("t5", "span-corruption"), ("bart", "infilling"), ("pegasus", "gap-sentences")]
 )

@@ -220,6 +220,7 @@ def test_a_bad_row_far_into_a_stream_is_reported_when_it_is_read(material: Path)
     assert "late.jsonl, line 61, column 'text': is int 7, not text" in outcome.err.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_chunks_that_fill_no_row_or_hold_no_row_are_accepted(material: Path):
     for strategy in ("best-fit", "blocks"):
         results = trained(
@@ -263,6 +264,7 @@ def test_chunks_that_fill_no_row_or_hold_no_row_are_accepted(material: Path):
     assert results["data"]["train"]["rows_empty"] == 3
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_shuffle_buffer_and_a_checkpoint_of_data_in_memory(material: Path):
     run = ["clm", *bytewise("gpt2"), "--data", material / "text.jsonl", "-b", 2, "--val-split", 0, "--no-packing"]
     stream = [*run, "--streaming", "--shuffle-buffer", 13]

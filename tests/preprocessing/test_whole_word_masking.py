@@ -296,6 +296,7 @@ def test_the_share_falls_from_step_to_step_the_same_in_every_layout():
     assert (collate.scored(row_of(examples, None))[1] != IGNORED).mean() == pytest.approx(0.15, abs=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["word", "span"])
 def test_a_run_is_resumed_to_the_bit_and_evaluated_the_same(what: str, material: Path):
     flags = [

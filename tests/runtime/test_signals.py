@@ -80,6 +80,7 @@ def whole(objective: str, model: str, material: Path) -> Any:
     return outcome_of(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number", "sent", "objective", "model"),
     [

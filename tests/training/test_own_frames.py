@@ -34,6 +34,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[li
     return stacks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "model", "network", "data", "batches"),
     [

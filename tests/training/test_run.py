@@ -139,6 +139,7 @@ def test_a_model_whose_padding_is_its_end_token_learns_to_stop(
     assert tokenizer.eos_token_id not in end_of(Path("stock"), "the cat sees")
 
 
+@pytest.mark.slow
 def test_the_best_model_is_kept_and_training_stops_early(gpt2: Path, material: Path):
     """A learning rate that ruins the model: the best evaluation is not the last."""
     results = trained(
@@ -172,6 +173,7 @@ def test_the_best_model_is_kept_and_training_stops_early(gpt2: Path, material: P
     assert kept["metrics"]["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt2", "bert", "t5"])
 def test_a_resumed_run_ends_in_the_same_weights(model: str, material: Path):
     objective, data = {"gpt2": ("clm", "text"), "bert": ("mlm", "text"), "t5": ("seq2seq", "pairs")}[model]

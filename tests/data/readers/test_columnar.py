@@ -10,8 +10,8 @@ import pytest
 
 from lmtrain.config.data import ClmData, LabelledData, PairData
 from lmtrain.data import reading
-from lmtrain.data.readers import columnar
 from lmtrain.data.columns import BadRow
+from lmtrain.data.readers import columnar
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 
