@@ -17,7 +17,7 @@ def wanted(run: Run) -> bool:
 
 def check_input(data: list[str]) -> None:
     """Raise UsageError for data from standard input, which processes cannot share."""
-    from lmtrain.data.sources import STDIN, is_stdin
+    from lmtrain.data.tables import STDIN, is_stdin
 
     if any(map(is_stdin, data)):
         raise UsageError(f"{STDIN} cannot be shared by several processes; save it to a file")

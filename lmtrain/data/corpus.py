@@ -13,7 +13,8 @@ from lmtrain.data.cache import Cache
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.reading import Position, RowReader, chunks, load
 from lmtrain.data.rows import Rows
-from lmtrain.data.sources import STDIN, Table, is_stdin, open_tables
+from lmtrain.data.sources import open_tables
+from lmtrain.data.tables import STDIN, Table, is_stdin
 from lmtrain.errors import InputError, UsageError, visible
 from lmtrain.runtime.processes import world_size
 

@@ -57,6 +57,16 @@ FAMILIAR = (
     ("pairs", ("질문", "답변")),
     ("labelled", ("text", "label")),
     ("labelled", ("sentence", "label")),
+    ("labelled", ("document", "label")),
+    ("labelled", ("title", "label")),
+    ("labelled", ("premise", "label")),
+    ("labelled", ("premise", "gold_label")),
+    ("labelled", ("sentence1", "label")),
+    ("labelled", ("sentence1", "gold_label")),
+    ("labelled", ("sentence1", "labels.binary-label")),
+    ("labelled", ("question1", "label")),
+    ("labelled", ("text", "category")),
+    ("labelled", ("text", "intent")),
     ("tagged", ("tokens", "tags")),
     ("tagged", ("tokens", "ner_tags")),
 )
@@ -67,6 +77,9 @@ JOINED = {
     "instruction": (("system", "system_prompt"), ("question", "input", "context", "passage")),
     "question": (("system", "system_prompt"), ("context", "passage")),
     "input": (("system", "system_prompt", "instruction"), ("context",)),
+    "premise": ((), ("hypothesis",)),
+    "sentence1": ((), ("sentence2",)),
+    "question1": ((), ("question2",)),
 }
 """Column of an input -> (columns that come before it, columns that come after it), where there are any."""
 
@@ -159,7 +172,7 @@ def _familiar(first: Record, kinds: Sequence[str], where: str) -> Selection | No
     for kind, familiar in FAMILIAR:
         names = [as_spelled(first, name) for name in familiar]
         if kind in kinds and all(lookup(first, name) is not ABSENT for name in names):
-            paths = (joined(first, names[0]), *names[1:]) if kind in ("prompt", "pairs") else tuple(names)
+            paths = (joined(first, names[0]), *names[1:]) if kind in ("prompt", "pairs", "labelled") else tuple(names)
             for path in paths:
                 require(first, path, where)
             return as_chats(Selection(kind, paths, detected=True), first, kinds)

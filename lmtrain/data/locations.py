@@ -9,7 +9,8 @@ from lmtrain.config.architectures import TRAINED, is_architecture
 from lmtrain.config.data import Split
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
-from lmtrain.data.sources import LOCAL_DATASET, is_stdin, open_tables
+from lmtrain.data.sources import LOCAL_DATASET, open_tables
+from lmtrain.data.tables import is_stdin
 from lmtrain.errors import InputError
 
 

@@ -10,7 +10,8 @@ from lmtrain.data.chats import Chat
 from lmtrain.data.columns import ABSENT, BadRow, Entry, Record, lookup, template_fields, text_at
 from lmtrain.data.layouts import FirstValues, as_template, column_names, joined, left_out, require
 from lmtrain.data.reading import PEEKED
-from lmtrain.data.sources import STDIN, Table, is_stdin, notes_on, open_tables
+from lmtrain.data.sources import open_tables
+from lmtrain.data.tables import STDIN, Table, is_stdin, notes_on
 from lmtrain.errors import InputError, UsageError, visible
 
 TEXTS = (

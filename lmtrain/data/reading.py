@@ -18,7 +18,8 @@ from lmtrain.data.readers.delimited import looks_like_data
 from lmtrain.data.remarks import Remarks, told
 from lmtrain.data.rows import Rows, Texts
 from lmtrain.data.selection import OPTIONS, Selection
-from lmtrain.data.sources import STDIN, Table, is_stdin, notes_on, open_tables
+from lmtrain.data.sources import open_tables
+from lmtrain.data.tables import STDIN, Table, is_stdin, notes_on
 from lmtrain.errors import InputError, visible
 
 LONGEST_PIECE, LONGEST_ROW = 20_000, 1_000_000

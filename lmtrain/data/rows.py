@@ -9,7 +9,7 @@ from typing import Any
 
 from lmtrain.data.chats import Chat
 from lmtrain.data.ledger import Ledger
-from lmtrain.data.sources import Table
+from lmtrain.data.tables import Table
 
 
 class Texts(Sequence[str]):

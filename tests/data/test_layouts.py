@@ -52,6 +52,24 @@ def test_instruction_and_question_layouts_are_read_whole(layout: str, data: type
     assert any(note.startswith("a.jsonl: using columns '") for note in rows.notes)
 
 
+LABELLED = {
+    "nsmc": ({"id": 1, "document": "good", "label": 1}, "good", "1"),
+    "banking77": ({"text": "lost card", "category": "card"}, "lost card", "card"),
+    "klue-nli": ({"premise": "p", "hypothesis": "h", "gold_label": "neutral"}, "p\nh", "neutral"),
+    "xnli": ({"premise": "p", "hypothesis": "h", "label": 2}, "p\nh", "2"),
+    "klue-sts": ({"sentence1": "a", "sentence2": "b", "labels": {"label": 3.7, "binary-label": 1}}, "a\nb", "1"),
+    "qqp": ({"question1": "a", "question2": "b", "label": 0}, "a\nb", "0"),
+    "ynat": ({"guid": "g", "title": "headline", "label": 4}, "headline", "4"),
+}
+
+
+@pytest.mark.parametrize("layout", LABELLED)
+def test_labelled_layouts_are_read_whole(layout: str):
+    row, text, label = LABELLED[layout]
+    rows = load(row, LabelledData)
+    assert rows.values == [(text, label)] * 2 and rows.warnings == []
+
+
 @pytest.mark.parametrize(
     ("row", "data", "options", "left"),
     [

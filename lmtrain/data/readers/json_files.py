@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from lmtrain.data.columns import BadRow, Entry, Record
@@ -20,20 +20,30 @@ def _is_chat(record: Record) -> bool:
 
 
 def read_json_lines(
-    opener: Callable[[], IO[bytes]], encoding: str | None, name: str, is_row: IsRow = _is_chat
+    opener: Callable[[], IO[bytes]],
+    encoding: str | None,
+    name: str,
+    is_row: IsRow = _is_chat,
+    columns: Sequence[str] = (),
 ) -> Numbered:
     with decoded(opener, encoding, name, newline=None) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.lstrip().startswith("["):
-                yield from _whole_json(read_all(lines, name, line), name, is_row)
+                yield from _whole_json(read_all(lines, name, line), name, is_row, columns)
                 return
             if line.strip():
-                yield number, undecodable(line, lines) or _object(line.removesuffix("\n"))
+                yield number, undecodable(line, lines) or _object(line.removesuffix("\n"), columns)
 
 
-def read_json(opener: Callable[[], IO[bytes]], encoding: str | None, name: str, is_row: IsRow = _is_chat) -> Numbered:
+def read_json(
+    opener: Callable[[], IO[bytes]],
+    encoding: str | None,
+    name: str,
+    is_row: IsRow = _is_chat,
+    columns: Sequence[str] = (),
+) -> Numbered:
     with decoded(opener, encoding, name, newline=None) as lines:
-        yield from _whole_json(read_all(lines, name), name, is_row)
+        yield from _whole_json(read_all(lines, name), name, is_row, columns)
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,9 +62,9 @@ def _reason(error: ValueError) -> str:
     return str(error).split(";")[0]
 
 
-def _object(line: str) -> Entry:
+def _object(line: str, columns: Sequence[str]) -> Entry:
     try:
-        return _row(DECODER.decode(line))
+        return as_row(DECODER.decode(line), columns)
     except json.JSONDecodeError as error:
         return BadRow(f"column {error.colno}: not JSON: {error.msg}")
     except ValueError as error:
@@ -63,13 +73,19 @@ def _object(line: str) -> Entry:
         return BadRow("nested too deeply")
 
 
-def _row(value: Any) -> Entry:
+def as_row(value: Any, columns: Sequence[str] = ()) -> Entry:
+    """The row that a value is: an object, or a list of the values of `columns`."""
     if isinstance(value, dict):
         return value
-    return BadRow(f"a row must be an object {{…}}, not {type(value).__name__}")
+    if not isinstance(value, list) or not columns:
+        hint = "; --columns names the values of a list, e.g. --columns text,label" if isinstance(value, list) else ""
+        return BadRow(f"a row must be an object {{…}}, not {type(value).__name__}{hint}")
+    if len(value) != len(columns):
+        return BadRow(f"has {len(value)} values, but --columns names {len(columns)}")
+    return dict(zip(columns, value, strict=True))
 
 
-def _whole_json(text: str, name: str, is_row: IsRow) -> Numbered:
+def _whole_json(text: str, name: str, is_row: IsRow, columns: Sequence[str]) -> Numbered:
     """Yield the rows of an array of objects, of an object that contains one list of objects, or of several objects."""
     values = []
     between = re.compile(r"[\s,]*")
@@ -95,4 +111,4 @@ def _whole_json(text: str, name: str, is_row: IsRow) -> Numbered:
     elif len(values) == 1 and isinstance(values[0], list):
         rows = values[0]
     for number, value in enumerate(rows, 1):
-        yield number, _row(value)
+        yield number, as_row(value, columns)
