@@ -50,6 +50,7 @@ def baseline(text: str, folder: str) -> dict[str, Any]:
 def lmtrain(text: str, folder: str) -> dict[str, Any]:
     import time
 
+    from lmtrain.config.data import ClmData
     from lmtrain.config.model import Model
     from lmtrain.config.recipe import RECIPES
     from lmtrain.data.cache import Cache
@@ -62,9 +63,9 @@ def lmtrain(text: str, folder: str) -> dict[str, Any]:
 
     recipe = RECIPES["clm"](
         model=Model(name=folder),
-        data={"train": text, "val_split": 0, "max_length": LENGTH, "packing_strategy": "blocks"},
+        data=ClmData(train=[text], val_split=0, max_length=LENGTH, packing_strategy="blocks"),
     )
-    tokenizer, _ = load_tokenizer(Model(name=folder))
+    tokenizer = load_tokenizer(Model(name=folder)).tokenizer
     imported, started = resident(), time.perf_counter()
     corpus = Corpus(recipe.data, 1, Cache.of(recipe.run, Console(quiet=True)))
     corpus.check()
@@ -187,7 +188,7 @@ def _tokenizer(folder: Path, text: Path, name: str | None) -> Path:
     from lmtrain.preprocessing.train_tokenizer import train_tokenizer
 
     if name:
-        made, _ = load_tokenizer(Model(name=name))
+        made: Any = load_tokenizer(Model(name=name)).tokenizer
     else:
         made = train_tokenizer(
             "bpe:8000", text.read_text(encoding="utf-8").splitlines()[:20_000], OBJECTIVES["clm"].special_tokens

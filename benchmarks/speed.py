@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.config.recipe import RECIPES
+from lmtrain.config.data import MlmData
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.sampler import EpochOrder
 
@@ -301,7 +301,7 @@ def _alike(case: Case, tokenizer: Any, stock: Any, rows: list[dict[str, Any]]) -
     """The batch with lmtrain's masks, and without the label of a text's first token, which no position predicts."""
     numbers = [row.pop("row") for row in rows]
     if case.objective == "mlm":
-        section = RECIPES["mlm"].model_fields["data"].annotation(train=["made up"])
+        section = MlmData(train=["made up"])
         masked = OBJECTIVES["mlm"].collator(tokenizer, section, 42)
         return masked(
             [
@@ -464,7 +464,7 @@ def compare_learning(name: str, pairs: str, held_out: str, epochs: int, rate: fl
         steps = epochs * -(-len((folder / "data.jsonl").read_text().splitlines()) // case.batch)
         for way, model in (("lmtrain", "run"), ("trainer", "by-trainer")):
             once(name, way, folder, steps, alike, rate)
-            flags = ["--model", folder / model, "--data", folder / "held-out.jsonl", "--json"]
+            flags = ["--model", str(folder / model), "--data", str(folder / "held-out.jsonl"), "--json"]
             done = subprocess.run([sys.executable, "-m", "lmtrain", "eval", *flags], capture_output=True, check=True)
             found[way] = json.loads(done.stdout)["metrics"]["eval_loss"]
     order = "in the same order, without dropout" if alike else "each in its own order"

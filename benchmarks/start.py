@@ -85,9 +85,9 @@ def main() -> None:
             for name, command, sign in each[:: 1 if number % 2 else -1]:
                 times[name].append(first_step(command, sign, Path(tempfile.mkdtemp(dir=folder))))
             print({name: round(found[-1], 2) for name, found in times.items()}, file=sys.stderr)
-    ours, theirs = (statistics.median(found) for found in times.values())
+    medians = [statistics.median(found) for found in times.values()]
     ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
-    print(f"command to first step: {ours:.2f} s / {theirs:.2f} s, {ratio:.2f} ×, {rounds} rounds")
+    print(f"command to first step: {medians[0]:.2f} s / {medians[1]:.2f} s, {ratio:.2f} ×, {rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmtrain.data import splits
-from lmtrain.data.columns import Entry, Record
+from lmtrain.data.columns import BadRow, Entry, Record
 from lmtrain.data.readers.json_files import as_row
 
 
@@ -22,8 +22,7 @@ def rows_of_split(
     Raises InputError for a split that is not there.
     """
     for number, entry in read():
-        names = _split_names(entry) if isinstance(entry, dict) else []
-        if not names:
+        if isinstance(entry, BadRow) or not (names := _split_names(entry)):
             yield number, entry
             continue
         chosen = splits.choose(names, split, exact, name)
