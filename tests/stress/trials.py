@@ -132,6 +132,8 @@ def start(
         process = context.Process(target=_live, args=told, daemon=False)
         with _nameless_main():
             process.start()
+        # Else the start of the next trial, in another thread, polls this one too, and one of the two never sees its exit code.
+        multiprocessing.process._children.discard(process)
     return Trial(process, folder)
 
 
