@@ -10,7 +10,7 @@ between a character and the white space after it, and only if both of these hold
 A piece comes after the last characters of the piece before it, so that nothing that a tokenizer does at the start of a
 text (such as the "▁" of Llama 2 and T5) happens at a cut. The tokens of these characters are left out.
 
-A text that has no such place in a million characters is cut anyway, and the cut is counted.
+A text that has no such place in 250,000 characters is cut anyway, and the cut is counted.
 """
 
 import re
@@ -27,13 +27,14 @@ PIECE = 16_000
 CONTEXT = 64
 """Characters on both sides of a cut that the tokenizer is asked about; those before it precede the next piece."""
 
-LONGEST = 1_000_000
+LONGEST = 250_000
 """Characters after which a text is cut wherever it can be, so that it fits into memory."""
 
 TRIES = 30
 """Places that are tried for a cut before the piece grows."""
 
-CUT = re.compile(r"(?<=\S)(?=[ \n]\S)")
+CUT = re.compile(r"[ \n](?<=\S.)(?=\S)", re.DOTALL)
+"""White space between two characters that are none. It comes first in the pattern, because re looks for it fastest then."""
 SPACE_INSIDE = re.compile(r"\S[ \n]")
 MARKED_SPACE = re.compile(r"[^ ▁ĠĊ\n\t\r][ ▁ĠĊ\n\t\r]")
 """White space within an entry of a vocabulary, as byte-level tokenizers and sentencepiece write it."""

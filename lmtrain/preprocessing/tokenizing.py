@@ -13,7 +13,7 @@ from lmtrain.errors import InputError
 from lmtrain.preprocessing.text_pieces import Piece, TextCutter, backend
 from lmtrain.preprocessing.vocabulary import unknown_id
 
-PIECES_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 1_000_000
+PIECES_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 500_000
 """Limits of one batch for the tokenizer: large enough for all cores, small enough to keep the encodings small."""
 
 

@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from lmtrain.errors import StorageError, UsageError, visible
+from lmtrain.errors import StorageError, InputError, visible
 
 SUBSTITUTE = "lmtrain.substitute"
 """The name of the error handler, as `errors` of a stream."""
@@ -83,7 +83,7 @@ def is_utf8() -> bool:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Raise UsageError for an argument of bytes that are no text in the encoding of this system."""
+    """Raise InputError for an argument of bytes that are no text in the encoding of this system."""
     for argument in arguments:
         if argument.isascii() or not any("\udc80" <= c <= "\udcff" for c in argument):
             continue
@@ -92,4 +92,4 @@ def check_arguments(arguments: list[str]) -> None:
             remedy = f"this system reads arguments as {sys.getfilesystemencoding()}; set PYTHONUTF8=1"
         except UnicodeDecodeError:
             remedy = "write it in UTF-8, or rename the file"
-        raise UsageError(f"{visible(argument, 80)}: an argument that is not UTF-8 text; {remedy}")
+        raise InputError(f"{visible(argument, 80)}: an argument that is not UTF-8 text; {remedy}")

@@ -127,7 +127,7 @@ NOT_UTF8 = [b"\xff.jsonl", "안녕".encode("cp949"), b"caf\xe9"]
 def test_bytes_that_are_no_text_are_refused_in_a_sentence(argument: bytes):
     done = subprocess.run([*PROGRAM, "clm", "--model", "gpt2", "--data", argument], capture_output=True, check=False)
     message = " ".join(done.stderr.decode().split())
-    assert done.returncode == 2 and "an argument that is not UTF-8 text" in message and "rename" in message
+    assert done.returncode == 3 and "an argument that is not UTF-8 text" in message and "rename" in message
     assert len(message) < 200
 
 

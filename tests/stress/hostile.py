@@ -636,7 +636,13 @@ STORED = [
         texts=csv_texts,
     ),
     refused(CSV + "ragged.csv", "rows with wrong numbers of cells", "line 102"),
-    refused(CSV + "semicolon.csv", "separated by semicolons", "text;label"),
+    loads(
+        CSV + "semicolon.csv",
+        "separated by semicolons",
+        "200 rows, and the separator is said",
+        counts={"rows_used": 200},
+        says=("semicolon.csv", "semicolons"),
+    ),
     loads(
         CSV + "excel_utf16.csv",
         "Excel's Unicode text",
