@@ -7,7 +7,7 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from lmtrain.errors import StorageError, InputError, visible
+from lmtrain.errors import InputError, StorageError, visible
 
 SUBSTITUTE = "lmtrain.substitute"
 """The name of the error handler, as `errors` of a stream."""
