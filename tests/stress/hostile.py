@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -308,10 +309,8 @@ FILLING = [
     "{good}",
     "--save-every",
     "1",
-    "--keep",
-    "9",
     "--max-steps",
-    "6",
+    "60",
     "-o",
     "{place}/disk/run",
 ]
@@ -320,11 +319,19 @@ FILLING = [
 def a_small_disk(place: Path) -> None:
     (place / "disk").mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place / "disk")], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place / "disk")], check=False, capture_output=True
     )
     if mounted.returncode:
         raise CannotBeMade("no file system can be mounted here")
     rows_into(place / "good.jsonl")
+
+
+def filling(place: Path, running: Callable[[], bool]) -> None:
+    while running() and not list((place / "disk/run/checkpoints").glob("checkpoint-*")):
+        time.sleep(0.002)
+    with suppress(OSError), (place / "disk/filler").open("wb") as stream:
+        while running():
+            stream.write(bytes(1 << 16))
 
 
 def goes_on_once_there_is_room(place: Path, outcome: Outcome) -> str:
@@ -641,7 +648,7 @@ STORED = [
         "separated by semicolons",
         "200 rows, and the separator is said",
         counts={"rows_used": 200},
-        says=("semicolon.csv", "semicolons"),
+        notes=("semicolon.csv: its cells are separated by semicolons",),
     ),
     loads(
         CSV + "excel_utf16.csv",
@@ -830,13 +837,14 @@ MADE = [
         seconds=10,
     ),
     Row(
-        "full tmpfs of 16 MB",
+        "tmpfs of 40 MB that another program fills",
         "disk full during a save",
         "exit 7, and the checkpoint before can be resumed",
         FILLING,
         (7,),
         ("space",),
         make=a_small_disk,
+        during=filling,
         after=goes_on_once_there_is_room,
         leaves_run=True,
     ),
