@@ -53,6 +53,7 @@ def test_every_flag_that_is_named_exists(page: str):
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z]", PAGES[page])) - {
         "--nproc-per-node",
+        "--cpu",
         "--paired-bs",
         "--smoke",
         "--signal",

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,7 +19,7 @@ from lmtrain.config.loading import objective_of, read_yaml
 from lmtrain.config.options import Leaf, leaves
 from lmtrain.config.recipe import RECIPES, GenerateRequest, probe_leaves, untrained_leaves
 from lmtrain.errors import LmtrainError, UsageError, visible
-from lmtrain.runtime import signals, streams
+from lmtrain.runtime import group, signals, streams
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact
@@ -42,6 +42,7 @@ class Program(Commands):
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         sys.excepthook = _print_redacted
         streams.install()
+        group.watch()
         console = Console(main_process=is_first_process())
         given = list(sys.argv[1:] if args is None else args)
         try:
@@ -52,19 +53,16 @@ class Program(Commands):
                 finally:
                     sys.stdout.flush()  # where this fails, it is said
         except LmtrainError as error:
-            console.error(str(error))
-            sys.exit(error.exit_code)
+            _end(console, str(error), error.exit_code)
         except OSError as error:
             if error.errno not in (errno.ENAMETOOLONG, errno.EACCES):
                 raise
-            console.error(f"{visible(str(error.filename), 80)}: {error.strerror}")
-            sys.exit(3)
+            _end(console, f"{visible(str(error.filename), 80)}: {error.strerror}", 3)
         except (MemoryError, RuntimeError) as error:
             # torch's own error is no MemoryError, and torch may not have been imported.
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
                 raise
-            console.error(f"out of memory; {LESS_MEMORY.get(next(iter(given), ''), TRAINING_WITH_LESS)}")
-            sys.exit(5)
+            _end(console, f"out of memory; {LESS_MEMORY.get(next(iter(given), ''), TRAINING_WITH_LESS)}", 5)
 
 
 LESS_MEMORY = {
@@ -81,9 +79,22 @@ TRAINING_WITH_LESS = (
 )
 
 
+def _end(console: Console, message: str, code: int) -> NoReturn:
+    """Exit with the message; in a group of processes its launcher prints it, once."""
+    if group.is_member():
+        group.report(redact(message), code)
+    else:
+        console.error(message)
+    sys.exit(code)
+
+
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a traceback as Python does, without secrets: a library's message may repeat what it was given."""
-    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+    text = redact("".join(traceback.format_exception(kind, error, trace)))
+    if group.is_member():
+        group.report(text.strip().splitlines()[-1], 1, text)
+    else:
+        sys.stderr.write(text)
 
 
 def _expanded(args: list[str]) -> list[str]:

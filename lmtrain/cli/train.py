@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -73,9 +73,8 @@ def _smoke(recipe: Recipe, console: Console, present: api.Show) -> api.Results:
     return results
 
 
-def _relaunch(recipe: Recipe) -> api.Results:
-    """Run this command again in several processes. Raises Exit with their exit code."""
-    raise typer.Exit(launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:]))
+def _relaunch(recipe: Recipe) -> NoReturn:
+    launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:])
 
 
 def previewing(recipe_class: type[Recipe]) -> Callable[..., None]:

@@ -55,7 +55,7 @@ def evaluate(
     if unused := not_used(evaluation.recipe.run.num_processes):
         console.warn(unused)
     if launch.wanted(evaluation.recipe.run):
-        raise typer.Exit(launch.relaunch(evaluation.recipe.run, evaluation.named, sys.argv[1:]))
+        launch.relaunch(evaluation.recipe.run, evaluation.named, sys.argv[1:])
     results = api.score(evaluation, against, console, lambda results: show(results, console))
     if console.main_process:
         results.enforce_gates()

@@ -90,6 +90,8 @@ class Run(Section):
     """Before training, try the largest batch, evaluation, generation, saving and loading. Default: from 1,000 steps on."""
     num_processes: int | None = option(None, ge=1)
     """Number of processes to start, one per GPU (or on the CPU)."""
+    dist_timeout: Annotated[float, BeforeValidator(duration), Field(gt=0)] = option(600.0, hidden=True)
+    """How long processes wait for one that does not answer: 90s, 10m, 1h."""
     accelerate_config: str | None = option(None, hidden=True)
     """Launch the processes as configured in this file of `accelerate config`."""
     offline: bool = option(False)

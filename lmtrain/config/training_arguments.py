@@ -33,6 +33,7 @@ OURS = {
     "greater_is_better": "--best-metric",
     "data_seed": "--seed",
     "use_cpu": "the available devices",
+    "ddp_timeout": "--dist-timeout",
     "disable_tqdm": "--quiet",
     "logging_first_step": "--log-every",
     "logging_nan_inf_filter": "the promise that no NaN is hidden",

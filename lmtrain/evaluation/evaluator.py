@@ -1,6 +1,7 @@
 """Token-exact evaluation: sums over rows that depend on neither batch size nor number of processes. No logits are kept."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,8 +86,9 @@ class Evaluator:
         """(sums by row in the order of the data, the most likely token at each supervised position of each row)."""
         batches = self._own_batches(accelerator)
         sums, predicted = self._buffers()
-        for rows in self.console.track(batches, "scoring"):
-            self._score(network, rows, accelerator.device, sums, predicted)
+        with _agreeing(accelerator):
+            for rows in self.console.track(batches, "scoring"):
+                self._score(network, rows, accelerator.device, sums, predicted)
         if accelerator.num_processes > 1:
             own = [row for batch in batches for row in batch]
             for rows, values, tokens in gather_object([(own, sums[own], [predicted[row] for row in own])]):
@@ -131,10 +133,11 @@ class Evaluator:
     def _pseudo_likelihood(self, network: Any, accelerator: Accelerator) -> RowSums:
         likelihood = PseudoLikelihood(self.tokenizer, self.collator, self.loss, self.section.batch_size)
         own = [row for batch in self._own_batches(accelerator) for row in batch]
-        parts = [
-            (row, *likelihood.score(network, self.examples[None, row]["input_ids"], accelerator.device))
-            for row in self.console.track(own, "masking each token")
-        ]
+        parts = []
+        with _agreeing(accelerator):
+            for row in self.console.track(own, "masking each token"):
+                ids = self.examples[None, row]["input_ids"]
+                parts.append((row, *likelihood.score(network, ids, accelerator.device)))
         _, nll, tokens = zip(*sorted(_gathered(parts, accelerator)), strict=True)
         return {"pseudo_nll": np.array(nll, dtype=np.float64), "pseudo_tokens": np.array(tokens, dtype=np.float64)}
 
@@ -151,16 +154,18 @@ class Evaluator:
     def _with_outputs(self, scores: Scores, scorer: TextScorer, network: Any, accelerator: Accelerator) -> Scores:
         """The scores with an output per row and the metrics of these outputs."""
         process = accelerator.process_index, accelerator.num_processes
-        own = generate_rows(
-            network,
-            self.tokenizer,
-            self.examples,
-            self._longest_first(),
-            self.generation,
-            process,
-            lambda batches: self.console.track(batches, "generating"),
-        )
-        generated = dict(_gathered(list(own), accelerator))
+        own: list[Any] = []
+        with _agreeing(accelerator):
+            own += generate_rows(
+                network,
+                self.tokenizer,
+                self.examples,
+                self._longest_first(),
+                self.generation,
+                process,
+                lambda batches: self.console.track(batches, "generating"),
+            )
+        generated = dict(_gathered(own, accelerator))
         outputs = [generated[row].text for row in range(len(self.examples))]
         capped = sum(output.capped for output in generated.values()) / len(generated)
         computed = scores.metrics | scorer.score(outputs)
@@ -279,6 +284,15 @@ def _scored_bytes(content: dict[str, Any], labels: torch.Tensor) -> int:
         return 0
     sizes = content["num_bytes"]
     return int(sizes[(labels != IGNORED).numpy()[: len(sizes)]].sum())
+
+
+def _agreeing(accelerator: Accelerator) -> AbstractContextManager[None]:
+    """Each process stops by itself in this block, and then all do. Raises Stopped."""
+
+    def one_of_all(stopped: bool) -> bool:
+        return bool(accelerator.reduce(torch.tensor(int(stopped), device=accelerator.device)) > 0)
+
+    return signals.agreeing(one_of_all if accelerator.num_processes > 1 else bool)
 
 
 def _gathered(parts: list[Any], accelerator: Accelerator) -> list[Any]:

@@ -1,8 +1,11 @@
 """Whether this process is one of several that train together."""
 
 import os
+import re
+from contextlib import suppress
 
 from lmtrain.errors import UsageError, visible
+from lmtrain.runtime import group
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where launchers write the number of processes: torchrun first, then those of MPI."""
@@ -11,9 +14,8 @@ RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What each of several processes needs to meet the others."""
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
-
-LAUNCHED = "_LMTRAIN_LAUNCHED"
-"""Set by lmtrain for `accelerate launch`, which sets no size for a single process."""
+ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
+"""What accelerate's launcher sets, also for a single process."""
 
 
 def world_size() -> int:
@@ -27,7 +29,7 @@ def is_launched() -> bool:
 
     A single process is not one of several, although job operators set RANK=0 and WORLD_SIZE=1 for it.
     """
-    return world_size() > 1 or LAUNCHED in os.environ
+    return world_size() > 1 or group.is_member()  # accelerate sets no size for a single process
 
 
 def is_first_process() -> bool:
@@ -62,6 +64,23 @@ def not_used(requested: int | None) -> str | None:
     if requested in (None, running) or running == 1:
         return None
     return f"--num-processes {requested} is not used: a launcher has started {running} processes"
+
+
+def launched_alone() -> str | None:
+    """A warning where `accelerate launch` was to start several processes but started one, as it does with --cpu."""
+    if world_size() > 1 or ACCELERATE not in os.environ:
+        return None
+    import psutil
+
+    with suppress(psutil.Error):
+        command = " ".join(psutil.Process(os.getppid()).cmdline())
+        asked = re.search(r"num[_-]processes[= ](\d+)", command)
+        if asked and int(asked[1]) > 1:
+            return (
+                f"accelerate launch started one process although it was to start {asked[1]}: on the CPU it starts no others; "
+                f"lmtrain does, without it, with --num-processes {asked[1]}"
+            )
+    return None
 
 
 def _size() -> tuple[str, str]:

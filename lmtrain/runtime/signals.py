@@ -31,6 +31,8 @@ class _State:
     notify: Callable[[], None] | None = None
     """Called when a signal is deferred; None while a signal ends the command at once."""
     alone = True
+    votes = False
+    """Whether this process may stop although others do not yet know: they agree at the end of the block."""
 
 
 _state = _State()
@@ -71,9 +73,27 @@ def received() -> int | None:
 
 
 def check() -> None:
-    """Raise Stopped if a signal was received and this process trains alone."""
-    if _state.number and _state.notify and _state.alone:
+    """Raise Stopped if a signal was received and this process trains alone, or may stop by itself (`agreeing`)."""
+    if _state.number and _state.notify and (_state.alone or _state.votes):
         raise Stopped
+
+
+@contextmanager
+def agreeing(agree: Callable[[bool], bool]) -> Iterator[None]:
+    """Work in which no process waits for another: `check` stops each by itself, and at the end all stop if one did.
+
+    `agree` gives every process the same answer to whether one of them has stopped.
+    """
+    stopped = False
+    _state.votes = True
+    try:
+        yield
+    except Stopped:
+        stopped = True
+    finally:
+        _state.votes = False
+    if agree(stopped):
+        stop_together(signal.SIGTERM)
 
 
 def stop_together(number: int) -> None:
@@ -101,11 +121,18 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def wait_forwarding(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process and return its exit code. SIGTERM is forwarded to it; a terminal sends Ctrl-C to both."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def wait_forwarding(process: subprocess.Popen[bytes], received: Callable[[], None]) -> int:
+    """Wait for a process and return its exit code. SIGTERM is forwarded to it; a terminal sends Ctrl-C to both.
+
+    `received` is called at each signal.
+    """
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received()
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         code = process.wait()
     finally:

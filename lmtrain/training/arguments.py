@@ -66,6 +66,7 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
         "per_device_eval_batch_size": recipe.eval.batch_size,
         "remove_unused_columns": False,
         "disable_tqdm": True,
+        "ddp_timeout": int(recipe.run.dist_timeout),
         "ignore_data_skip": recipe.data.streaming,  # a stream knows where it stands
         "use_cpu": not torch.accelerator.is_available(),
         checkpointing: section.gradient_checkpointing,

@@ -26,6 +26,7 @@ from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.document_mask import Packing, choose_packing
 from lmtrain.modeling.loss import TokenLoss, depends_on_padding, ends_with_head, has_own_loss
 from lmtrain.modeling.padding_free import PaddingFree, choose_padding_free, is_applicable
+from lmtrain.modeling.unused_parameters import may_leave_unused
 from lmtrain.objectives.objective import OBJECTIVES, Objective
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits, longest_lengths
@@ -71,6 +72,10 @@ def assemble(
         data = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
     collator, loss = fit_scoring(objective, model.network, data.train, collator)
     loss = fit_training(recipe, objective, model.network, data.train, packing, collator, loss)
+    if arguments.world_size > 1 and arguments.ddp_find_unused_parameters is None:
+        shortest = data.train[0, int(np.argmin(data.train.lengths))]
+        unused = may_leave_unused(model.network, loss, collator([shortest]))
+        arguments.ddp_find_unused_parameters = unused
     padding_free = fit_padding_free(recipe, model.network, data.train, packing, collator, loss)
     if padding_free:
         loss = replace(loss, document_attention=padding_free.attention)

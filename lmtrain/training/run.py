@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any
 
 from accelerate import PartialState
@@ -14,6 +15,7 @@ from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError
 from lmtrain.modeling.cpu_kernels import fallbacks, fast_dropout
 from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
+from lmtrain.runtime import group
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import leave_process_group
 from lmtrain.runtime.files import storage_error
@@ -37,9 +39,11 @@ def train(
     The run folder is written to only once training can start. Raises an LmtrainError for whatever the user can put right.
     """
     started = time.monotonic()
+    PartialState(timeout=timedelta(seconds=recipe.run.dist_timeout))  # joins the processes
     folder, continued = _shared(folder, continued)
     run = assemble(recipe, corpus, folder, continued, console)
     trainer, callback = run.trainer, run.callback
+    group.note_run(folder.path, _resuming(folder))
     with _recorded(recipe, run, started), _explained(folder), callback.stoppable():
         if is_wanted(recipe):
             preflight(trainer, callback.evaluator, run.data.train, folder.checkpoints, console)
@@ -118,7 +122,12 @@ def _explained(folder: RunFolder) -> Iterator[None]:
 def _how_to_resume(trainer: ExactTrainer, folder: RunFolder) -> str:
     step = trainer.state.global_step
     saved = "a checkpoint is saved" if step else "before the first step"
-    return f"interrupted at step {step}, {saved}; resume with\n  {folder.command('--resume auto')} -o {folder.path}"
+    return f"interrupted at step {step}, {saved}; resume with\n  {_resuming(folder)}"
+
+
+def _resuming(folder: RunFolder) -> str:
+    """The command that resumes the run."""
+    return f"{folder.command('--resume auto')} -o {folder.path}"
 
 
 def _shared(folder: RunFolder, continued: ResumePoint) -> tuple[RunFolder, ResumePoint]:

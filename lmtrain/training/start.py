@@ -37,8 +37,9 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
     processes.settle()
     set_environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = processes.is_first_process()
-    if unused := processes.not_used(recipe.run.num_processes):
-        console.warn(unused)
+    for warning in (processes.not_used(recipe.run.num_processes), processes.launched_alone()):
+        if warning:
+            console.warn(warning)
     if recipe.run.resume and recipe.train.max_steps == 0:
         raise UsageError("--max-steps 0 only evaluates, so there is nothing to --resume")
     check_trackers(recipe.train.report_to)

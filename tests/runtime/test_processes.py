@@ -7,9 +7,9 @@ import pytest
 from lmtrain.cli import launch
 from lmtrain.config.train import Run
 from lmtrain.errors import UsageError
-from lmtrain.runtime import processes
+from lmtrain.runtime import group, processes
 
-NAMES = (*processes.SIZES, *processes.RENDEZVOUS, "LOCAL_WORLD_SIZE", processes.TORCHRUN, processes.LAUNCHED)
+NAMES = (*processes.SIZES, *processes.RENDEZVOUS, "LOCAL_WORLD_SIZE", processes.TORCHRUN, group.FOLDER)
 COMPLETE = {"RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
 
 
@@ -69,7 +69,7 @@ def test_several_processes_start_no_others(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_accelerate_started_starts_no_others(monkeypatch: pytest.MonkeyPatch):
     assert launch.wanted(Run(accelerate_config="one.yaml"))
-    monkeypatch.setenv(processes.LAUNCHED, "1")
+    monkeypatch.setenv(group.FOLDER, "folder")
     assert not launch.wanted(Run(accelerate_config="one.yaml"))
 
 
