@@ -25,6 +25,10 @@ SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Seconds that torch's launcher gives the processes to stop with a checkpoint, before it kills them."""
 
 
+BY_LAUNCHER = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of processes that the launcher has ended."""
+
+
 class GroupFailed(LmtrainError):
     """A process of the group failed; the message is its own."""
 
@@ -144,8 +148,9 @@ def _explained(folder: Path, ended: Ended) -> LmtrainError:
     if silent and noted and noted[0].cause == group.TIMEOUT:
         those = f"process{'es' if silent[1:] else ''} {', '.join(map(str, silent))}"
         return GroupFailed(f"{those} did not answer within --dist-timeout{again}", 1)
-    if (rank := next((rank for rank in silent if rank in ended.codes), None)) is not None:
-        code = ended.codes[rank]
+    # SIGTERM last: torch's launcher sends it to the others when one has failed.
+    if ended_by := sorted((code in BY_LAUNCHER, rank, code) for rank, code in ended.codes.items() if rank in silent):
+        _, rank, code = ended_by[0]
         return GroupFailed(f"process {rank} {_fate(code)}{again}", code if code > 0 else 128 - code)
     broke = (
         "the connection between the processes broke" if noted else f"the processes ended with exit code {ended.code}"

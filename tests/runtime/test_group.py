@@ -1,5 +1,6 @@
 """A group of processes ends together: in bounded time, with one sentence and the exit code of the process that failed."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import scratch
+
+from lmtrain.runtime import group
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +79,8 @@ def last_line(err: str) -> str:
     ],
 )
 def test_a_process_that_fails_ends_the_others(kind: str, code: int, message: str, material: Path):
-    group = Group(material, "--max-steps", 400, fault=f"1:30:{kind}").training()
-    found, err = group.end(within=60)
+    running = Group(material, "--max-steps", 400, fault=f"1:30:{kind}").training()
+    found, err = running.end(within=60)
     assert found == code, err
     assert re.search(message + "[^\n]*$", err.strip()), err
     assert err.count("Traceback") == (1 if kind == "raise" else 0)
@@ -86,28 +89,28 @@ def test_a_process_that_fails_ends_the_others(kind: str, code: int, message: str
 
 @pytest.mark.parametrize("kind", ["hang", "freeze"])
 def test_a_process_that_hangs_is_named_after_the_timeout(kind: str, material: Path):
-    group = Group(material, "--max-steps", 400, "--dist-timeout", "5s", fault=f"1:30:{kind}").training()
-    code, err = group.end(within=60)
+    running = Group(material, "--max-steps", 400, "--dist-timeout", "5s", fault=f"1:30:{kind}").training()
+    code, err = running.end(within=60)
     assert code == 1 and "lmtrain: process 1 did not answer within --dist-timeout" in err, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_their_launcher(number: int, material: Path):
-    group = Group(material, "--max-steps", 4000).training()
-    group.process.send_signal(number)
-    code, err = group.end(within=60)
+    running = Group(material, "--max-steps", 4000).training()
+    running.process.send_signal(number)
+    code, err = running.end(within=60)
     assert code == (143 if number == signal.SIGTERM else -9), err
     assert len(list(Path("run/checkpoints").glob("checkpoint-*"))) <= 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_one_checkpoint_and_says_how_to_resume(number: int, material: Path):
-    group = Group(material, "--max-steps", 4000).training()
+    running = Group(material, "--max-steps", 4000).training()
     if number == signal.SIGINT:  # a terminal sends it to all processes of the group
-        os.killpg(group.process.pid, number)
+        os.killpg(running.process.pid, number)
     else:
-        group.process.send_signal(number)
-    code, err = group.end(within=60)
+        running.process.send_signal(number)
+    code, err = running.end(within=60)
     assert code == 128 + number, err
     assert err.count("resume with") == 1 and last_line(err).endswith("-o run"), err
 
@@ -128,15 +131,15 @@ def test_a_signal_stops_a_long_generation_with_a_checkpoint(material: Path):
         "40",
     ]
     given += ["--save-every", "1", "--eval-every", "2", "--metric", "bleu"]
-    group = Group.__new__(Group)
-    group.process = subprocess.Popen(
+    running = Group.__new__(Group)
+    running.process = subprocess.Popen(
         [sys.executable, "-m", "lmtrain", *given], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    group.training()
+    running.training()
     time.sleep(3)
     began = time.monotonic()
-    group.process.send_signal(signal.SIGTERM)
-    code, err = group.end(within=60)
+    running.process.send_signal(signal.SIGTERM)
+    code, err = running.end(within=60)
     assert code == 143 and "a checkpoint is saved; resume with" in err, err
     assert time.monotonic() - began < 25, err
 
@@ -162,3 +165,25 @@ def test_processes_that_work_by_themselves_agree_to_stop():
             reached.append("all work")
         assert signals.received() == signal.SIGTERM
     assert reached == [True, "all work"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "notes", "message", "code"),
+    [
+        ({0: -15, 1: -9}, [], "process 1 was killed by SIGKILL, perhaps because memory ran out", 137),
+        ({0: 1, 1: -9}, [(0, group.PEER)], "process 1 was killed by SIGKILL, perhaps because memory ran out", 137),
+        ({0: 143, 1: 9}, [], "process 1 ended with exit code 9", 9),
+        ({0: 1, 1: -9}, [(0, group.TIMEOUT)], "process 1 did not answer within --dist-timeout", 1),
+        ({0: 1, 1: 1}, [(0, group.PEER), (1, group.OWN)], "process 1: of rank 1", 1),
+        ({0: 1, 1: 1}, [(0, group.PEER), (1, group.PEER)], "the connection between the processes broke", 1),
+        ({1: -15}, [], "process 1 was killed by SIGTERM", 143),
+    ],
+)
+def test_the_first_cause_explains_the_end(codes: dict, notes: list, message: str, code: int):
+    from lmtrain.cli.launch import Ended, _explained
+
+    for rank, cause in notes:
+        failure = {"rank": rank, "message": f"of rank {rank}", "exit_code": 1, "cause": cause, "time": float(rank)}
+        Path(f"failed-{rank}.json").write_text(json.dumps(failure))
+    error = _explained(Path(), Ended(1, 2, codes))
+    assert (str(error), error.exit_code) == (message, code)
