@@ -6,13 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -105,7 +103,7 @@ def _torchrun(processes: int, folder: Path, arguments: list[str]) -> Ended:
 
     group.end_the_rest(folder)
     try:
-        with _handling(stop):
+        with signals.handled_by(stop):
             distribute(get_args_parser().parse_args([*own, "-m", "lmtrain", *arguments]))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
@@ -121,16 +119,6 @@ def _log_to(file: Path) -> None:
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-
-
-@contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals.SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _explained(folder: Path, ended: Ended) -> LmtrainError:

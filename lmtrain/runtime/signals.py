@@ -45,12 +45,19 @@ def handle_signals() -> Iterator[None]:
         yield
         return
     _state.number, _state.owner, _state.notify = None, os.getpid(), None
-    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    with handled_by(_handle):
+        yield
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While open, `handler` receives both signals."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextmanager
@@ -132,12 +139,8 @@ def wait_forwarding(process: subprocess.Popen[bytes], received: Callable[[], Non
         if number == signal.SIGTERM:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
+    with handled_by(forward):
         code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 

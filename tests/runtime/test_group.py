@@ -29,8 +29,8 @@ class Group:
         if fault:
             Path("site").mkdir()
             Path("site/sitecustomize.py").write_text(FAULTY)
-            path = os.pathsep.join(["site", str(STRESS), os.environ.get("PYTHONPATH", "")])
-            environment |= {"PYTHONPATH": str(Path("site").absolute()) + path[4:], "RANK_FAULT": fault}
+            path = [str(Path("site").absolute()), str(STRESS), os.environ.get("PYTHONPATH", "")]
+            environment |= {"PYTHONPATH": os.pathsep.join(path), "RANK_FAULT": fault}
         given = ["clm", *scratch("gpt2"), "--data", str(material / "prose.txt"), "-L", "16", "-b", "2", "-o", "run"]
         given += ["--num-processes", "2", "--save-every", "1", "--samples", "0", *map(str, flags)]
         self.process = subprocess.Popen(
