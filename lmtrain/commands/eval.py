@@ -15,6 +15,7 @@ from lmtrain.evaluation.comparison import compare, read_predictions
 from lmtrain.evaluation.evaluator import build_evaluator
 from lmtrain.evaluation.scores import metrics_document
 from lmtrain.modeling.configuration import load_config
+from lmtrain.modeling.loss import evaluating
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.sampler import count_trained, longest_first, padding_fraction
@@ -66,7 +67,8 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     for line in scores.notes:
         console.warn(line)
     if recipe.eval.samples and console.main_process and not console.quiet:
-        console.samples(evaluator.samples(model.network, recipe.eval.samples))
+        with evaluating(model.network):
+            console.samples(evaluator.samples(model.network, recipe.eval.samples))
     if console.main_process and recipe.eval.predictions:
         write_lines(Path(recipe.eval.predictions), evaluator.records(scores), "--predictions")
     results = {

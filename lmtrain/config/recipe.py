@@ -16,7 +16,7 @@ from lmtrain.config.data import ClmData, Data, LabelledData, MlmData, PairData, 
 from lmtrain.config.eval import Eval, Gates, Generate, MaskEval, PairEval, Probing
 from lmtrain.config.model import Encoders, Model
 from lmtrain.config.options import ONLY_TYPED, SECTIONS, Leaf, Section, leaves, option
-from lmtrain.config.train import Run, Train
+from lmtrain.config.train import SHARDABLE, Run, Train
 from lmtrain.config.values import Document
 
 
@@ -59,6 +59,18 @@ class Recipe(Section):
             raise ValueError("--streaming: needs --max-steps above 0, because the length of a stream is unknown")
         if self.data.streaming and (self.train.batch_tokens or self.train.group_by_length):
             raise ValueError("--streaming: cannot group rows by length; drop --batch-tokens and --group-by-length")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        if self.run.shard != "none":
+            if self.train.optim not in SHARDABLE:
+                names = ", ".join(SHARDABLE)
+                raise ValueError(f"--shard: the state of --optim {self.train.optim} cannot be sharded; choose {names}")
+            if self.train.compile:
+                raise ValueError("--shard: does not work with --compile; leave out one of them")
+        elif self.run.shard_offload:
+            raise ValueError("--shard-offload: only with --shard fsdp2")
         return self
 
     @model_validator(mode="after")

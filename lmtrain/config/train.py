@@ -10,6 +10,9 @@ from lmtrain.config.values import Every, Strings, duration
 SKIPS = 10
 """Maximum number of updates that `--on-nonfinite skip` skips."""
 
+SHARDABLE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Optimizers, by their names in transformers, whose state has the shape of the parameters."""
+
 
 class Train(Section):
     """Also accepts every other field of transformers' TrainingArguments, under its own name."""
@@ -90,6 +93,10 @@ class Run(Section):
     """Before training, try the largest batch, evaluation, generation, saving and loading. Default: from 1,000 steps on."""
     num_processes: int | None = option(None, ge=1)
     """Number of processes to start, one per GPU (or on the CPU)."""
+    shard: Literal["none", "fsdp2"] = option("none")
+    """fsdp2: each process holds a part of the weights, gradients and optimizer state; for models too large for one device."""
+    shard_offload: bool = option(False, hidden=True)
+    """With --shard: hold the parts in CPU memory."""
     dist_timeout: Annotated[float, BeforeValidator(duration), Field(gt=0)] = option(600.0, hidden=True)
     """How long processes wait for one that does not answer: 90s, 10m, 1h."""
     accelerate_config: str | None = option(None, hidden=True)

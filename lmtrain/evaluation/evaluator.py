@@ -193,9 +193,8 @@ class Evaluator:
     # --- rows in words
 
     def samples(self, network: Any, count: int) -> list[Sample]:
-        """What the model writes for the first `count` rows."""
-        with evaluating(network):
-            return self.objective.sample(network, self.tokenizer, self.examples, count, self.collator, self.generation)
+        """What the model, which is `evaluating`, writes for the first `count` rows."""
+        return self.objective.sample(network, self.tokenizer, self.examples, count, self.collator, self.generation)
 
     def records(self, scores: Scores) -> Iterator[dict[str, Any]]:
         """The lines of predictions.jsonl: source, prediction, references, sums and text metrics of each row."""

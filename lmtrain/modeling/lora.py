@@ -24,6 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
+from lmtrain.modeling.sharding import is_sharded, load_whole
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -133,8 +134,16 @@ def save(network: PreTrainedModel, folder: Path | str, state_dict: dict[str, tor
     own = adapter_weights(network, state_dict)
     named = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in own.items()}
     save_file(named, Path(folder) / WEIGHTS, metadata={"format": "pt"})
-    with _inference_mode(network) as config:
-        config.save_pretrained(str(folder))
+    save_settings(network, folder)
+
+
+def save_settings(network: PreTrainedModel, folder: Path | str) -> None:
+    """Save the configuration of the adapter, or of a model without one, and how it generates."""
+    if is_adapted(network):
+        with _inference_mode(network) as config:
+            config.save_pretrained(str(folder))
+    else:
+        network.config.save_pretrained(folder)
     if network.can_generate():
         network.generation_config.save_pretrained(folder)
 
@@ -146,7 +155,10 @@ def load_weights(network: PreTrainedModel, folder: Path) -> None:
     own, expected = saved_weights(folder), adapter_weights(network)
     if odd := sorted(own.keys() ^ expected.keys()):
         raise ValueError(f"{folder / WEIGHTS}: only one of adapter and model has {odd[0]}")
-    set_peft_model_state_dict(network, own)
+    if is_sharded(network):
+        load_whole(expected, own)
+    else:
+        set_peft_model_state_dict(network, own)
 
 
 def adapter_weights(

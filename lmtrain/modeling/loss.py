@@ -20,6 +20,7 @@ from torch import nn
 
 from lmtrain.modeling.linear_cross_entropy import cross_entropy
 from lmtrain.modeling.output_head import later_bias, replaced_head, without_head
+from lmtrain.modeling.sharding import gathered
 from lmtrain.preprocessing.batch import IGNORED, Batch
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class TokenLoss:
             some, truth = self._shifted(states, labels)
             at = truth != IGNORED
             total = cross_entropy(some[at], head, truth[at], 1 / items, self.label_smoothing, bias)
-            return total.expand(*states.shape[:2], 1)
+            return total.repeat(*states.shape[:2], 1)  # no view, which FSDP2 warns of
 
         return replaced_head(model, head, loss)
 
@@ -244,10 +245,11 @@ def depends_on_padding(network: PreTrainedModel, alone: Batch, together: Batch, 
 
 @contextmanager
 def evaluating(network: PreTrainedModel) -> Iterator[None]:
-    """While open, the model is in evaluation mode, without dropout."""
+    """While open, the model is in evaluation mode, without dropout. All processes open it for a sharded one (`gathered`)."""
     was_training = network.training
     network.eval()
     try:
-        yield
+        with gathered(network):
+            yield
     finally:
         network.train(was_training)

@@ -47,9 +47,13 @@ FACTS = frozenset(
         "data.max_target_length",
         "train.learning_rate",
         "train.precision",
+        "train.grad_accum",
     ]
 )
 """Settings that are compared by what they resolve to, e.g. the content of the data or the resolved length."""
+
+PROCESSES, ACCUMULATION = "run.num_processes", "train.grad_accum"
+"""Their product is the number of batches in a step."""
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
@@ -74,12 +78,30 @@ def check_settings(before: Identity, recipe: Recipe) -> list[str]:
     allowed = recipe.run.allow_drift
     if not recipe.gates.baseline:  # whose comparison has names of its own
         check_names(allowed, {*now, *FACTS, *before.get("facts", {}), "run.num_processes", "model.shape"})
-    return _check(before["settings"], now, allowed) if before else []
+    if not before:
+        return []
+    return _check({name: value for name, value in before["settings"].items() if name not in FACTS}, now, allowed)
 
 
 def check_facts(before: Identity, facts: Mapping[str, Any], allowed: Iterable[str]) -> list[str]:
-    """The same for what the settings resolve to."""
-    return _check(before["facts"], facts, allowed) if before else []
+    """The same for what the settings resolve to.
+
+    Another number of processes needs no --allow-drift where each step keeps its rows.
+    """
+    if not before:
+        return []
+    # Earlier checkpoints hold train.grad_accum with the settings.
+    old = {ACCUMULATION: before["settings"].get(ACCUMULATION), **before["facts"]}
+    was, will = old[PROCESSES], facts[PROCESSES]
+    batches = was * old[ACCUMULATION]
+    if was == will or before["settings"].get("data.streaming"):
+        return _check(old, facts, allowed)
+    if batches == will * facts[ACCUMULATION]:
+        kept = {name: old[name] for name in (PROCESSES, ACCUMULATION)}
+        rows = f"{was} processes saved the checkpoint, {will} resume: each step keeps its rows, but dropout draws anew"
+        return [*_check(old, {**facts, **kept}, allowed), rows]
+    hint = "" if batches % will else f"each step keeps its rows with --grad-accum {batches // will}; or "
+    return _check(old, facts, allowed, hint)
 
 
 def version_warnings(before: Identity, now: Mapping[str, Any]) -> list[str]:
@@ -91,14 +113,14 @@ def version_warnings(before: Identity, now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]) -> list[str]:
+def _check(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str], hint: str = "") -> list[str]:
     changed = [name for name in sorted({*before, *now}) if not _is_same(name, before.get(name), now.get(name))]
     permitted = [name for name in changed if any(_matches(given, name) for given in allowed)]
     refused = [name for name in changed if name not in permitted]
     if refused:
         lines = [f"--resume: {name} {_change(before.get(name), now.get(name))}" for name in refused]
         flags = " ".join(f"--allow-drift {name}" for name in refused)
-        raise UsageError("\n".join([*lines, f"restore the old value, or resume anyway with {flags}"]))
+        raise UsageError("\n".join([*lines, f"{hint}restore the old value, or resume anyway with {flags}"]))
     return [f"resuming although {name} {_change(before.get(name), now.get(name))}" for name in permitted]
 
 

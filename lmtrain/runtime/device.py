@@ -2,6 +2,7 @@
 
 import os
 import platform
+from datetime import timedelta
 from typing import Any
 
 from lmtrain.errors import UsageError
@@ -38,6 +39,15 @@ def precision(requested: str, model_type: str) -> str:
     if requested == "fp16" and not torch.accelerator.is_available():
         raise UsageError("--precision fp16: needs a GPU; use fp32 or bf16 on a CPU")
     return requested
+
+
+def join_processes(timeout: float) -> None:
+    """Let this process meet the others of its run, if there are any; each waits `timeout` seconds for another one."""
+    import torch
+    from accelerate import PartialState
+
+    # Without `cpu`, accelerate does not join processes on a machine that has no GPU.
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=timeout))
 
 
 def leave_process_group() -> None:

@@ -26,6 +26,7 @@ from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.document_mask import Packing, choose_packing
 from lmtrain.modeling.loss import TokenLoss, depends_on_padding, ends_with_head, has_own_loss
 from lmtrain.modeling.padding_free import PaddingFree, choose_padding_free, is_applicable
+from lmtrain.modeling.sharding import Sharding, check_shardable
 from lmtrain.modeling.unused_parameters import may_leave_unused
 from lmtrain.objectives.objective import OBJECTIVES, Objective
 from lmtrain.preprocessing.batch import Collator
@@ -72,7 +73,10 @@ def assemble(
         data = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
     collator, loss = fit_scoring(objective, model.network, data.train, collator)
     loss = fit_training(recipe, objective, model.network, data.train, packing, collator, loss)
-    if arguments.world_size > 1 and arguments.ddp_find_unused_parameters is None:
+    sharded = recipe.run.shard == "fsdp2" and arguments.world_size > 1
+    if sharded:
+        check_shardable(model.network)
+    elif arguments.world_size > 1 and arguments.ddp_find_unused_parameters is None:
         shortest = data.train[0, int(np.argmin(data.train.lengths))]
         unused = may_leave_unused(model.network, loss, collator([shortest]))
         arguments.ddp_find_unused_parameters = unused
@@ -120,6 +124,7 @@ def assemble(
         identity=identity,
         keep=recipe.train.keep,
         warn=console.warn,
+        sharding=Sharding(recipe.run.shard_offload) if sharded else None,
     )
     return Assembly(trainer, _add_callbacks(trainer, recipe, folder, evaluator, console), data)
 
@@ -157,7 +162,7 @@ def fit_training(
         label_smoothing=recipe.train.label_smoothing,
         own=own,
         document_attention=packing.mask,
-        whole_logits=recipe.train.compile or _is_sharded(),
+        whole_logits=recipe.train.compile or PartialState().distributed_type == DistributedType.DEEPSPEED,
     )
 
 
@@ -173,11 +178,6 @@ def fit_padding_free(
     if not is_applicable(recipe, packing.data, examples.kind):
         return None
     return choose_padding_free(network, loss, collator, longest_lengths(examples, recipe.data.streaming))
-
-
-def _is_sharded() -> bool:
-    """Whether the weights are sharded over the processes."""
-    return PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def _add_callbacks(

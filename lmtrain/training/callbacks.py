@@ -198,11 +198,14 @@ class RunCallback(TrainerCallback):
         self.evaluated_at = state.global_step
 
     def _show_samples(self, step: int) -> None:
-        if self.recipe.eval.samples and self.evaluator and self.console.main_process:
-            samples = self.evaluator.samples(self.trainer.model, self.recipe.eval.samples)
-            for sample in samples:
-                self._write(SAMPLES, {"step": step, **sample})
-            self.console.samples(samples[:1])
+        if not (self.recipe.eval.samples and self.evaluator):
+            return
+        with evaluating(self.trainer.model):
+            if self.console.main_process:
+                samples = self.evaluator.samples(self.trainer.model, self.recipe.eval.samples)
+                for sample in samples:
+                    self._write(SAMPLES, {"step": step, **sample})
+                self.console.samples(samples[:1])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and self.console.main_process and ("loss" in logs or "eval_loss" in logs):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import ExportableState
 
 from lmtrain.errors import UsageError
-from lmtrain.modeling import lora
+from lmtrain.modeling import lora, sharding
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream, StreamState
 from lmtrain.runs import checkpoint
@@ -73,6 +73,20 @@ class CheckpointingTrainer(Trainer):
         return seen, trained, slots
 
     @property
+    def is_sharded(self) -> bool:
+        return sharding.is_sharded(self.model)
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights of a sharded model in the first process; all processes must call it.
+
+        None where the model is whole: it is saved as it is, bare of wrappers and of the compiler.
+        """
+        if self.is_deepspeed_enabled:
+            weights: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+            return weights
+        return sharding.whole_weights(self.model, self.is_world_process_zero()) if self.is_sharded else None
+
+    @property
     def checkpoints(self) -> Path:
         return Path(str(self.args.output_dir))
 
@@ -96,9 +110,7 @@ class CheckpointingTrainer(Trainer):
         self.tokens_saved = state["tokens"]
         aside = self._made_by_first(partial(checkpoint.begin, target))
         try:
-            self.save_model(str(aside), _internal_call=True)
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded, by their own means
-                self._save_optimizer_and_scheduler(str(aside))
+            self._save_weights(aside)
             if self.is_world_process_zero():
                 training_state.save(aside, state)
                 self._remember_callbacks()
@@ -120,6 +132,28 @@ class CheckpointingTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
 
+    def _save_weights(self, aside: Path) -> None:
+        """Save the weights, and the optimizer where it is not in `_state`."""
+        if self.is_sharded:
+            from lmtrain.training import sharded_state
+
+            sharded_state.save(aside, self.model, self.optimizer)
+            if self.args.should_save:
+                lora.save_settings(self.model, aside)
+                self.processing_class.save_pretrained(aside)
+            return
+        self.save_model(str(aside), _internal_call=True)
+        if self.is_deepspeed_enabled:  # by its own means
+            self._save_optimizer_and_scheduler(str(aside))
+
+    def _saved_optimizer(self) -> dict[str, Any] | None:
+        state = None if self.is_deepspeed_enabled else self.optimizer.state_dict()
+        if state is None or not self.is_sharded:
+            return state
+        from lmtrain.training import sharded_state
+
+        return sharded_state.without_sharded(state)
+
     def _made_by_first(self, make: Callable[[], Path]) -> Path:
         """Call `make` in the first process; all processes get its path."""
         made: list[Any] = [make() if self.is_world_process_zero() else None]
@@ -129,9 +163,8 @@ class CheckpointingTrainer(Trainer):
     def _state(self, pending: dict[str, bool]) -> dict[str, Any]:
         """The state that a run resumes from, besides weights and TrainerState."""
         stream, scaler = self.step_end.stream, getattr(self.accelerator, "scaler", None)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return {
-            "optimizer": None if sharded else self.optimizer.state_dict(),
+            "optimizer": self._saved_optimizer(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "random": gather_object([self.step_end.random]) if self.several else [self.step_end.random],
@@ -161,16 +194,26 @@ class CheckpointingTrainer(Trainer):
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if lora.is_adapted(self.model):
-            lora.load_weights(self.model, Path(resume_from_checkpoint))
-        else:
+        if not self._load_weights(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if lora.is_adapted(self.model):
-            lora.load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
-        else:
+        if not self._load_weights(Path(str(self.state.best_model_checkpoint))):
             super()._load_best_model()
+
+    def _load_weights(self, path: Path) -> bool:
+        """Load the weights of a checkpoint, unless Trainer does it: whole ones into a network that is whole."""
+        if _is_sharded(path):
+            from lmtrain.training import sharded_state
+
+            sharded_state.load_weights(path, self.model)
+        elif lora.is_adapted(self.model):
+            lora.load_weights(self.model, path)
+        elif self.is_sharded:
+            sharding.load_folder(self.model, path)
+        else:
+            return False
+        return True
 
     def recall(self, path: Path) -> None:
         """Before training: read the state of the checkpoint `path`. Raises UsageError for another --shuffle-buffer."""
@@ -203,10 +246,15 @@ class CheckpointingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        state = self.resumed["optimizer"]
+        if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
+        elif self.is_sharded or _is_sharded(Path(checkpoint)):
+            from lmtrain.training import sharded_state
+
+            sharded_state.load_optimizer(Path(checkpoint), self.optimizer, state)
         else:
-            self.optimizer.load_state_dict(self.resumed["optimizer"])
+            self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(self.resumed["lr_scheduler"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -217,3 +265,7 @@ class CheckpointingTrainer(Trainer):
         """Restore the random state of this process; a new process (--allow-drift num_processes) keeps its own."""
         if self.args.process_index < len(self.resumed["random"]):
             training_state.set_random_state(self.resumed["random"][self.args.process_index])
+
+
+def _is_sharded(path: Path) -> bool:
+    return (path / checkpoint.SHARDED).is_dir()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lmtrain.config.recipe import Recipe
 from lmtrain.errors import BrokenDown, StorageError
 from lmtrain.evaluation.evaluator import Evaluator
-from lmtrain.modeling import lora
+from lmtrain.modeling import lora, sharding
 from lmtrain.preprocessing.batch import IGNORED, Batch
 from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.sampler import BatchSampler
@@ -48,8 +48,9 @@ def preflight(
         if evaluator:
             short = replace(evaluator.generation, max_new_tokens=min(evaluator.generation.max_new_tokens, NEW_TOKENS))
             replace(evaluator, generation=short).try_out(trainer.model, trainer.accelerator)
+        weights = trainer.whole_weights()
         if trainer.is_world_process_zero():
-            _save_and_load(trainer.model, checkpoints)
+            _save_and_load(trainer.model, weights, checkpoints)
     training_state.set_random_state(before)
     rows, length = trainer.concatenated(batch)["input_ids"].shape
     console.note(
@@ -79,17 +80,20 @@ def _step(trainer: ExactTrainer, batch: Batch) -> None:
         raise BrokenDown("preflight: the loss of the largest batch is not a finite number; nothing has been trained")
 
 
-def _save_and_load(network: PreTrainedModel, checkpoints: Path) -> None:
-    """Save the model and load it again. Raises StorageError if the tensors differ."""
+def _save_and_load(network: PreTrainedModel, whole: dict[str, torch.Tensor] | None, checkpoints: Path) -> None:
+    """Save the model, whose `whole` weights are given if it is sharded, and load it again.
+
+    Raises StorageError if the tensors differ.
+    """
     place = checkpoints / f"{checkpoint.ASIDE}preflight"
     checkpoint.discard(place)
     try:
-        lora.save(network, place)
+        lora.save(network, place, whole)
         if lora.is_adapted(network):
-            weights, read = lora.adapter_weights(network), lora.saved_weights(place)
+            weights, read = lora.adapter_weights(network, whole), lora.saved_weights(place)
         else:
-            weights = network.state_dict()
-            read = type(network).from_pretrained(place, dtype=torch.float32, use_safetensors=True).state_dict()
+            weights, plain = whole or network.state_dict(), sharding.plain_class(network)
+            read = plain.from_pretrained(place, dtype=torch.float32, use_safetensors=True).state_dict()
         wrong = [name for name, tensor in read.items() if not torch.equal(tensor, weights[name].cpu())]
     finally:
         checkpoint.discard(place)

@@ -46,6 +46,7 @@ def resolved_settings(
         "train.learning_rate": arguments.learning_rate,
         "train.precision": dtype,
         "run.num_processes": arguments.world_size,
+        "train.grad_accum": arguments.gradient_accumulation_steps,
     }
 
 
@@ -94,9 +95,7 @@ def results_document(
 
 def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, results: dict[str, Any]) -> None:
     """Save the model beside its results, to be loaded by any tool that loads transformers models."""
-    # Only a sharded model has to be gathered; any other is saved as it is, bare of wrappers and of the compiler.
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    state_dict = trainer.whole_weights()
     if not trainer.is_world_process_zero():
         return
     network, folder = trainer.model, run.folder

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
 from typing import Any
 
 from accelerate import PartialState
@@ -17,7 +16,7 @@ from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime import group
 from lmtrain.runtime.console import Console
-from lmtrain.runtime.device import leave_process_group
+from lmtrain.runtime.device import join_processes, leave_process_group
 from lmtrain.runtime.files import storage_error
 from lmtrain.runtime.memory import is_out_of_memory, retain_memory
 from lmtrain.training.assembly import Assembly, assemble
@@ -39,7 +38,7 @@ def train(
     The run folder is written to only once training can start. Raises an LmtrainError for whatever the user can put right.
     """
     started = time.monotonic()
-    PartialState(timeout=timedelta(seconds=recipe.run.dist_timeout))  # joins the processes
+    join_processes(recipe.run.dist_timeout)
     folder, continued = _shared(folder, continued)
     run = assemble(recipe, corpus, folder, continued, console)
     trainer, callback = run.trainer, run.callback

@@ -16,6 +16,7 @@ from lmtrain.evaluation.evaluator import Evaluator
 from lmtrain.metrics import trainer_name
 from lmtrain.modeling.loss import TokenLoss
 from lmtrain.modeling.padding_free import PaddingFree
+from lmtrain.modeling.sharding import Sharding
 from lmtrain.preprocessing.batch import IGNORED, Batch, Collator
 from lmtrain.preprocessing.sampler import BatchSampler, Loader
 from lmtrain.preprocessing.stream import Stream
@@ -50,8 +51,10 @@ class ExactTrainer(CheckpointingTrainer):
         identity: dict[str, Any] | None = None,
         keep: int = 2,
         warn: Callable[[str], object] = str,
+        sharding: Sharding | None = None,
     ):
         """`identity` identifies the run in its checkpoints, of which `keep` stay; `warn` reports to the user."""
+        self.sharding = sharding
         super().__init__(
             model=network,
             args=arguments,
@@ -80,6 +83,14 @@ class ExactTrainer(CheckpointingTrainer):
         """The micro-batches of the step."""
         self.begun = 0
         """The number of micro-batches that have begun."""
+        if sharding:
+            sharding.shard(network, self.args.device, self.args.world_size)
+            self.is_distributed_loading_by_transformers = True  # Trainer leaves such a model as it is
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """A device need not hold the whole of a model that is sharded."""
+        if self.sharding is None:
+            super()._move_model_to_device(model, device)
 
     # --- a step
 
@@ -190,7 +201,8 @@ class ExactTrainer(CheckpointingTrainer):
         self.tokens += torch.stack([mask.sum() - blank.sum() + decoded, labels.sum(), slots])
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return self.grad_norm
 
     def is_finite(self) -> tuple[bool, bool]:
