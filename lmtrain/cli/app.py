@@ -180,7 +180,13 @@ app.command("merge", rich_help_panel="Use", no_args_is_help=True, context_settin
 
 
 @app.command(rich_help_panel="Look and prepare", context_settings=SETTINGS)
-def doctor(json: Json = False, quiet: Quiet = False) -> None:
+def doctor(
+    processes: Annotated[
+        int, typer.Option("--processes", min=2, metavar="N", help="Processes that share a step, in DDP and in FSDP2.")
+    ] = 2,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Environment and devices, and whether loss and resume are exact on this machine."""
     from importlib.util import find_spec
 
@@ -192,7 +198,7 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
     settle()
     with loading_libraries(console):
         from lmtrain.commands import doctor as examining
-    report = examining.report(console)
+    report = examining.report(processes, console)
     examining.show(report, console)
     raise typer.Exit(0 if report["exact"] else 1)
 

@@ -126,7 +126,7 @@ def whole_weights(network: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     """
     from torch.distributed.tensor import DTensor
 
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for names, tensor in _tied(network):
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import distributed
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -24,7 +25,7 @@ State = dict[str, Any]
 def save(checkpoint: Path, network: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
     """Write the weights and the optimizer's sharded state. All processes must call it."""
     tensors = _weights(network) | _sharded(optimizer.state_dict())
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(checkpoint / SHARDED), save_distributed=True))
+    save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(checkpoint / SHARDED), save_distributed=True))
 
 
 def load_weights(checkpoint: Path, network: PreTrainedModel) -> None:
@@ -47,7 +48,9 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, state: St
         made[number] = dict(values)
         for name, value in values.items():
             if isinstance(value, dict):
-                made[number][name] = read[_name(number, name)] = torch.empty_like(like, dtype=getattr(torch, value["dtype"]))
+                made[number][name] = read[_name(number, name)] = torch.empty_like(
+                    like, dtype=getattr(torch, value["dtype"])
+                )
             elif value.shape == like.shape:
                 made[number][name] = part_of(value, like)
     if read:
@@ -93,4 +96,4 @@ def _name(parameter: int, value: str) -> str:
 
 def _read(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
     reader = HuggingFaceStorageReader(str(checkpoint / SHARDED))
-    dcp.load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())
+    load(tensors, storage_reader=reader, no_dist=not distributed.is_initialized())

@@ -10,7 +10,7 @@ import torch
 from conftest import lmtrain, trained
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lmtrain.commands import doctor
+from lmtrain.commands import exactness
 from lmtrain.modeling.loss import TokenLoss
 from lmtrain.preprocessing.batch import IGNORED
 
@@ -21,10 +21,10 @@ def report() -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", doctor.FAMILIES)
+@pytest.mark.parametrize("family", exactness.FAMILIES)
 def test_the_first_step_is_equal_in_every_layout_and_in_float64(family: str, report: dict):
     figures = report["loss"][family]["figures"]
-    assert set(figures) == {"float64", "16×1", "4×4", "2×8", "2 processes × 8"}
+    assert set(figures) == {"float64", "16×1", "4×4", "2×8", "DDP 2", "FSDP2 2"}
     loss, norm = figures["float64"]
     for layout, (own_loss, own_norm) in figures.items():
         assert own_loss == pytest.approx(loss, rel=1e-5), layout
@@ -41,7 +41,7 @@ def test_resume_is_bit_for_bit(objective: str, report: dict):
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the rows of doctor."""
     folder = tmp_path_factory.mktemp("rows")
-    doctor.write_rows(folder)
+    exactness.write_rows(folder)
     return folder
 
 
@@ -49,32 +49,32 @@ def test_doctor_notices_a_mean_of_micro_batch_means(rows: Path, monkeypatch: pyt
     """The stock Trainer averages the means of unequal micro-batches for models that take no item count."""
 
     def difference() -> float:
-        return doctor.difference({"float64": reference, "4×4": doctor.first_step("bert", rows, 4, 4)})
+        return exactness.difference({"float64": reference, "4×4": exactness.first_step("bert", rows, 4, 4)})
 
     def mean(self: TokenLoss, network: torch.nn.Module, batch: dict, items: torch.Tensor) -> torch.Tensor:
         return exact(self, network, batch, (batch["labels"] != IGNORED).sum()) / 4
 
-    reference, exact = doctor.reference("bert", rows), TokenLoss.__call__
-    assert difference() <= doctor.TOLERANCE
+    reference, exact = exactness.reference("bert", rows), TokenLoss.__call__
+    assert difference() <= exactness.TOLERANCE
     monkeypatch.setattr(TokenLoss, "__call__", mean)
-    assert difference() > 10 * doctor.TOLERANCE
+    assert difference() > 10 * exactness.TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
 def test_the_reference_is_the_token_mean_of_transformers_own_losses(family: str, rows: Path):
-    run = doctor.assembled(doctor.recipe_for(family, rows, max_steps=1), Path("run"))
+    run = exactness.assembled(exactness.recipe_for(family, rows, max_steps=1), Path("run"))
     network, collator = run.trainer.model.double().eval(), run.trainer.data_collator
     total = count = 0
     with torch.no_grad():
-        for row in range(doctor.ROWS):
+        for row in range(exactness.ROWS):
             batch = collator([run.data.train[0, row]])
             predicted = batch["labels"][:, 1:] if family == "gpt2" else batch["labels"]
             tokens = int((predicted != IGNORED).sum())
             ids = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
             total += network(**ids).loss.item() * tokens if tokens else 0.0
             count += tokens
-    assert doctor.reference(family, rows)[0] == pytest.approx(total / count, rel=1e-6)
+    assert exactness.reference(family, rows)[0] == pytest.approx(total / count, rel=1e-6)
 
 
 def nll(logits: torch.Tensor, labels: torch.Tensor) -> float:
