@@ -147,7 +147,7 @@ def from_environment(recipe_class: type[Section], environment: Mapping[str, str]
     """The options that `LMTRAIN_<FLAG>` variables set, if the objective has them. Raises UsageError for unknown ones."""
     own = {name.upper(): leaf for leaf in leaves(recipe_class) for name in (leaf.flag, *leaf.aliases)}
     everywhere = {name.upper() for other in DECLARED for leaf in leaves(other) for name in (leaf.flag, *leaf.aliases)}
-    document = {}
+    document = {name: value for name, value in _from_accelerate(environment).items() if name.upper() in own}
     for variable, text in environment.items():
         name = variable.removeprefix("LMTRAIN_")
         if name == variable:
@@ -157,6 +157,12 @@ def from_environment(recipe_class: type[Section], environment: Mapping[str, str]
         if name in own:
             document[own[name].flag] = own[name].read(text)
     return in_sections(document, recipe_class, "environment")
+
+
+def _from_accelerate(environment: Mapping[str, str]) -> Document:
+    """The options that say what accelerate's launcher was configured to do."""
+    fsdp, offload = (environment.get(name, "").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"))
+    return {"shard": "fsdp2", "shard_offload": offload} if fsdp else {}
 
 
 def from_assignments(assignments: list[str], recipe_class: type[Section]) -> Document:

@@ -150,6 +150,11 @@ def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bo
         return
     for index in folder.glob("*.index.json"):
         _check_shards(index)
+    if (folder / SHARDED).is_dir():
+        raise InputError(
+            f"{folder}: a checkpoint in parts, which the processes of a sharded run wrote; the run folder "
+            f"{folder.parent.parent} holds the model once the run has ended: --resume {folder}"
+        )
     files = list(folder.glob("*.safetensors"))
     if not files and not model.allow_pickle:
         raise InputError(f"{folder}: no weights in safetensors: {_other_weights(folder)}")
@@ -196,6 +201,9 @@ def _check_shards(index: Path) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or not (index.parent / name).is_file():
             raise InputError(f"{index}: names {visible(str(name))}, which is not a file in this folder")
 
+
+SHARDED = "sharded"
+"""The folder of the parts, in the checkpoint of a sharded run."""
 
 LAYERS = (
     "num_hidden_layers",

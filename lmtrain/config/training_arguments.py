@@ -34,6 +34,8 @@ OURS = {
     "data_seed": "--seed",
     "use_cpu": "the available devices",
     "ddp_timeout": "--dist-timeout",
+    "fsdp": "--shard",
+    "fsdp_config": "--shard",
     "disable_tqdm": "--quiet",
     "logging_first_step": "--log-every",
     "logging_nan_inf_filter": "the promise that no NaN is hidden",

@@ -18,8 +18,6 @@ from lmtrain.runtime.files import atomic_write, share, sync
 from lmtrain.version import __version__
 
 MANIFEST = "manifest.json"
-SHARDED = "sharded"
-"""The folder in the checkpoint of a sharded model: each process writes its own part."""
 FORMAT = 1
 ASIDE, REPLACED, REMOVED = ".saving-", ".replaced-", ".removing-"
 """Prefixes of a checkpoint's name while it is written, replaced and removed."""

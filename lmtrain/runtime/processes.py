@@ -14,6 +14,7 @@ RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What each of several processes needs to meet the others."""
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
+FSDP = "ACCELERATE_USE_FSDP"
 ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
 """What accelerate's launcher sets, also for a single process."""
 
@@ -43,6 +44,7 @@ def settle() -> None:
     Without that, accelerate waits for a process group wherever it finds a rank. Raises UsageError for processes that
     cannot meet.
     """
+    os.environ.pop(FSDP, None)  # a recipe has --shard instead
     variable, size = _size()
     if size and not size.isdigit():
         raise UsageError(f"{variable} is {visible(size)!r} in the environment, not a number of processes; unset it")

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState
 
+from lmtrain.config.model_checks import SHARDED
 from lmtrain.errors import UsageError
 from lmtrain.modeling import lora, sharding
 from lmtrain.preprocessing.sampler import BatchSampler
@@ -268,4 +269,4 @@ class CheckpointingTrainer(Trainer):
 
 
 def _is_sharded(path: Path) -> bool:
-    return (path / checkpoint.SHARDED).is_dir()
+    return (path / SHARDED).is_dir()

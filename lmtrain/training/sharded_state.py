@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lmtrain.modeling import lora
 from lmtrain.modeling.sharding import own_tensors, part_of
-from lmtrain.runs.checkpoint import SHARDED
+from lmtrain.config.model_checks import SHARDED
 
 State = dict[str, Any]
 
