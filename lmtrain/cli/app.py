@@ -19,7 +19,7 @@ from lmtrain.config.loading import objective_of, read_yaml
 from lmtrain.config.options import Leaf, leaves
 from lmtrain.config.recipe import RECIPES, GenerateRequest, probe_leaves, untrained_leaves
 from lmtrain.errors import LmtrainError, UsageError, visible
-from lmtrain.runtime import group, signals, streams
+from lmtrain.runtime import cluster, group, signals, streams
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact
@@ -42,6 +42,7 @@ class Program(Commands):
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
         sys.excepthook = _print_redacted
         streams.install()
+        cluster.adopt()
         group.watch()
         console = Console(main_process=is_first_process())
         given = list(sys.argv[1:] if args is None else args)

@@ -1,6 +1,7 @@
 """Run the same command again in several processes, under the distributed launcher."""
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -10,14 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import typer
 
+from lmtrain.config.recipe import Recipe
 from lmtrain.config.train import Run
 from lmtrain.errors import LmtrainError, UsageError
-from lmtrain.runtime import group, signals
-from lmtrain.runtime.processes import is_launched
+from lmtrain.runtime import cluster, group, signals
+from lmtrain.runtime.processes import TORCHRUN, is_launched
 
 SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Seconds that torch's launcher gives the processes to stop with a checkpoint, before it kills them."""
@@ -25,6 +27,9 @@ SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 BY_LAUNCHER = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of processes that the launcher has ended."""
+
+
+RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
 class GroupFailed(LmtrainError):
@@ -37,17 +42,38 @@ class GroupFailed(LmtrainError):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a group ended."""
+    """How the processes of this host ended."""
 
     code: int
-    processes: int = 0
-    """The number of its processes; 0 if it is not known."""
+    ranks: range = range(0)
+    """The ranks of this host; empty if they are not known."""
     codes: dict[int, int] = field(default_factory=dict)
     """Rank -> exit code of a process that failed by itself; -N if signal N killed it."""
 
 
 def wanted(run: Run) -> bool:
-    return not is_launched() and ((run.num_processes or 1) > 1 or run.accelerate_config is not None)
+    """Whether this process is to start those that train."""
+    if is_launched() and not _hosts_of_slurm(run):
+        return False
+    return (run.num_processes or 1) > 1 or (run.nodes or 1) > 1 or run.accelerate_config is not None
+
+
+def _hosts_of_slurm(run: Run) -> tuple[int, int, str] | None:
+    """As cluster.hosts_of_slurm, where each of srun's tasks is to start several processes."""
+    alone = (run.num_processes or 1) == 1 or run.nodes or group.is_member() or TORCHRUN in os.environ
+    return None if alone else cluster.hosts_of_slurm()
+
+
+def restarted(recipe: RecipeType) -> RecipeType:
+    """The recipe that processes run: after a restart, it goes on from the newest checkpoint."""
+    folder = os.environ.get(group.FOLDER)
+    if folder is None or not group.attempt():
+        return recipe
+    run, _ = group.run_of(Path(folder))
+    if run is None:  # the first attempt failed before the run folder existed
+        return recipe
+    again = {"resume": "auto", "overwrite": False, "output_dir": str(run)}
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update=again)})
 
 
 def check_input(data: list[str]) -> None:
@@ -69,7 +95,7 @@ def relaunch(run: Run, data: list[str], arguments: list[str]) -> NoReturn:
         if run.accelerate_config:
             ended = _accelerate(run.accelerate_config, folder, arguments)
         else:
-            ended = _torchrun(run.num_processes or 1, folder, arguments)
+            ended = _torchrun(run, folder, arguments)
         if ended.code:
             raise _explained(folder, ended)
     raise typer.Exit(0)
@@ -84,18 +110,23 @@ def _accelerate(config: str, folder: Path, arguments: list[str]) -> Ended:
     return Ended(signals.wait_forwarding(process, partial(group.ask_to_stop, folder)))
 
 
-def _torchrun(processes: int, folder: Path, arguments: list[str]) -> Ended:
+def _torchrun(run: Run, folder: Path, arguments: list[str]) -> Ended:
+    # The launcher reports a failure with a page for every process; lmtrain prints one sentence.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import get_args_parser
     from torch.distributed.run import run as distribute
 
+    processes = run.num_processes or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
-    # The launcher reports a failure with a page for every process; lmtrain prints one sentence.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _log_to(folder / group.LOG)
-    own = ["--standalone", "--nnodes", "1", "--nproc-per-node", str(processes), "--log-dir", str(folder / "torch")]
-    own += ["--shutdown-timeout", os.environ[SHUTDOWN], "--signals-to-handle", "SIGHUP"]
+    hosts, number, where, meeting = _meeting(run)
+    ranks = range(number * processes, (number + 1) * processes)
+    own = [*meeting, "--nproc-per-node", str(processes), "--max-restarts", str(run.max_restarts)]
+    own += ["--log-dir", str(folder / "torch"), "--shutdown-timeout", os.environ[SHUTDOWN]]
+    own += ["--signals-to-handle", "SIGHUP"]
 
     def stop(number: int, frame: FrameType | None) -> None:
         group.ask_to_stop(folder)
@@ -107,10 +138,44 @@ def _torchrun(processes: int, folder: Path, arguments: list[str]) -> Ended:
             distribute(get_args_parser().parse_args([*own, "-m", "lmtrain", *arguments]))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        return Ended(next((code for code in codes.values() if code > 0), 1), processes, codes)
+        return Ended(next((code for code in codes.values() if code > 0), 1), ranks, codes)
     except SignalException as error:
-        return Ended(128 + error.sigval, processes)  # the processes have saved a checkpoint
-    return Ended(0, processes)
+        return Ended(128 + error.sigval, ranks)  # the processes have saved a checkpoint
+    except RendezvousError:
+        raise GroupFailed(
+            f"the {hosts} hosts did not meet at {where} within --dist-timeout, or lost it; each runs the same command with its "
+            "own --node-rank, and host 0 must be reachable there",
+            1,
+        ) from None
+    return Ended(0, ranks)
+
+
+def _meeting(run: Run) -> tuple[int, int, str, list[str]]:
+    """(number of hosts, number of this one, where they meet, arguments for torch's launcher)."""
+    if slurm := _hosts_of_slurm(run):
+        cluster.forget()
+        hosts, number, where = slurm
+    else:
+        hosts, number, where = run.nodes or 1, cluster.host_number(run.node_rank), run.rendezvous or ""
+    if hosts == 1:
+        return 1, 0, "", ["--standalone", "--nnodes", "1"]
+    from lmtrain.training import rendezvous
+
+    rendezvous.register()
+    sys.stderr.write(f"host {number} of {hosts}: meeting the others at {where}\n")
+    sys.stderr.flush()
+    wait = math.ceil(run.dist_timeout)
+    settings = {"is_host": number == 0, "number": number, "join_timeout": wait, "read_timeout": wait}
+    given = ",".join(f"{name}={value}" for name, value in settings.items())
+    return (
+        hosts,
+        number,
+        where,
+        [
+            *("--nnodes", str(hosts), "--rdzv-backend", rendezvous.BACKEND, "--rdzv-endpoint", where),
+            *("--rdzv-id", "lmtrain", "--rdzv-conf", given),
+        ],
+    )
 
 
 def _log_to(file: Path) -> None:
@@ -130,9 +195,9 @@ def _explained(folder: Path, ended: Ended) -> LmtrainError:
         shutil.copy(folder / group.LOG, run / group.LOG)
     if first := next((failure for failure in noted if failure.cause == group.OWN), None):
         sys.stderr.write(first.traceback)
-        everywhere = any(failure.message == first.message for failure in noted if failure.rank == 0)
+        everywhere = any(failure.message == first.message for failure in noted if failure.rank in ended.ranks[:1])
         return GroupFailed(first.message if everywhere else f"process {first.rank}: {first.message}", first.exit_code)
-    silent = [rank for rank in range(ended.processes) if all(failure.rank != rank for failure in noted)]
+    silent = [rank for rank in ended.ranks if all(failure.rank != rank for failure in noted)]
     if silent and noted and noted[0].cause == group.TIMEOUT:
         those = f"process{'es' if silent[1:] else ''} {', '.join(map(str, silent))}"
         return GroupFailed(f"{those} did not answer within --dist-timeout{again}", 1)
@@ -140,6 +205,8 @@ def _explained(folder: Path, ended: Ended) -> LmtrainError:
     if ended_by := sorted((code in BY_LAUNCHER, rank, code) for rank, code in ended.codes.items() if rank in silent):
         _, rank, code = ended_by[0]
         return GroupFailed(f"process {rank} {_fate(code)}{again}", code if code > 0 else 128 - code)
+    if noted and noted[0].cause == group.TIMEOUT:
+        return GroupFailed(f"the processes of another host did not answer within --dist-timeout{again}", 1)
     broke = (
         "the connection between the processes broke" if noted else f"the processes ended with exit code {ended.code}"
     )

@@ -51,7 +51,7 @@ def training(recipe_class: type[Recipe]) -> Callable[..., None]:
             launch.check_input([*recipe.data.train, *recipe.data.eval])  # before it is read
             results = api.check(recipe, console, present) or _relaunch(recipe)
         else:
-            results = api.train(recipe, console=console, show=present)
+            results = api.train(launch.restarted(recipe), console=console, show=present)
         if console.main_process:
             results.enforce_gates()
 

@@ -161,7 +161,9 @@ def from_environment(recipe_class: type[Section], environment: Mapping[str, str]
 
 def _from_accelerate(environment: Mapping[str, str]) -> Document:
     """The options that say what accelerate's launcher was configured to do."""
-    fsdp, offload = (environment.get(name, "").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"))
+    fsdp, offload = (
+        environment.get(name, "").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS")
+    )
     return {"shard": "fsdp2", "shard_offload": offload} if fsdp else {}
 
 

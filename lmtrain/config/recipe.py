@@ -32,7 +32,7 @@ class Recipe(Section):
     gates: Gates = Field(default_factory=Gates)
     run: Run = Field(default_factory=Run)
 
-    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir"}
+    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir", "node_rank"}
     """Keys of `run` that a saved recipe omits, so that it can be run again elsewhere."""
     SAMPLING_HINT: ClassVar[str] = ""
     """What to add to the suggestion to try `generate`."""
@@ -59,6 +59,14 @@ class Recipe(Section):
             raise ValueError("--streaming: needs --max-steps above 0, because the length of a stream is unknown")
         if self.data.streaming and (self.train.batch_tokens or self.train.group_by_length):
             raise ValueError("--streaming: cannot group rows by length; drop --batch-tokens and --group-by-length")
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_can_meet(self) -> Self:
+        if (self.run.nodes or 1) > 1 and not self.run.rendezvous:
+            raise ValueError("--nodes: needs --rendezvous HOST:PORT, where the hosts meet; HOST is host 0")
+        if self.run.node_rank is not None and self.run.node_rank >= (self.run.nodes or 1):
+            raise ValueError(f"--node-rank {self.run.node_rank}: hosts are numbered from 0 to --nodes minus 1")
         return self
 
     @model_validator(mode="after")
@@ -159,6 +167,9 @@ WITHOUT_TRAINING = {
 }
 """Options of these sections that `lmtrain eval`, `generate` and `probe` have too."""
 
+LAUNCHING = ("num_processes", "accelerate_config")
+"""Options of `run` with which `lmtrain eval` starts several processes."""
+
 TRAINING_ALONE = {
     "val_split",
     "every",
@@ -178,7 +189,7 @@ def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
     found: dict[tuple[str, str], Leaf] = {}
     scores = GenerateRequest not in classes
     for leaf in (leaf for own in classes for leaf in leaves(own)):
-        scoring = scores and leaf.name in ("num_processes", "accelerate_config", "allow_drift")
+        scoring = scores and leaf.name in (*LAUNCHING, "allow_drift")
         if scoring or leaf.name in WITHOUT_TRAINING.get(leaf.section, {leaf.name} - TRAINING_ALONE):
             found.setdefault((leaf.section, leaf.name), leaf)
     return tuple(sorted(found.values(), key=lambda leaf: list(SECTIONS).index(leaf.section)))

@@ -93,6 +93,14 @@ class Run(Section):
     """Before training, try the largest batch, evaluation, generation, saving and loading. Default: from 1,000 steps on."""
     num_processes: int | None = option(None, ge=1)
     """Number of processes to start, one per GPU (or on the CPU)."""
+    nodes: int | None = option(None, ge=1)
+    """Number of hosts that train together; run the same command on each. SLURM's tasks need none of this."""
+    node_rank: int | None = option(None, ge=0, hidden=True)
+    """With --nodes: the number of this host, from 0. Host 0 writes the run folder. Default: JOB_COMPLETION_INDEX."""
+    rendezvous: str | None = option(None, pattern=r"^[^\s:/]+:\d+$|^\[[\da-fA-F:]+\]:\d+$", hidden=True)
+    """With --nodes: where the hosts meet, HOST:PORT; HOST is host 0."""
+    max_restarts: int = option(0, ge=0, hidden=True)
+    """How often the processes start again, from the newest checkpoint, after one has failed."""
     shard: Literal["none", "fsdp2"] = option("none")
     """fsdp2: each process holds a part of the weights, gradients and optimizer state; for models too large for one device."""
     shard_offload: bool = option(False, hidden=True)

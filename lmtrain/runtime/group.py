@@ -27,6 +27,9 @@ FOLDER = "_LMTRAIN_GROUP"
 STOP, FORCE, RUN, LOG = "stop", "force", "run.json", "launcher.log"
 """Files in it: a signal asked for the end, a second one for an end at once; the run; what torch's launcher logs."""
 
+FAILED = "failed-"
+"""The start of the names of the files in which processes note how they failed."""
+
 PATIENCE = 600.0
 """Seconds that a process may take to stop with a checkpoint."""
 POLL = 0.5
@@ -61,6 +64,8 @@ class Failure:
     """Of an error that is not the user's."""
     cause: str = OWN
     time: float = 0.0
+    attempt: int = 0
+    """How often the processes had been started again."""
 
 
 # --- in the launcher -------------------------------------------------------------------------------------------------
@@ -90,12 +95,17 @@ def end_the_rest(folder: Path) -> None:
     """
 
     def watch_failures() -> None:
-        while not failures(folder) or (folder / STOP).exists():
+        seen = 0
+        while True:
             time.sleep(POLL)
-        time.sleep(GRACE)
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                process.kill()
+            if len(found := [*folder.glob(f"{FAILED}*")]) == seen or (folder / STOP).exists():
+                continue
+            left = psutil.Process().children(recursive=True)  # not those of the next attempt
+            time.sleep(GRACE)
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+            seen = len(found)
 
     import psutil
 
@@ -103,12 +113,13 @@ def end_the_rest(folder: Path) -> None:
 
 
 def failures(folder: Path) -> list[Failure]:
-    """The failures that processes have noted, the first one first."""
+    """The failures that processes have noted in the last attempt, the first one first."""
     found = []
-    for file in folder.glob("failed-*.json"):
+    for file in folder.glob(f"{FAILED}*"):
         with suppress(OSError, ValueError, TypeError):
             found.append(Failure(**json.loads(file.read_text(encoding="utf-8"))))
-    return sorted(found, key=lambda failure: failure.time)
+    last = max((failure.attempt for failure in found), default=0)
+    return sorted((failure for failure in found if failure.attempt == last), key=lambda failure: failure.time)
 
 
 def run_of(folder: Path) -> tuple[Path | None, str]:
@@ -127,10 +138,16 @@ def is_member() -> bool:
     return FOLDER in os.environ
 
 
+def attempt() -> int:
+    """How often torch's launcher has started the processes again (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
 def report(message: str, exit_code: int, traceback: str = "") -> None:
     """Tell the launcher why this process fails."""
-    failure = Failure(_rank(), message, exit_code, traceback, cause_of(traceback), time.time())
-    with suppress(OSError), atomic_write(Path(os.environ[FOLDER], f"failed-{failure.rank}.json")) as stream:
+    failure = Failure(_rank(), message, exit_code, traceback, cause_of(traceback), time.time(), attempt())
+    name = f"{FAILED}{failure.attempt}-{failure.rank}.json"
+    with suppress(OSError), atomic_write(Path(os.environ[FOLDER], name)) as stream:
         stream.write(json.dumps(asdict(failure)))
 
 

@@ -33,6 +33,7 @@ from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples, Limits, longest_lengths
 from lmtrain.runs import compatibility
 from lmtrain.runs.checkpoint import ResumePoint, step_of
+from lmtrain.runs.file_names import RECIPE
 from lmtrain.runs.run_folder import RunFolder, check_disk_space
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, precision
@@ -40,6 +41,7 @@ from lmtrain.training.arguments import training_arguments
 from lmtrain.training.callbacks import LiveProgress, RunCallback
 from lmtrain.training.data_report import show_ledgers
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
+from lmtrain.training.hosts import check_shared
 from lmtrain.training.loaded_model import load_model
 from lmtrain.training.results import checkpoint_bytes, resolved_settings
 from lmtrain.training.trainer import ExactTrainer
@@ -111,6 +113,8 @@ def assemble(
     if saved and PartialState().is_main_process:
         _open_folder(folder, recipe, continued, data.limits, model.network, console)
     PartialState().wait_for_everyone()
+    if sharded and saved:
+        check_shared(folder.path / RECIPE)
     identity = compatibility.identity(recipe, settings, environment())
     trainer = ExactTrainer(
         model.network,

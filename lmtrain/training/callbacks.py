@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from lmtrain.runs.file_names import METRICS, SAMPLES
 from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime import signals
 from lmtrain.runtime.console import Console, format_number
+from lmtrain.training.hosts import of_first, on_every_host
 from lmtrain.training.trainer import ExactTrainer
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -279,9 +279,11 @@ class RunCallback(TrainerCallback):
         state = self.trainer.state
         if self.evaluator is None or self.stopped_by:
             return None
-        step = self._best() or state.global_step
+        step = of_first(self._best()) or state.global_step
         if step != state.global_step:
-            self.trainer._load_best_model()
+            with on_every_host(checkpoint.path_of(self.folder.checkpoints, step)) as path:
+                state.best_model_checkpoint = str(path)
+                self.trainer._load_best_model()
             self.console.note(f"keeping the model of step {step}, the best by {self.recipe.eval.best_metric}")
         if step in self.scores:
             return self.scores[step]
@@ -295,9 +297,8 @@ class RunCallback(TrainerCallback):
         state = self.trainer.state
         if not state.best_global_step or state.best_global_step == state.global_step:
             return None
-        path = Path(checkpoint.path_of(self.folder.checkpoints, state.best_global_step))
+        path = checkpoint.path_of(self.folder.checkpoints, state.best_global_step)
         if wrong := checkpoint.damage(path):
             self.console.warn(f"{path}: {wrong}; keeping the last model instead of the best")
             return None
-        state.best_model_checkpoint = str(path)
         return int(state.best_global_step)

@@ -5,9 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError
@@ -22,6 +19,7 @@ from lmtrain.runtime.memory import is_out_of_memory, retain_memory
 from lmtrain.training.assembly import Assembly, assemble
 from lmtrain.training.callbacks import LiveProgress
 from lmtrain.training.data_report import show_stream_ledger
+from lmtrain.training.hosts import of_first, on_every_host
 from lmtrain.training.preflight import is_wanted, preflight
 from lmtrain.training.results import results_document, save_model
 from lmtrain.training.trainer import ExactTrainer, Finished
@@ -39,18 +37,19 @@ def train(
     """
     started = time.monotonic()
     join_processes(recipe.run.dist_timeout)
-    folder, continued = _shared(folder, continued)
+    folder, continued = of_first((folder, continued))
     run = assemble(recipe, corpus, folder, continued, console)
     trainer, callback = run.trainer, run.callback
     group.note_run(folder.path, _resuming(folder))
     with _recorded(recipe, run, started), _explained(folder), callback.stoppable():
         if is_wanted(recipe):
             preflight(trainer, callback.evaluator, run.data.train, folder.checkpoints, console)
-        if continued.checkpoint:
-            trainer.recall(continued.checkpoint)
-        if recipe.train.max_steps != 0:
-            with stepping(trainer, recipe):
-                trainer.train(str(continued.checkpoint) if continued.checkpoint else None)
+        with on_every_host(continued.checkpoint) as resumed:
+            if resumed:
+                trainer.recall(resumed)
+            if recipe.train.max_steps != 0:
+                with stepping(trainer, recipe):
+                    trainer.train(str(resumed) if resumed else None)
         scores = callback.final_scores()
         results = results_document(recipe, trainer, callback, scores, run.data, started, "completed")
         save_model(trainer, callback, scores, results)
@@ -127,11 +126,3 @@ def _how_to_resume(trainer: ExactTrainer, folder: RunFolder) -> str:
 def _resuming(folder: RunFolder) -> str:
     """The command that resumes the run."""
     return f"{folder.command('--resume auto')} -o {folder.path}"
-
-
-def _shared(folder: RunFolder, continued: ResumePoint) -> tuple[RunFolder, ResumePoint]:
-    """The values of the first process: a new folder's name holds the time, and one process finds the checkpoint."""
-    found: list[Any] = [folder, continued]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(found)
-    return found[0], found[1]

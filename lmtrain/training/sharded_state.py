@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lmtrain.config.model_checks import SHARDED
 from lmtrain.modeling import lora
 from lmtrain.modeling.sharding import own_tensors, part_of
-from lmtrain.config.model_checks import SHARDED
 
 State = dict[str, Any]
 

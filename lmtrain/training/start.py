@@ -16,7 +16,7 @@ from lmtrain.runs import checkpoint, compatibility, run_folder
 from lmtrain.runs import lock as locking
 from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
-from lmtrain.runtime import processes
+from lmtrain.runtime import cluster, processes
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import set_environment
 
@@ -36,7 +36,7 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
     """Do the checks that take milliseconds, then hold the run folder's lock."""
     processes.settle()
     set_environment(recipe.run.offline, recipe.run.num_proc)
-    console.main_process = processes.is_first_process()
+    console.main_process = processes.is_first_process() and _is_first_host(recipe)
     for warning in (processes.not_used(recipe.run.num_processes), processes.launched_alone()):
         if warning:
             console.warn(warning)
@@ -61,6 +61,11 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
                 console.note("the run is completed already; these are its results")
                 start.finished = done
         yield start
+
+
+def _is_first_host(recipe: Recipe) -> bool:
+    """Whether the processes of this host write the run folder, as far as this process knows before they have met."""
+    return (recipe.run.nodes or 1) == 1 or cluster.host_number(recipe.run.node_rank) == 0
 
 
 def open_corpus(recipe: Recipe, console: Console) -> Corpus:
