@@ -132,7 +132,14 @@ def _torchrun(run: Run, folder: Path, arguments: list[str]) -> Ended:
         group.ask_to_stop(folder)
         raise SignalException(f"received signal {number}", signal.Signals(number))
 
-    group.end_the_rest(folder)
+    def give_up() -> None:
+        error = _explained(folder, Ended(1, ranks))
+        sys.stderr.write("".join(f"lmtrain: {line}\n" for line in str(error).splitlines()))
+        sys.stderr.flush()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(error.exit_code)  # the main thread is in native code
+
+    group.end_the_rest(folder, run.dist_timeout if run.max_restarts else 0.0, give_up)
     try:
         with signals.handled_by(stop):
             distribute(get_args_parser().parse_args([*own, "-m", "lmtrain", *arguments]))

@@ -14,12 +14,16 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmtrain.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from psutil import Process
 
 FOLDER = "_LMTRAIN_GROUP"
 """Names the folder of the group, in the environment of its processes."""
@@ -89,9 +93,12 @@ def ask_to_stop(folder: Path) -> None:
     (folder / (FORCE if (folder / STOP).exists() else STOP)).touch()
 
 
-def end_the_rest(folder: Path) -> None:
+def end_the_rest(folder: Path, patience: float, give_up: Callable[[], None]) -> None:
     """Start a thread that kills the processes that are left GRACE seconds after one has failed: one that is stopped or
     waits in native code does not end by itself, and torch's launcher gives it half a minute.
+
+    `give_up` is called where no others have started `patience` seconds later: torch's launcher waits for a host that it
+    cannot reach as long as the system keeps the connection.
     """
 
     def watch_failures() -> None:
@@ -100,16 +107,28 @@ def end_the_rest(folder: Path) -> None:
             time.sleep(POLL)
             if len(found := [*folder.glob(f"{FAILED}*")]) == seen or (folder / STOP).exists():
                 continue
-            left = psutil.Process().children(recursive=True)  # not those of the next attempt
+            left = _running()  # not those of the next attempt
             time.sleep(GRACE)
             for process in left:
                 with suppress(psutil.Error):
                     process.kill()
             seen = len(found)
+            deadline = time.monotonic() + patience + GRACE
+            while time.monotonic() < deadline and not _running():
+                time.sleep(POLL)
+            if not _running():
+                give_up()
 
     import psutil
 
     threading.Thread(target=watch_failures, daemon=True).start()
+
+
+def _running() -> list["Process"]:
+    """The processes that this one has started and that have not ended."""
+    import psutil
+
+    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def failures(folder: Path) -> list[Failure]:

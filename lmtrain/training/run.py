@@ -40,7 +40,7 @@ def train(
     folder, continued = of_first((folder, continued))
     run = assemble(recipe, corpus, folder, continued, console)
     trainer, callback = run.trainer, run.callback
-    group.note_run(folder.path, _resuming(folder))
+    group.note_run(folder.path, _resuming(folder, recipe))
     with _recorded(recipe, run, started), _explained(folder), callback.stoppable():
         if is_wanted(recipe):
             preflight(trainer, callback.evaluator, run.data.train, folder.checkpoints, console)
@@ -57,7 +57,7 @@ def train(
             show_stream_ledger(recipe, run.data, results["data"], console)
     leave_process_group()
     if callback.stopped_by:
-        raise Interrupted(_how_to_resume(trainer, folder), callback.stopped_by)
+        raise Interrupted(_how_to_resume(trainer, folder, recipe), callback.stopped_by)
     return results
 
 
@@ -117,12 +117,14 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _how_to_resume(trainer: ExactTrainer, folder: RunFolder) -> str:
+def _how_to_resume(trainer: ExactTrainer, folder: RunFolder, recipe: Recipe) -> str:
     step = trainer.state.global_step
     saved = "a checkpoint is saved" if step else "before the first step"
-    return f"interrupted at step {step}, {saved}; resume with\n  {_resuming(folder)}"
+    return f"interrupted at step {step}, {saved}; resume with\n  {_resuming(folder, recipe)}"
 
 
-def _resuming(folder: RunFolder) -> str:
+def _resuming(folder: RunFolder, recipe: Recipe) -> str:
     """The command that resumes the run."""
+    if (recipe.run.nodes or 1) > 1:
+        return f"the command of each host and --resume auto -o {folder.path}"
     return f"{folder.command('--resume auto')} -o {folder.path}"

@@ -1,4 +1,7 @@
-"""A fault in one process of a group, for `sitecustomize`: RANK_FAULT=RANK:STEP:KIND, with one of KINDS."""
+"""A fault in one process of a group, for `sitecustomize`: RANK_FAULT=RANK:STEP:KIND, with one of KINDS.
+
+RANK:N:dies kills the process at its N-th operation on the files of checkpoints, RANK:0:points=LOG writes those to LOG.
+"""
 
 import builtins
 import os
@@ -31,6 +34,12 @@ KINDS = {
 def install() -> None:
     """Let the fault happen before that step; the trainer is patched as soon as it is imported."""
     rank, step, kind = os.environ["RANK_FAULT"].split(":")
+    if kind == "dies" or kind.startswith("points="):
+        if os.environ.get("RANK") == rank:
+            import trials
+
+            trials.dies_at("run", int(step) or None, kind.removeprefix("points=") if kind != "dies" else None)()
+        return
     original = builtins.__import__
 
     def importing(*arguments: Any, **options: Any) -> Any:
