@@ -131,7 +131,7 @@ def check(recipe: Recipe, console: Console, show: Show | None = None) -> Results
             baseline = keeper.check_recipe(recipe, figures.of_training(recipe))
             start = stack.enter_context(started(recipe, console, lock=False))
             if start.finished is None:
-                open_corpus(recipe, console)
+                open_corpus(recipe, console, read=False)  # the processes that it starts read it
                 return None
         results = Results(start.finished, start.folder)
         _settle(results, keeper, baseline, show)

@@ -83,6 +83,10 @@ class Corpus:
         """Free the rows and return whether there were any. Later accesses read them again."""
         return self.__dict__.pop("splits", None) is not None
 
+    def open(self) -> None:
+        """Raise InputError for data that is not there."""
+        assert self.tables
+
     def check(self) -> None:
         """Raise InputError for unusable data. Reads the rows, unless the cache shows that they were usable before."""
         assert self.kind

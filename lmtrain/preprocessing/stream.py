@@ -62,7 +62,8 @@ class StreamState:
 class Stream(IterableDataset):  # type: ignore[type-arg]
     """Endless batches of this process; `state` is the position after the last one.
 
-    Every process reads all rows and takes every n-th batch, so that all processes have the same state.
+    The first process reads and encodes the rows, chunk by chunk, and `share`s them. Every process takes every n-th batch, so
+    that all have the same state.
     """
 
     reading: RowReader
@@ -76,6 +77,8 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     state: StreamState = field(default_factory=StreamState)
     grad_accum: int = 1
     steps: int = 1
+    share: Callable[[Any], Any] = lambda chunk: chunk
+    """Returns what the first process gives it, in all processes."""
 
     def __post_init__(self) -> None:
         self._begun: tuple[tuple[Ledger, ...], str] | None = None
@@ -115,6 +118,11 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
     def _chunks(self, state: StreamState) -> Iterator[tuple[Examples, StreamState, StreamState]]:
         """Yield (examples, state before, state after) for each remaining chunk of the epoch."""
+        reading = self._read_chunks(state) if self.process[0] == 0 else iter(())
+        while chunk := self.share(next(reading, None)):
+            yield chunk
+
+    def _read_chunks(self, state: StreamState) -> Iterator[tuple[Examples, StreamState, StreamState]]:
         empty = True
         for rows, position in chunks(self.reading, state.position, self.chunk):
             examples = self.encode(replace(rows, carried=state.carried, continues=state.continues, tail=state.tail))

@@ -43,6 +43,7 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
     given = {
         RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS
     }
+    given.setdefault("log_level_replica", "error")  # else Trainer lets all processes but the first log warnings
     known = {field.name for field in fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     every = {

@@ -1,13 +1,13 @@
 """Rows -> tokenised examples of both splits, from the cache where possible, and their batches."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -30,6 +30,7 @@ from lmtrain.preprocessing.stream import Stream
 from lmtrain.preprocessing.text_pieces import training_texts
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens, train_tokenizer, with_special_tokens
 from lmtrain.runtime.memory import release_memory
+from lmtrain.training.hosts import of_first
 
 TRIED_ROWS = 1000
 """Rows of a stream's first chunk on which the model is tried before training."""
@@ -61,10 +62,8 @@ def learn_tokenizer(specification: str, corpus: Corpus, special_tokens: SpecialT
 
     state = PartialState()
     key = corpus.key and corpus.cache.key("tokenizer", corpus.key, specification, asdict(special_tokens))
-    made: list[Any] = [
-        corpus.cache.remember(key, make, corpus.unchanged)[1]["tokenizer"] if state.is_main_process else None
-    ]
-    text = broadcast_object_list(made)[0] if state.num_processes > 1 else made[0]
+    made = corpus.cache.remember(key, make, corpus.unchanged)[1]["tokenizer"] if state.is_main_process else ""
+    text = of_first(made)
     return with_special_tokens(Tokenizer.from_str(text), special_tokens)
 
 
@@ -104,7 +103,7 @@ def prepare_data(
     if (fingerprint := tokenizer_fingerprint(tokenizer)) and corpus.key:
         model_class = str(objective.auto_model.__name__)
         key = corpus.cache.key(corpus.key, fingerprint, model_class, limits.positions, packed.model_dump())
-    prepared = _from_arrays(*corpus.cache.remember(key, make, corpus.unchanged))
+    prepared = _from_arrays(*_made_once(corpus, key, make))
     if corpus.release_rows():
         release_memory()
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):
@@ -114,6 +113,15 @@ def prepare_data(
                 f"{flag}: no token of it would be predicted: the texts are too short, or --mask-probability is too low"
             )
     return prepared
+
+
+def _made_once(corpus: Corpus, key: str | None, make: Callable[[], CacheEntry]) -> CacheEntry:
+    """The entry, which one process makes: others of its host find it in the cache, or the first process sends it."""
+    state = PartialState()
+    if key is None or corpus.cache.folder is None:
+        return of_first(make() if state.is_main_process else ({}, {}))
+    with state.local_main_process_first():  # it has read the rows already
+        return corpus.cache.remember(key, make, corpus.unchanged)
 
 
 def check_text(
@@ -179,6 +187,7 @@ def training_batches(
             process,
             grad_accum=train.grad_accum,
             steps=train.max_steps or 1,
+            share=of_first,
         )
     return BatchSampler(
         packed(prepared.train),

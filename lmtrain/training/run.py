@@ -16,6 +16,7 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import join_processes, leave_process_group
 from lmtrain.runtime.files import storage_error
 from lmtrain.runtime.memory import is_out_of_memory, retain_memory
+from lmtrain.runtime.processes import is_first_process
 from lmtrain.training.assembly import Assembly, assemble
 from lmtrain.training.callbacks import LiveProgress
 from lmtrain.training.data_report import show_stream_ledger
@@ -37,7 +38,7 @@ def train(
     """
     started = time.monotonic()
     join_processes(recipe.run.dist_timeout)
-    folder, continued = of_first((folder, continued))
+    folder, continued, corpus.kind = of_first((folder, continued, corpus.kind if is_first_process() else ""))
     run = assemble(recipe, corpus, folder, continued, console)
     trainer, callback = run.trainer, run.callback
     group.note_run(folder.path, _resuming(folder, recipe))

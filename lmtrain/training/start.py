@@ -68,9 +68,12 @@ def _is_first_host(recipe: Recipe) -> bool:
     return (recipe.run.nodes or 1) == 1 or cluster.host_number(recipe.run.node_rank) == 0
 
 
-def open_corpus(recipe: Recipe, console: Console) -> Corpus:
-    """The recipe's data, read and checked. Raises InputError."""
+def open_corpus(recipe: Recipe, console: Console, read: bool = True) -> Corpus:
+    """The recipe's data, `read` and checked, or only opened. Of several processes the first one reads. Raises InputError."""
     corpus = Corpus(recipe.data, recipe.train.seed, Cache.of(recipe.run, console))
     with console.working("reading the data"):
-        corpus.check()
+        if read and processes.is_first_process():
+            corpus.check()
+        else:
+            corpus.open()
     return corpus
