@@ -49,6 +49,8 @@ class Ended:
     """The ranks of this host; empty if they are not known."""
     codes: dict[int, int] = field(default_factory=dict)
     """Rank -> exit code of a process that failed by itself; -N if signal N killed it."""
+    alone: bool = True
+    """Whether all processes were on this host."""
 
 
 def wanted(run: Run) -> bool:
@@ -133,7 +135,7 @@ def _torchrun(run: Run, folder: Path, arguments: list[str]) -> Ended:
         raise SignalException(f"received signal {number}", signal.Signals(number))
 
     def give_up() -> None:
-        error = _explained(folder, Ended(1, ranks))
+        error = _explained(folder, Ended(1, ranks, alone=hosts == 1))
         sys.stderr.write("".join(f"lmtrain: {line}\n" for line in str(error).splitlines()))
         sys.stderr.flush()
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,7 +147,7 @@ def _torchrun(run: Run, folder: Path, arguments: list[str]) -> Ended:
             distribute(get_args_parser().parse_args([*own, "-m", "lmtrain", *arguments]))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        return Ended(next((code for code in codes.values() if code > 0), 1), ranks, codes)
+        return Ended(next((code for code in codes.values() if code > 0), 1), ranks, codes, hosts == 1)
     except SignalException as error:
         return Ended(128 + error.sigval, ranks)  # the processes have saved a checkpoint
     except RendezvousError:
@@ -213,7 +215,8 @@ def _explained(folder: Path, ended: Ended) -> LmtrainError:
         _, rank, code = ended_by[0]
         return GroupFailed(f"process {rank} {_fate(code)}{again}", code if code > 0 else 128 - code)
     if noted and noted[0].cause == group.TIMEOUT:
-        return GroupFailed(f"the processes of another host did not answer within --dist-timeout{again}", 1)
+        others = "each other's processes" if ended.alone else "the processes of another host"
+        return GroupFailed(f"waited for {others} longer than --dist-timeout{again}", 1)
     broke = (
         "the connection between the processes broke" if noted else f"the processes ended with exit code {ended.code}"
     )

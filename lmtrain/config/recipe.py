@@ -75,10 +75,14 @@ class Recipe(Section):
             if self.train.optim not in SHARDABLE:
                 names = ", ".join(SHARDABLE)
                 raise ValueError(f"--shard: the state of --optim {self.train.optim} cannot be sharded; choose {names}")
+            if self.run.shard != "fsdp2" and self.train.on_nonfinite != "stop":
+                raise ValueError(
+                    f"--shard {self.run.shard}: DeepSpeed updates at once, so --on-nonfinite can only be stop"
+                )
             if self.train.compile:
                 raise ValueError("--shard: does not work with --compile; leave out one of them")
         elif self.run.shard_offload:
-            raise ValueError("--shard-offload: only with --shard fsdp2")
+            raise ValueError("--shard-offload: only with --shard")
         return self
 
     @model_validator(mode="after")

@@ -101,8 +101,8 @@ class Run(Section):
     """With --nodes: where the hosts meet, HOST:PORT; HOST is host 0."""
     max_restarts: int = option(0, ge=0, hidden=True)
     """How often the processes start again, from the newest checkpoint, after one has failed."""
-    shard: Literal["none", "fsdp2"] = option("none")
-    """fsdp2: each process holds a part of the weights, gradients and optimizer state; for models too large for one device."""
+    shard: Literal["none", "fsdp2", "zero2", "zero3"] = option("none")
+    """fsdp2: each process holds a part of the weights, gradients and optimizer state; for models too large for one device. zero2, zero3: by DeepSpeed."""
     shard_offload: bool = option(False, hidden=True)
     """With --shard: hold the parts in CPU memory."""
     dist_timeout: Annotated[float, BeforeValidator(duration), Field(gt=0)] = option(600.0, hidden=True)

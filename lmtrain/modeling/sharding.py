@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +25,9 @@ from lmtrain.errors import UsageError
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedModel
+
+NO_MODULE = -1
+"""No id of a module of DeepSpeed."""
 
 LAYER_DROP = re.compile(r"(\w+_)?layerdrop")
 
@@ -74,7 +77,7 @@ class Sharding:
         for block in blocks(network):
             fully_shard(block, mesh=mesh, offload_policy=policy)
         fully_shard(network, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
-        # Else generation would wait for the other processes at every token, and Trainer would add up whole gradients.
+        # Else Trainer would add up whole gradients in each process.
         network._is_fsdp_managed_module = False  # type: ignore[assignment]
 
 
@@ -94,6 +97,10 @@ def gathered(network: nn.Module) -> Iterator[None]:
     All processes must open it. Nothing changes for a network that is not sharded.
     """
     sharded = [cast("FSDPModule", module) for module in network.modules() if is_sharded(module)]
+    if any(hasattr(parameter, "ds_active_sub_modules") for parameter in network.parameters()):
+        with _gathered_by_deepspeed(network):
+            yield
+        return
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -103,6 +110,22 @@ def gathered(network: nn.Module) -> Iterator[None]:
         for module in sharded:
             module.reshard()
             module.set_reshard_after_forward(module is not sharded[0], recurse=False)
+
+
+@contextmanager
+def _gathered_by_deepspeed(network: nn.Module) -> Iterator[None]:
+    """While open, each process holds all parameters that DeepSpeed ZeRO-3 has sharded."""
+    import deepspeed
+
+    parameters: list[Any] = list(network.parameters())
+    with deepspeed.zero.GatheredParameters(parameters):
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.add(NO_MODULE)  # else each is released after its module has run
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.discard(NO_MODULE)
 
 
 def _tied(network: nn.Module) -> list[tuple[list[str], torch.Tensor]]:

@@ -133,6 +133,7 @@ def _generate_batch(
         pad_token_id=pad,
         use_cache=True,
         return_dict_in_generate=True,
+        synced_gpus=False,  # each process has the whole model
         stopping_criteria=StoppingCriteriaList([Interruptible()]),
         **arguments,
     )

@@ -11,6 +11,7 @@ from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
 from lmtrain.runtime.device import T5_FAMILY, precision
+from lmtrain.training import deepspeed
 
 RENAMED = {
     "epochs": "num_train_epochs",
@@ -73,8 +74,11 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
         checkpointing: section.gradient_checkpointing,
         **{name: precision(section.precision, model_type) == name for name in ("bf16", "fp16")},
     }
+    if zero := deepspeed.settings(recipe.run):
+        ours["deepspeed"] = zero
     try:
         arguments = TrainingArguments(**{**given, **ours})
+        deepspeed.put_off()
     except (ValueError, TypeError) as error:
         raise UsageError(f"train: {str(error).splitlines()[0]}") from None
     _check_reporters(arguments)

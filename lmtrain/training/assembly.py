@@ -37,6 +37,7 @@ from lmtrain.runs.file_names import RECIPE
 from lmtrain.runs.run_folder import RunFolder, check_disk_space
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, precision
+from lmtrain.training import deepspeed
 from lmtrain.training.arguments import training_arguments
 from lmtrain.training.callbacks import LiveProgress, RunCallback
 from lmtrain.training.data_report import show_ledgers
@@ -116,6 +117,7 @@ def assemble(
     if sharded and saved:
         check_shared(folder.path / RECIPE)
     identity = compatibility.identity(recipe, settings, environment())
+    deepspeed.begin(arguments)
     trainer = ExactTrainer(
         model.network,
         arguments,

@@ -243,9 +243,11 @@ class RunCallback(TrainerCallback):
                 f"Rows: {named}"
             )
             return
+        applied = (
+            "DeepSpeed has applied the update" if self.trainer.is_deepspeed_enabled else "the update is not applied"
+        )
         raise BrokenDown(
-            f"{what} of step {step} is not a finite number; the update is not applied. {self._remedy()}\n"
-            f"rows of the step: {named}"
+            f"{what} of step {step} is not a finite number; {applied}. {self._remedy()}\nrows of the step: {named}"
         )
 
     def _remedy(self) -> str:

@@ -145,7 +145,8 @@ class CheckpointingTrainer(Trainer):
             return
         self.save_model(str(aside), _internal_call=True)
         if self.is_deepspeed_enabled:  # by its own means
-            self._save_optimizer_and_scheduler(str(aside))
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint(str(aside))
 
     def _saved_optimizer(self) -> dict[str, Any] | None:
         state = None if self.is_deepspeed_enabled else self.optimizer.state_dict()
@@ -249,7 +250,7 @@ class CheckpointingTrainer(Trainer):
             return
         state = self.resumed["optimizer"]
         if self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            pass  # it loads its optimizer with the weights
         elif self.is_sharded or _is_sharded(Path(checkpoint)):
             from lmtrain.training import sharded_state
 

@@ -43,7 +43,7 @@ def train(
     trainer, callback = run.trainer, run.callback
     group.note_run(folder.path, _resuming(folder, recipe))
     with _recorded(recipe, run, started), _explained(folder), callback.stoppable():
-        if is_wanted(recipe):
+        if is_wanted(recipe) and not trainer.is_deepspeed_enabled:  # which exists from the first step on
             preflight(trainer, callback.evaluator, run.data.train, folder.checkpoints, console)
         with on_every_host(continued.checkpoint) as resumed:
             if resumed:

@@ -145,8 +145,9 @@ def whole(folder: Path, flags: Sequence[str]) -> Any:
 
 
 def resumed(folder: Path, flags: Sequence[str]) -> Any:
-    code, last = Run(folder, [*flags, "--resume", "auto"]).wait()
-    assert code == 0, last
+    run = Run(folder, [*flags, "--resume", "auto"])
+    code, _ = run.wait()
+    assert code == 0, run.log.read_text()[-3000:]
     return outcome_of(folder / "run")
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,6 +30,8 @@ LAYOUTS: dict[str, list[str]] = {
     "DDP 4": ["--num-processes", "4"],
     "FSDP2 2": ["--num-processes", "2", "--shard", "fsdp2"],
 }
+if find_spec("deepspeed"):
+    LAYOUTS |= {f"ZeRO-{stage} 2": ["--num-processes", "2", "--shard", f"zero{stage}"] for stage in (2, 3)}
 LORA = ["--lora", "--lora-r", "4", "--lora-dropout", "0", "--lr", "3e-4"]
 WORDS = [
     "the",
