@@ -49,5 +49,5 @@ def put_off() -> None:
 
 def begin(arguments: TrainingArguments) -> None:
     """Undo `put_off`, where the arguments configure DeepSpeed."""
-    if arguments.hf_deepspeed_config:
-        deepspeed.set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+    if configured := getattr(arguments, "hf_deepspeed_config", None):
+        deepspeed.set_hf_deepspeed_config(configured)
