@@ -28,6 +28,7 @@ class Reliance:
 
 TRAINER = "transformers.Trainer"
 CALLBACK = "transformers.TrainerCallback"
+RENDEZVOUS = "torch.distributed.elastic.rendezvous.dynamic_rendezvous.DynamicRendezvousHandler"
 EVENT = "args, state, control, ..."
 
 RELIANCES = (
@@ -79,12 +80,10 @@ RELIANCES = (
         called={
             f"{TRAINER}.save_model": "output_dir, _internal_call",
             f"{TRAINER}.store_flos": "",
-            f"{TRAINER}._save_optimizer_and_scheduler": "output_dir",
             f"{TRAINER}._push_from_checkpoint": "checkpoint_folder",
             "transformers.trainer_callback.ExportableState.state": "",
         },
         attributes=(
-            f"{TRAINER}.is_fsdp_enabled",
             f"{TRAINER}.is_deepspeed_enabled",
             f"{TRAINER}.model",
             f"{TRAINER}.model_wrapped",
@@ -213,6 +212,36 @@ RELIANCES = (
             "torch.distributed.elastic.multiprocessing.errors.ChildFailedError.get_first_failure": "",
         },
         attributes=("torch.distributed.elastic.multiprocessing.api.SignalException.sigval",),
+    ),
+    Reliance(
+        "hosts would not keep their numbers, or their processes would not meet",
+        overridden={
+            f"{RENDEZVOUS}.next_rendezvous": "",
+            f"{RENDEZVOUS}.get_backend": "",
+        },
+        called={
+            f"{RENDEZVOUS}.from_backend": (
+                "run_id, store, backend, min_nodes, max_nodes, local_addr, timeout, keep_alive_interval, ..."
+            ),
+            "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend.create_backend": "params",
+        },
+    ),
+    Reliance(
+        "a model could not be sharded, or would be sharded twice",
+        overridden={f"{TRAINER}._move_model_to_device": "model, device"},
+        called={
+            "torch.distributed.fsdp.FSDPModule.set_reshard_after_forward": "reshard_after_forward, recurse",
+            "torch.distributed.fsdp.FSDPModule.unshard": "",
+            "torch.distributed.fsdp.FSDPModule.reshard": "",
+        },
+        attributes=(f"{TRAINER}.is_distributed_loading_by_transformers",),
+    ),
+    Reliance(
+        "the parts of a sharded checkpoint could not be written or read",
+        called={
+            "torch.distributed.checkpoint.hf_storage.HuggingFaceStorageWriter": "path, save_distributed",
+            "torch.distributed.checkpoint.hf_storage.HuggingFaceStorageReader": "path",
+        },
     ),
     Reliance(
         "a hub that is down would be asked again for more than a minute",
