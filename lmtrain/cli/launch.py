@@ -123,6 +123,8 @@ def _torchrun(run: Run, folder: Path, arguments: list[str]) -> Ended:
 
     processes = run.num_processes or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    if run.max_restarts:  # else the next attempt would read the addresses of the one before
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     _log_to(folder / group.LOG)
     hosts, number, where, meeting = _meeting(run)
     ranks = range(number * processes, (number + 1) * processes)

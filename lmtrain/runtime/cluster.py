@@ -49,7 +49,9 @@ def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
         found |= {"MASTER_ADDR": _first_host(environment), "MASTER_PORT": str(_port(environment))}
     elif environment.get(names.local_size) == environment[names.size]:  # all on this host
         found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORTS.start + os.getppid() % len(PORTS))}
-    environment.update({**found, ADOPTED: ""})
+    environment.update(
+        {**found, **{n: environment[n] for n in ("MASTER_ADDR", "MASTER_PORT") if environment.get(n)}, ADOPTED: ""}
+    )
 
 
 def forget(environment: MutableMapping[str, str] = os.environ) -> None:

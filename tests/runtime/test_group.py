@@ -1,9 +1,12 @@
 """A group of processes ends together: in bounded time, with one sentence and the exit code of the process that failed."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import scratch
+from conftest import outcome_of, scratch
 
 from lmtrain.runtime import group
 
@@ -22,9 +25,9 @@ STRESS = Path(__file__).parent.parent / "stress"
 
 
 class Group:
-    """`lmtrain clm --num-processes 2` in processes of its own."""
+    """`lmtrain clm` in several processes of its own."""
 
-    def __init__(self, material: Path, *flags: object, fault: str | None = None):
+    def __init__(self, material: Path, *flags: object, fault: str | None = None, processes: int = 2):
         environment = dict(os.environ)
         if fault:
             Path("site").mkdir()
@@ -32,7 +35,7 @@ class Group:
             path = [str(Path("site").absolute()), str(STRESS), os.environ.get("PYTHONPATH", "")]
             environment |= {"PYTHONPATH": os.pathsep.join(path), "RANK_FAULT": fault}
         given = ["clm", *scratch("gpt2"), "--data", str(material / "prose.txt"), "-L", "16", "-b", "2", "-o", "run"]
-        given += ["--num-processes", "2", "--save-every", "1", "--samples", "0", *map(str, flags)]
+        given += ["--num-processes", str(processes), "--save-every", "1", "--samples", "0", *map(str, flags)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lmtrain", *given],
             stdout=subprocess.PIPE,
@@ -187,3 +190,42 @@ def test_the_first_cause_explains_the_end(codes: dict, notes: list, message: str
         Path(f"failed-{rank}.json").write_text(json.dumps(failure))
     error = _explained(Path(), Ended(1, 2, codes))
     assert (str(error), error.exit_code) == (message, code)
+
+
+def test_processes_that_failed_start_again_from_the_newest_checkpoint(material: Path):
+    running = Group(material, "--max-steps", 60, "--max-restarts", 1, fault="1:30:kill")
+    code, err = running.end(within=120)
+    assert code == 0, err
+    assert "resuming from run/checkpoints/checkpoint-" in err
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 60
+
+
+def test_two_hosts_without_a_shared_folder_train_as_one_and_resume(material: Path):
+    """Two launchers that know nothing of each other but the address where they meet."""
+
+    def hosts(*flags: object) -> list[Group]:
+        running = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for number in (0, 1):
+            Path(f"host{number}").mkdir(exist_ok=True)
+            with contextlib.chdir(f"host{number}"):
+                meeting = ["--nodes", 2, "--node-rank", number, "--rendezvous", f"127.0.0.1:{port}"]
+                running.append(Group(material, *meeting, *flags, processes=1))
+        return running
+
+    steps = ["--max-steps", 6, "--keep", 4, "--val-split", 0.2, "--dist-timeout", "60s"]
+    for running in hosts(*steps):
+        code, err = running.end(within=120)
+        assert code == 0, err
+    whole = outcome_of("host0/run")
+    assert not Path("host1/run").exists()
+    for name in ("results.json", "checkpoints/checkpoint-6", "checkpoints/checkpoint-5"):
+        path = Path("host0/run", name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for running in hosts(*steps, "--resume", "auto"):
+        code, err = running.end(within=120)
+        assert code == 0, err
+    assert outcome_of("host0/run") == whole

@@ -45,7 +45,7 @@ def install() -> None:
     def importing(*arguments: Any, **options: Any) -> Any:
         module = original(*arguments, **options)
         trainer = getattr(sys.modules.get("lmtrain.training.trainer"), "ExactTrainer", None)
-        if trainer and os.environ.get("RANK") == rank:
+        if trainer and os.environ.get("RANK") == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             builtins.__import__ = original
             begin = trainer.get_batch_samples
 
