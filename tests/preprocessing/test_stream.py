@@ -102,6 +102,13 @@ def test_two_processes_divide_the_rows_of_one():
     write()
     one, _ = stream_of(["a.jsonl"], 16, packing=False)
     halves = [stream_of(["a.jsonl"], 16, (number, 2), packing=False)[0] for number in range(2)]
+    sent: list[Any] = []
+
+    def send(chunk: Any) -> Any:
+        sent.append(chunk)
+        return chunk
+
+    halves[0].share, halves[1].share = send, lambda _: sent.pop(0)
     alone = texts_of(list(islice(one, 20)))
     together = texts_of([batch for half in halves for batch in islice(half, 10)])
     assert alone == together
