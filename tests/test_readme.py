@@ -44,6 +44,7 @@ def test_every_flag_that_is_named_exists(page: str):
     commands = ("clm", "mlm", "seq2seq", "eval", "generate", "merge", "probe")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
+    shown += lmtrain("doctor", "--help").out
     declared = {leaf for section in DECLARED for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
         no + name.replace("_", "-")
@@ -52,6 +53,8 @@ def test_every_flag_that_is_named_exists(page: str):
         for no in ("--", "--no-")
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z]", PAGES[page])) - {
+        "--gpus-per-node",
+        "--ntasks-per-node",
         "--nproc-per-node",
         "--cpu",
         "--paired-bs",

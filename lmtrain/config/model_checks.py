@@ -153,7 +153,7 @@ def _check_files(folder: Path, config: dict[str, Any], model: Model, weights: bo
     if (folder / SHARDED).is_dir():
         raise InputError(
             f"{folder}: a checkpoint in parts, which the processes of a sharded run wrote; the run folder "
-            f"{folder.parent.parent} holds the model once the run has ended: --resume {folder}"
+            f"{folder.parent.parent} holds the model once the run has been resumed to its end"
         )
     files = list(folder.glob("*.safetensors"))
     if not files and not model.allow_pickle:

@@ -92,8 +92,8 @@ class Run(Section):
     preflight: bool | None = option(None, hidden=True)
     """Before training, try the largest batch, evaluation, generation, saving and loading. Default: from 1,000 steps on."""
     num_processes: int | None = option(None, ge=1)
-    """Number of processes to start, one per GPU (or on the CPU)."""
-    nodes: int | None = option(None, ge=1)
+    """Number of processes to start, one per GPU (or on the CPU); see also --shard and --nodes."""
+    nodes: int | None = option(None, ge=1, hidden=True)
     """Number of hosts that train together; run the same command on each. SLURM's tasks need none of this."""
     node_rank: int | None = option(None, ge=0, hidden=True)
     """With --nodes: the number of this host, from 0. Host 0 writes the run folder. Default: JOB_COMPLETION_INDEX."""
@@ -101,7 +101,7 @@ class Run(Section):
     """With --nodes: where the hosts meet, HOST:PORT; HOST is host 0."""
     max_restarts: int = option(0, ge=0, hidden=True)
     """How often the processes start again, from the newest checkpoint, after one has failed."""
-    shard: Literal["none", "fsdp2", "zero2", "zero3"] = option("none")
+    shard: Literal["none", "fsdp2", "zero2", "zero3"] = option("none", hidden=True)
     """fsdp2: each process holds a part of the weights, gradients and optimizer state; for models too large for one device. zero2, zero3: by DeepSpeed."""
     shard_offload: bool = option(False, hidden=True)
     """With --shard: hold the parts in CPU memory."""

@@ -34,6 +34,7 @@ OURS = {
     "data_seed": "--seed",
     "use_cpu": "the available devices",
     "ddp_timeout": "--dist-timeout",
+    "log_level_replica": "--quiet",
     "fsdp": "--shard",
     "fsdp_config": "--shard",
     "disable_tqdm": "--quiet",

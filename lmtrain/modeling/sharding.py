@@ -10,6 +10,7 @@ torch.distributed is imported only where a network is sharded.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class Sharding:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
+        # transformers' models change no output of a block in place, which the warning is about.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         mesh = init_device_mesh(device.type, (processes,))
         policy = CPUOffloadPolicy() if self.offload else OffloadPolicy()
         for block in blocks(network):

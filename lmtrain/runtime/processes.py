@@ -68,6 +68,13 @@ def not_used(requested: int | None) -> str | None:
     return f"--num-processes {requested} is not used: a launcher has started {running} processes"
 
 
+def not_sharded(shard: str) -> str | None:
+    """A warning where one process is to shard a model: there are no others to hold parts of it."""
+    if shard == "none" or world_size() > 1:
+        return None
+    return f"--shard {shard} is not used by a single process; --num-processes starts several"
+
+
 def launched_alone() -> str | None:
     """A warning where `accelerate launch` was to start several processes but started one, as it does with --cpu."""
     if world_size() > 1 or ACCELERATE not in os.environ:

@@ -44,7 +44,6 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
     given = {
         RENAMED.get(name, name): value for name, value in section.model_dump().items() if name not in NOT_ARGUMENTS
     }
-    given.setdefault("log_level_replica", "error")  # else Trainer lets all processes but the first log warnings
     known = {field.name for field in fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     every = {
@@ -68,6 +67,7 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
         "per_device_eval_batch_size": recipe.eval.batch_size,
         "remove_unused_columns": False,
         "disable_tqdm": True,
+        "log_level_replica": "error",  # else all processes but the first log warnings
         "ddp_timeout": int(recipe.run.dist_timeout),
         "ignore_data_skip": recipe.data.streaming,  # a stream knows where it stands
         "use_cpu": not torch.accelerator.is_available(),

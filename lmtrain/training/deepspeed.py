@@ -12,13 +12,14 @@ from transformers.integrations import deepspeed
 
 from lmtrain.config.train import Run
 from lmtrain.errors import UsageError
+from lmtrain.runtime.processes import world_size
 
 STAGES = {"zero2": 2, "zero3": 3}
 
 
 def settings(run: Run) -> dict[str, Any] | None:
-    """The configuration of DeepSpeed for --shard; None where it is not asked for. Raises UsageError without DeepSpeed."""
-    if run.shard not in STAGES:
+    """The configuration of DeepSpeed for --shard; None where it is not wanted, or not used. Raises UsageError without DeepSpeed."""
+    if run.shard not in STAGES or world_size() == 1:
         return None
     if find_spec("deepspeed") is None:
         raise UsageError(

@@ -37,7 +37,12 @@ def started(recipe: Recipe, console: Console, lock: bool) -> Iterator[Start]:
     processes.settle()
     set_environment(recipe.run.offline, recipe.run.num_proc)
     console.main_process = processes.is_first_process() and _is_first_host(recipe)
-    for warning in (processes.not_used(recipe.run.num_processes), processes.launched_alone()):
+    found = (
+        processes.not_used(recipe.run.num_processes),
+        processes.launched_alone(),
+        None if not lock else processes.not_sharded(recipe.run.shard),
+    )
+    for warning in found:
         if warning:
             console.warn(warning)
     if recipe.run.resume and recipe.train.max_steps == 0:

@@ -17,7 +17,7 @@ from lmtrain.cli.flags import canonical
 
 ROOT = Path(str(package.__file__)).parent
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])")
-OF_OTHERS = {"cli/launch.py", "commands/doctor.py", "runtime/upstream_names.py"}
+OF_OTHERS = {"cli/launch.py", "commands/exactness.py", "runtime/upstream_names.py"}
 """Modules that write flags of other programs, or no messages."""
 OTHER_PROGRAMS = re.compile("zstd|hf download")
 
