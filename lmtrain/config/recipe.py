@@ -81,7 +81,9 @@ class Recipe(Section):
                 )
             if self.train.compile:
                 raise ValueError("--shard: does not work with --compile; leave out one of them")
-        elif self.run.shard_offload:
+        if self.run.async_save and self.run.shard != "fsdp2":
+            raise ValueError("--async-save: only with --shard fsdp2")
+        if self.run.shard_offload and self.run.shard == "none":
             raise ValueError("--shard-offload: only with --shard")
         return self
 

@@ -105,6 +105,8 @@ class Run(Section):
     """fsdp2: each process holds a part of the weights, gradients and optimizer state; for models too large for one device. zero2, zero3: by DeepSpeed."""
     shard_offload: bool = option(False, hidden=True)
     """With --shard: hold the parts in CPU memory."""
+    async_save: bool = option(False, hidden=True)
+    """With --shard fsdp2: write checkpoints while training goes on. Each needs memory for a copy of the parts."""
     dist_timeout: Annotated[float, BeforeValidator(duration), Field(gt=0)] = option(600.0, hidden=True)
     """How long processes wait for one that does not answer: 90s, 10m, 1h."""
     accelerate_config: str | None = option(None, hidden=True)

@@ -67,6 +67,8 @@ class Sharding:
 
     offload: bool
     """The parts lie in CPU memory."""
+    async_save: bool = False
+    """Checkpoints are written while training goes on."""
 
     def shard(self, network: PreTrainedModel, device: torch.device, processes: int) -> None:
         """Shard the parameters in place over all `processes`."""

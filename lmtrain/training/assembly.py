@@ -130,7 +130,7 @@ def assemble(
         identity=identity,
         keep=recipe.train.keep,
         warn=console.warn,
-        sharding=Sharding(recipe.run.shard_offload) if sharded else None,
+        sharding=Sharding(recipe.run.shard_offload, recipe.run.async_save) if sharded else None,
     )
     return Assembly(trainer, _add_callbacks(trainer, recipe, folder, evaluator, console), data)
 

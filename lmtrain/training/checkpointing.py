@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,7 @@ from lmtrain.preprocessing.stream import Stream, StreamState
 from lmtrain.runs import checkpoint
 from lmtrain.runtime.console import to_json
 from lmtrain.training import training_state
-
-
-@dataclass(frozen=True)
-class StepSnapshot:
-    """The state of a run at the edge of a step, besides weights and optimiser."""
-
-    random: dict[str, Any]
-    tokens: torch.Tensor
-    """[3] tokens seen, tokens trained and slots for tokens, padding included, of this process."""
-    loss: torch.Tensor
-    """Sum over the steps since the last log."""
-    stream: StreamState | None
+from lmtrain.training.snapshots import Save, StepSnapshot, discarded_on_failure
 
 
 class CheckpointingTrainer(Trainer):
@@ -66,6 +56,9 @@ class CheckpointingTrainer(Trainer):
     """Updates skipped because they were not finite."""
     saved_at: int
     """The step of the last checkpoint."""
+    sharding: sharding.Sharding | None
+    saving: Save | None
+    """The checkpoint that is being written."""
 
     def count(self, tokens: torch.Tensor | None = None) -> tuple[int, int, int]:
         """The tokens (see StepSnapshot) since the run began, over all resumes and processes; each must call it."""
@@ -99,9 +92,11 @@ class CheckpointingTrainer(Trainer):
         """Save the last complete step of an interrupted run, with the actions `pending` after it (evaluate, save)."""
         if self.state.global_step and (self.saved_at != self.state.global_step or any(pending.values())):
             self._save_checkpoint(self.model_wrapped, None, pending)
+        self.finish_save()
 
     def _save_checkpoint(self, model: Any, trial: Any, pending: dict[str, bool] | None = None) -> None:
         """Save what Trainer saves, atomically and without pickle."""
+        self.finish_save()
         target = checkpoint.path_of(self.checkpoints, self.state.global_step)
         self.store_flos()
         if self.state.best_global_step:
@@ -110,8 +105,9 @@ class CheckpointingTrainer(Trainer):
         state = self._state(pending or {})
         self.tokens_saved = state["tokens"]
         aside = self._made_by_first(partial(checkpoint.begin, target))
-        try:
-            self._save_weights(aside)
+        written: Future[Any] | None = None
+        with discarded_on_failure(aside):
+            written = self._save_weights(aside)
             if self.is_world_process_zero():
                 training_state.save(aside, state)
                 self._remember_callbacks()
@@ -119,34 +115,50 @@ class CheckpointingTrainer(Trainer):
                 (aside / "trainer_state.json").write_text(
                     to_json(asdict(self.state), indent=2) + "\n", encoding="utf-8"
                 )
-                self.accelerator.wait_for_everyone()
-                checkpoint.publish(aside, target, self.identity)
-            else:
-                self.accelerator.wait_for_everyone()
-        except BaseException:
-            checkpoint.discard(aside)
-            raise
-        if self.is_world_process_zero():
-            checkpoint.rotate(self.checkpoints, self.state.global_step, self.state.best_global_step, self.keep)
-        self.accelerator.wait_for_everyone()
         self.saved_at = self.state.global_step
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(target))
+        self.saving = Save(aside, target, self.state.best_global_step, written)
+        if written is None:
+            self.finish_save()
 
-    def _save_weights(self, aside: Path) -> None:
-        """Save the weights, and the optimizer where it is not in `_state`."""
+    def finish_save(self, wait: bool = True) -> None:
+        """Publish the checkpoint that is being written; if it is not to `wait`, only once all processes have written.
+
+        All processes must call it.
+        """
+        if (save := self.saving) is None:
+            return
+        if save.written and not wait:
+            writing = torch.tensor(int(not save.written.done()), device=self.accelerator.device)
+            if self.accelerator.reduce(writing) > 0:
+                return
+        self.saving = None
+        with discarded_on_failure(save.aside):
+            if save.written:
+                save.written.result()
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                checkpoint.publish(save.aside, save.target, self.identity)
+        if self.is_world_process_zero():
+            checkpoint.rotate(self.checkpoints, checkpoint.step_of(save.target), save.best, self.keep)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(save.target))
+
+    def _save_weights(self, aside: Path) -> Future[Any] | None:
+        """Save the weights, and the optimizer where it is not in `_state`; what ends with the writing, if it is not done."""
         if self.is_sharded:
             from lmtrain.training import sharded_state
 
-            sharded_state.save(aside, self.model, self.optimizer)
             if self.args.should_save:
                 lora.save_settings(self.model, aside)
                 self.processing_class.save_pretrained(aside)
-            return
+            background = bool(self.sharding and self.sharding.async_save)
+            return sharded_state.save(aside, self.model, self.optimizer, background)
         self.save_model(str(aside), _internal_call=True)
         if self.is_deepspeed_enabled:  # by its own means
             engine: Any = self.model_wrapped
             engine.save_checkpoint(str(aside))
+        return None
 
     def _saved_optimizer(self) -> dict[str, Any] | None:
         state = None if self.is_deepspeed_enabled else self.optimizer.state_dict()

@@ -51,6 +51,7 @@ def train(
             if recipe.train.max_steps != 0:
                 with stepping(trainer, recipe):
                     trainer.train(str(resumed) if resumed else None)
+        trainer.finish_save()
         scores = callback.final_scores()
         results = results_document(recipe, trainer, callback, scores, run.data, started, "completed")
         save_model(trainer, callback, scores, results)

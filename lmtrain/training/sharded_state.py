@@ -4,13 +4,16 @@ torch.distributed.checkpoint reads the parts that a process needs, whatever numb
 format is used, because its own has a pickle.
 """
 
+from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -22,10 +25,25 @@ from lmtrain.modeling.sharding import own_tensors, part_of
 State = dict[str, Any]
 
 
-def save(checkpoint: Path, network: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Write the weights and the optimizer's sharded state. All processes must call it."""
+def save(
+    checkpoint: Path, network: PreTrainedModel, optimizer: torch.optim.Optimizer, background: bool
+) -> Future[Any] | None:
+    """Write the weights and the optimizer's sharded state. All processes must call it.
+
+    In the `background`, what is returned ends with the writing; the state is copied before.
+    """
     tensors = _weights(network) | _sharded(optimizer.state_dict())
-    save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(checkpoint / SHARDED), save_distributed=True))
+    writer = HuggingFaceStorageWriter(str(checkpoint / SHARDED), save_distributed=True)
+    if not background:
+        save_parts(tensors, storage_writer=writer)
+        return None
+    return cast("Future[Any]", async_save(tensors, storage_writer=writer, process_group=_group_of_saves()))
+
+
+@cache
+def _group_of_saves() -> distributed.ProcessGroup:
+    """A group of its own: saves in the background and training exchange at the same time."""
+    return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
 
 
 def load_weights(checkpoint: Path, network: PreTrainedModel) -> None:

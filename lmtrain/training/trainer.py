@@ -22,7 +22,8 @@ from lmtrain.preprocessing.sampler import BatchSampler, Loader
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime import memory, signals
 from lmtrain.training import out_of_memory, training_state
-from lmtrain.training.checkpointing import CheckpointingTrainer, StepSnapshot
+from lmtrain.training.checkpointing import CheckpointingTrainer
+from lmtrain.training.snapshots import StepSnapshot
 
 
 class Finished(Exception):  # not an error: nothing is wrong
@@ -54,7 +55,7 @@ class ExactTrainer(CheckpointingTrainer):
         sharding: Sharding | None = None,
     ):
         """`identity` identifies the run in its checkpoints, of which `keep` stay; `warn` reports to the user."""
-        self.sharding = sharding
+        self.sharding, self.saving = sharding, None
         super().__init__(
             model=network,
             args=arguments,
@@ -113,6 +114,7 @@ class ExactTrainer(CheckpointingTrainer):
         if self.state.global_step >= self.state.max_steps:
             raise Finished
         self.stop_together()
+        self.finish_save(wait=False)
         samples, items = super().get_batch_samples(*arguments, **options)
         self.samples, self.begun = samples, 0
         self.finite = torch.ones_like(self.finite)

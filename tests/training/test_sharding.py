@@ -107,10 +107,10 @@ def test_a_sharded_run_equals_one_process_and_resumes_on_another_number(family: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["none", "fsdp2"])
-def test_several_processes_resume_bit_for_bit(shard: str, material: Path):
+@pytest.mark.parametrize("flags", [[], ["--shard", "fsdp2"], ["--shard", "fsdp2", "--async-save"]])
+def test_several_processes_resume_bit_for_bit(flags: list[str], material: Path):
     command = ["clm", *scratch("gpt2"), "--data", material / "prose.txt", "-b", 2, "--max-steps", 4, "--save-every", 2]
-    in_processes(*command, "--keep", 9, "--val-split", 0.2, "-o", "run", "--num-processes", 2, "--shard", shard)
+    in_processes(*command, "--keep", 9, "--val-split", 0.2, "-o", "run", "--num-processes", 2, *flags)
     whole = outcome_of("run")
     interrupted("run")
     in_processes("run", "run/recipe.yaml", "--resume", "auto", "-o", "run")
