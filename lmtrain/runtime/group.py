@@ -6,11 +6,13 @@ with a checkpoint; if another process fails, it ends at once, because torch's la
 may be waiting for the failed one in native code, where no handler of Python runs.
 """
 
+import atexit
 import json
 import os
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lmtrain.runtime.files import atomic_write
 
@@ -175,6 +177,14 @@ def note_run(path: Path, command: str) -> None:
     if is_member():
         with suppress(OSError), atomic_write(Path(os.environ[FOLDER], RUN)) as stream:
             stream.write(json.dumps([str(path), command]))
+
+
+def leave(code: object) -> NoReturn:
+    """End this process, one of several, without taking the interpreter down in peace: torch's threads may abort that."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def cause_of(text: str) -> str:
