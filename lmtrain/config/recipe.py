@@ -79,6 +79,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"--shard {self.run.shard}: DeepSpeed updates at once, so --on-nonfinite can only be stop"
                 )
+            if self.run.shard == "zero3" and self.objective == "seq2seq":
+                raise ValueError("--shard zero3: does not work with encoder-decoders; use fsdp2 or zero2")
             if self.train.compile:
                 raise ValueError("--shard: does not work with --compile; leave out one of them")
         if self.run.async_save and self.run.shard != "fsdp2":
