@@ -21,7 +21,7 @@ from lmtrain.config.recipe import RECIPES, GenerateRequest, probe_leaves, untrai
 from lmtrain.errors import LmtrainError, UsageError, visible
 from lmtrain.runtime import cluster, group, signals, streams
 from lmtrain.runtime.console import Console
-from lmtrain.runtime.processes import is_first_process, is_launched, settle
+from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact
 from lmtrain.version import __version__
 
@@ -40,14 +40,6 @@ class Program(Commands):
     """The program. An error that the user can fix ends it with one sentence and an exit code, not with a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
-        try:
-            return self._main(args, *more, **options)
-        except SystemExit as end:
-            if is_launched():
-                group.leave(end.code)
-            raise
-
-    def _main(self, args: Sequence[str] | None, *more: Any, **options: Any) -> Any:
         sys.excepthook = _print_redacted
         streams.install()
         cluster.adopt()

@@ -188,7 +188,7 @@ def test_the_first_cause_explains_the_end(codes: dict, notes: list, message: str
     for rank, cause in notes:
         failure = {"rank": rank, "message": f"of rank {rank}", "exit_code": 1, "cause": cause, "time": float(rank)}
         Path(f"failed-{rank}.json").write_text(json.dumps(failure))
-    error = _explained(Path(), Ended(1, 2, codes))
+    error = _explained(Path(), Ended(1, range(2), codes))
     assert (str(error), error.exit_code) == (message, code)
 
 
