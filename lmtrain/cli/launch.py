@@ -19,6 +19,7 @@ from lmtrain.config.recipe import Recipe
 from lmtrain.config.train import Run
 from lmtrain.errors import LmtrainError, UsageError
 from lmtrain.runtime import cluster, group, signals
+from lmtrain.runtime.console import Console
 from lmtrain.runtime.processes import TORCHRUN, is_launched
 
 SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -138,7 +139,7 @@ def _torchrun(run: Run, folder: Path, arguments: list[str]) -> Ended:
 
     def give_up() -> None:
         error = _explained(folder, Ended(1, ranks, alone=hosts == 1))
-        sys.stderr.write("".join(f"lmtrain: {line}\n" for line in str(error).splitlines()))
+        Console().error(str(error))
         sys.stderr.flush()
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(error.exit_code)  # the main thread is in native code

@@ -13,6 +13,7 @@ from lmtrain.config.recipe import DECLARED, RECIPES, Clm
 from lmtrain.config.training_arguments import OURS, training_arguments
 from lmtrain.config.values import Document, Every, parse_yaml, yaml_format
 from lmtrain.errors import InputError, UsageError, suggestion, visible
+from lmtrain.runtime.processes import FSDP
 from lmtrain.runtime.redaction import is_secret_name
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ def from_environment(recipe_class: type[Section], environment: Mapping[str, str]
 
 def _from_accelerate(environment: Mapping[str, str]) -> Document:
     """The options that say what accelerate's launcher was configured to do."""
-    fsdp, offload = (
-        environment.get(name, "").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS")
-    )
+    fsdp, offload = (environment.get(name, "").lower() == "true" for name in (FSDP, "FSDP_OFFLOAD_PARAMS"))
     return {"shard": "fsdp2", "shard_offload": offload} if fsdp else {}
 
 

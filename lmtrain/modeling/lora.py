@@ -128,9 +128,8 @@ def _inject(network: PreTrainedModel, config: "PeftConfig") -> None:
 def save(network: PreTrainedModel, folder: Path | str, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """Save the adapter alone, or the whole model if it has none."""
     if not is_adapted(network):
-        network.save_pretrained(
-            folder, state_dict=None if state_dict is None else {**state_dict}
-        )  # it changes the dict
+        # A copy: save_pretrained empties the dict that it is given.
+        network.save_pretrained(folder, state_dict=None if state_dict is None else {**state_dict})
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     own = adapter_weights(network, state_dict)

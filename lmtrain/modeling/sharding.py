@@ -182,5 +182,6 @@ def load_whole(own: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor
 def load_folder(network: PreTrainedModel, folder: Path) -> None:
     """Load whole weights, saved as safetensors, into a sharded network."""
     saved = {name: tensor for file in folder.glob("model*.safetensors") for name, tensor in load_file(file).items()}
-    tied = {names[0]: next(name for name in names if name in saved) for names, _ in _tied(network)}
-    load_whole(own_tensors(network), {name: saved[alias] for name, alias in tied.items()})
+    # A file holds tied weights under one of their names.
+    own = {next(name for name in names if name in saved): tensor for names, tensor in _tied(network)}
+    load_whole(own, saved)

@@ -29,6 +29,9 @@ MPI = (
     Names("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
 
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
+"""Where processes meet. What the user gives goes before what follows from the job."""
+
 ADOPTED = "_LMTRAIN_ADOPTED"
 """Set where torchrun's variables were made from those of another launcher."""
 
@@ -49,15 +52,14 @@ def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
         found |= {"MASTER_ADDR": _first_host(environment), "MASTER_PORT": str(_port(environment))}
     elif environment.get(names.local_size) == environment[names.size]:  # all on this host
         found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORTS.start + os.getppid() % len(PORTS))}
-    environment.update(
-        {**found, **{n: environment[n] for n in ("MASTER_ADDR", "MASTER_PORT") if environment.get(n)}, ADOPTED: ""}
-    )
+    given = {name: environment[name] for name in MEETING if environment.get(name)}
+    environment.update({**found, **given, ADOPTED: ""})
 
 
 def forget(environment: MutableMapping[str, str] = os.environ) -> None:
     """Undo `adopt`: this process starts those that train."""
     if environment.pop(ADOPTED, None) is not None:
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", *MEETING):
             environment.pop(name, None)
 
 

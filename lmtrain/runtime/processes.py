@@ -15,6 +15,7 @@ RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 FSDP = "ACCELERATE_USE_FSDP"
+"""What accelerate's launcher sets where it is configured to shard."""
 ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
 """What accelerate's launcher sets, also for a single process."""
 

@@ -39,10 +39,11 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, precision
 from lmtrain.training import deepspeed
 from lmtrain.training.arguments import training_arguments
-from lmtrain.training.callbacks import LiveProgress, RunCallback
+from lmtrain.training.callbacks import RunCallback
 from lmtrain.training.data_report import show_ledgers
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
 from lmtrain.training.hosts import check_shared
+from lmtrain.training.live_progress import LiveProgress
 from lmtrain.training.loaded_model import load_model
 from lmtrain.training.results import checkpoint_bytes, resolved_settings
 from lmtrain.training.trainer import ExactTrainer

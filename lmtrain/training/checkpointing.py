@@ -1,10 +1,8 @@
 """Atomic checkpoints for Trainer, which never execute code when they are loaded."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from lmtrain.preprocessing.stream import Stream, StreamState
 from lmtrain.runs import checkpoint
 from lmtrain.runtime.console import to_json
 from lmtrain.training import training_state
+from lmtrain.training.hosts import of_first
 from lmtrain.training.snapshots import Save, StepSnapshot, discarded_on_failure
 
 
@@ -104,7 +103,7 @@ class CheckpointingTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         state = self._state(pending or {})
         self.tokens_saved = state["tokens"]
-        aside = self._made_by_first(partial(checkpoint.begin, target))
+        aside = of_first(checkpoint.begin(target) if self.is_world_process_zero() else target)
         written: Future[Any] | None = None
         with discarded_on_failure(aside):
             written = self._save_weights(aside)
@@ -167,12 +166,6 @@ class CheckpointingTrainer(Trainer):
         from lmtrain.training import sharded_state
 
         return sharded_state.without_sharded(state)
-
-    def _made_by_first(self, make: Callable[[], Path]) -> Path:
-        """Call `make` in the first process; all processes get its path."""
-        made: list[Any] = [make() if self.is_world_process_zero() else None]
-        found: Path = gather_object(made)[0] if self.several else made[0]
-        return found
 
     def _state(self, pending: dict[str, bool]) -> dict[str, Any]:
         """The state that a run resumes from, besides weights and TrainerState."""

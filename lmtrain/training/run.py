@@ -18,9 +18,9 @@ from lmtrain.runtime.files import storage_error
 from lmtrain.runtime.memory import is_out_of_memory, retain_memory
 from lmtrain.runtime.processes import is_first_process
 from lmtrain.training.assembly import Assembly, assemble
-from lmtrain.training.callbacks import LiveProgress
 from lmtrain.training.data_report import show_stream_ledger
 from lmtrain.training.hosts import of_first, on_every_host
+from lmtrain.training.live_progress import LiveProgress
 from lmtrain.training.preflight import is_wanted, preflight
 from lmtrain.training.results import results_document, save_model
 from lmtrain.training.trainer import ExactTrainer, Finished

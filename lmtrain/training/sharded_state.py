@@ -53,7 +53,14 @@ def load_weights(checkpoint: Path, network: PreTrainedModel) -> None:
 
 def without_sharded(state: State) -> State:
     """An optimizer's state dict with the name of its type in place of each sharded tensor."""
-    return _replaced(state, lambda tensor, _: {"dtype": str(tensor.dtype).removeprefix("torch.")})
+
+    def saved(value: Any) -> Any:
+        return {"dtype": str(value.dtype).removeprefix("torch.")} if isinstance(value, DTensor) else value
+
+    made = {
+        number: {name: saved(value) for name, value in values.items()} for number, values in state["state"].items()
+    }
+    return {**state, "state": made}
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, state: State) -> None:
@@ -87,25 +94,13 @@ def _weights(network: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _sharded(state: State) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor, name: str) -> None:
-        found[name] = tensor
-
-    _replaced(state, keep)
-    return found
-
-
-def _replaced(state: State, function: Any) -> State:
-    """The state with what `function` makes of each sharded tensor and its name."""
-    made = {
-        number: {
-            name: function(value, _name(number, name)) if isinstance(value, DTensor) else value
-            for name, value in values.items()
-        }
+    """The sharded tensors of an optimizer's state dict."""
+    return {
+        _name(number, name): value
         for number, values in state["state"].items()
+        for name, value in values.items()
+        if isinstance(value, DTensor)
     }
-    return {**state, "state": made}
 
 
 def _name(parameter: int, value: str) -> str:
