@@ -17,6 +17,9 @@ HIGHER_IS_BETTER = frozenset(
 
 LOWER_IS_BETTER = frozenset(["eval_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "ter"])
 
+PER_TOKEN = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {*TEXT_METRICS, "bits_per_byte"}
+"""Metrics that compare only models with the same tokens."""
+
 
 def trainer_name(name: str) -> str:
     """The name of a metric in Trainer: `perplexity` -> `eval_perplexity`; `eval_loss` stays."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lmtrain.cli import recipes, tokenizer, train, use
+from lmtrain.cli import recipes, saved_runs, tokenizer, train, use
 from lmtrain.cli.common import SETTINGS, Json, Quiet
 from lmtrain.cli.flags import with_flags
 from lmtrain.config import shipped
@@ -21,6 +21,7 @@ from lmtrain.config.recipe import RECIPES, GenerateRequest, probe_leaves, untrai
 from lmtrain.errors import LmtrainError, UsageError, visible
 from lmtrain.runtime import cluster, group, signals, streams
 from lmtrain.runtime.console import Console
+from lmtrain.runtime.invocation import note_command
 from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact
 from lmtrain.version import __version__
@@ -46,6 +47,7 @@ class Program(Commands):
         group.watch()
         console = Console(main_process=is_first_process())
         given = list(sys.argv[1:] if args is None else args)
+        note_command(given)
         try:
             streams.check_arguments(given)
             with signals.handle_signals():
@@ -177,6 +179,10 @@ for _objective, _recipe_class in RECIPES.items():
 _add("eval", use.evaluate, lambda: untrained_leaves(*RECIPES.values()), "Use", app)
 _add("generate", use.generate, lambda: untrained_leaves(GenerateRequest), "Use", app)
 _add("probe", use.probe, probe_leaves, "Use", app)
+app.command("compare", rich_help_panel="Look and prepare", no_args_is_help=True, context_settings=SETTINGS)(
+    saved_runs.compare
+)
+app.command("runs", rich_help_panel="Look and prepare", context_settings=SETTINGS)(saved_runs.runs)
 app.command("merge", rich_help_panel="Use", no_args_is_help=True, context_settings=SETTINGS)(use.merge)
 
 

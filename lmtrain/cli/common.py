@@ -42,7 +42,7 @@ def show(results: Results, console: Console) -> None:
     console.result(document, summary.summary(document), title, summary.signatures(document))
     if results.folder:
         hint = RECIPES[results.objective].SAMPLING_HINT
-        console.note(summary.next_steps(results.objective, results.folder, hint))
+        console.note(summary.next_steps(results.objective, results.folder.path, hint))
 
 
 def check_new(folder: Path) -> None:

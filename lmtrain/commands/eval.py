@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
-from lmtrain.evaluation.comparison import compare, read_predictions
+from lmtrain.evaluation.comparison import compare
 from lmtrain.evaluation.evaluator import build_evaluator
+from lmtrain.evaluation.predictions import read_predictions
 from lmtrain.evaluation.scores import metrics_document
 from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.loss import evaluating
@@ -22,6 +23,7 @@ from lmtrain.preprocessing.sampler import count_trained, longest_first, padding_
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, leave_process_group, precision
 from lmtrain.runtime.files import write_lines
+from lmtrain.runtime.invocation import origin
 from lmtrain.runtime.memory import peak_memory, release_memory
 from lmtrain.training.assembly import fit_scoring
 from lmtrain.training.data_report import cut_warnings
@@ -36,7 +38,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     LmtrainError for whatever the user can put right.
     """
     started = time.monotonic()
-    others = read_predictions(against) if against else []
+    others = read_predictions(against, "--against ") if against else []
     objective = OBJECTIVES[recipe.objective]
     config = load_config(recipe.model, recipe.objective)
     dtype = precision(recipe.train.precision, config.model_type)
@@ -77,9 +79,11 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
         "status": "completed",
         **metrics_document(scores),
         **({"against": compare(evaluator, scores, others, against)} if against else {}),
+        **({"predictions": recipe.eval.predictions} if recipe.eval.predictions else {}),
         "eval": {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory()},
         "data": {"kind": rows.kind, "eval": ledger},
         "gates": [],
+        **origin(),
         "environment": environment(accelerator.num_processes, recipe.train.seed),
     }
     leave_process_group()

@@ -1,13 +1,24 @@
 """The grammar of `--assert`."""
 
 import math
+import operator
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from lmtrain.errors import suggestion
 
 GRAMMAR = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 """NAME OPERATOR NUMBER, and nothing else."""
+
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 
 
 def parse_assertions(expressions: list[str]) -> list[str]:
@@ -24,6 +35,13 @@ def name_of(expression: str) -> str:
     match = GRAMMAR.fullmatch(expression)
     assert match, "parsed before"
     return match[1].removeprefix("metrics.")
+
+
+def holds(expression: str, value: float) -> bool:
+    """Whether a value meets an expression that is parsed already."""
+    match = GRAMMAR.fullmatch(expression)
+    assert match, "parsed before"
+    return bool(OPERATORS[match[2]](value, float(match[3])))
 
 
 def check_assertions(expressions: list[str], known: Collection[str] | None, evaluates: bool) -> None:

@@ -111,6 +111,10 @@ class Run(Section):
     """How long processes wait for one that does not answer: 90s, 10m, 1h."""
     accelerate_config: str | None = option(None, hidden=True)
     """Launch the processes as configured in this file of `accelerate config`."""
+    license: str | None = option(None, hidden=True)
+    """Licence of the model for its card, by its name on the hub: apache-2.0, cc-by-4.0, other, …"""
+    language: Strings = option([], hidden=True)
+    """Language of the data for the model card, as a code: en, ko, … Repeatable."""
     offline: bool = option(False)
     """Never contact the Hugging Face Hub; use local files only."""
     cache: bool = option(

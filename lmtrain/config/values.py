@@ -1,5 +1,6 @@
 """Values as people write them: `1%`, `30m`, `a=1,b=2`, YAML."""
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -102,6 +103,17 @@ def duration(value: object) -> object:
         return float(number) * scale
     except ValueError:
         raise ValueError("write it as 90s, 30m, 1.5h or 2d") from None
+
+
+def flattened(document: Mapping[str, Any], without: Collection[str] = ()) -> Document:
+    """`{"train": {"epochs": 3}}` -> `{"train.epochs": 3}`, `without` some of its sections. Lists stay as they are."""
+    flat: Document = {}
+    for name, value in document.items():
+        if name in without:
+            continue
+        inner = flattened(value) if isinstance(value, dict) else None
+        flat |= {f"{name}.{key}": part for key, part in inner.items()} if inner is not None else {name: value}
+    return flat
 
 
 Strings = Annotated[list[str], BeforeValidator(as_list)]

@@ -62,25 +62,38 @@ def compare(these: dict[str, Metric], others: dict[str, Metric]) -> dict[str, Co
     """
     names = [name for name in these if name in others]
     scores = resample([*(these[name] for name in names), *(others[name] for name in names)])
-    comparisons = {}
-    for column, name in enumerate(names):
-        differences = scores[:, column] - scores[:, len(names) + column]
-        differences = differences[~np.isnan(differences)]
-        value, other = these[name].value, others[name].value
-        extreme = int(np.sum(np.abs(differences - differences.mean()) >= abs(value - other)))
-        p_value = (extreme + 1) / (RESAMPLES + 1)
-        comparisons[name] = Comparison(value, other, value - other, _percentiles(differences), p_value)
-    return comparisons
+    return {
+        name: compared(these[name].value, others[name].value, scores[:, column], scores[:, len(names) + column])
+        for column, name in enumerate(names)
+    }
 
 
-def resample(metrics: Sequence[Metric]) -> np.ndarray:
-    """[RESAMPLES, metrics] scores of rows drawn with replacement; all metrics have the same rows and share the draws."""
+def compared(value: float, other: float, resampled: np.ndarray, others: np.ndarray) -> Comparison:
+    """The comparison of two values by their scores on the same resamples, each [resamples]."""
+    differences = resampled - others
+    differences = differences[~np.isnan(differences)]
+    extreme = int(np.sum(np.abs(differences - differences.mean()) >= abs(value - other))) if len(differences) else 0
+    p_value = (extreme + 1) / (len(resampled) + 1)
+    return Comparison(value, other, value - other, _percentiles(differences), p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, so that all of them together err in 5 % of cases at 0.05 (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return [float(value) for value in adjusted]
+
+
+def resample(metrics: Sequence[Metric], count: int = RESAMPLES) -> np.ndarray:
+    """[count, metrics] scores of rows drawn with replacement; all metrics have the same rows and share the draws."""
     together = np.concatenate([metric.statistics for metric in metrics], axis=1)
     bounds = list(pairwise(np.cumsum([0, *(metric.statistics.shape[1] for metric in metrics)])))
     rows = len(together)
     random = np.random.default_rng(SEED)
-    scores = np.empty((RESAMPLES, len(metrics)))
-    for number in range(RESAMPLES):
+    scores = np.empty((count, len(metrics)))
+    for number in range(count):
         drawn = random.choice(rows, size=rows, replace=True)
         sums = np.bincount(drawn, minlength=rows) @ together
         scores[number] = [metric.score(sums[start:end]) for metric, (start, end) in zip(metrics, bounds, strict=True)]

@@ -18,8 +18,9 @@ from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
 from lmtrain.evaluation.baseline import Setup, check_baseline
 from lmtrain.evaluation.bootstrap import Metric
+from lmtrain.evaluation.likelihood import RowSums, likelihood_metrics
 from lmtrain.evaluation.pseudo_perplexity import PseudoLikelihood
-from lmtrain.evaluation.scores import RowSums, Scores, likelihood_metrics, plain_number, signature
+from lmtrain.evaluation.scores import Scores, plain_number, signature
 from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
 from lmtrain.modeling.loss import TokenLoss, evaluating
 from lmtrain.modeling.tokenizer import vocabulary_hash

@@ -4,26 +4,16 @@ A gate holds only if it is judged by a finite number: what the results lack, NaN
 """
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lmtrain.config.assertions import GRAMMAR, name_of
+from lmtrain.config.assertions import OPERATORS, holds, name_of
 from lmtrain.config.eval import Gates
 from lmtrain.config.values import Document
 from lmtrain.errors import GateFailed
 from lmtrain.evaluation.baseline import compared_metrics, differences, is_allowed, setup_of
 from lmtrain.metrics import LOWER_IS_BETTER
-
-OPERATORS = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-}
 
 
 @dataclass(frozen=True)
@@ -60,9 +50,6 @@ def _name_of_baseline(section: Gates) -> str:
 
 
 def _assertion(expression: str, results: Document) -> Gate:
-    match = GRAMMAR.fullmatch(expression)
-    assert match, "the recipe accepts no other expression"
-    _, sign, number = match.groups()
     name = name_of(expression)
     found = results["metrics"].get(name)
     found = _at_path(name, results) if found is None else found
@@ -70,7 +57,7 @@ def _assertion(expression: str, results: Document) -> Gate:
     if value is None:
         what = f"the results have no {name}" if found is None else f"{name} is not a finite number"
         return Gate(expression, None, False, what)
-    return Gate(expression, value, bool(OPERATORS[sign](value, float(number))))
+    return Gate(expression, value, holds(expression, value))
 
 
 def _at_path(path: str, results: Document) -> Any:

@@ -1,20 +1,14 @@
 """What an evaluation found: sums over rows, the metrics computed from them, and how to name how they were computed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from lmtrain import metrics
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.bootstrap import Metric
-from lmtrain.objectives.objective import Objective
+from lmtrain.evaluation.likelihood import RowSums
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.version import __version__
-
-RowSums = dict[str, np.ndarray]
-"""Name -> [rows] float64: nll, tokens, correct, correct_top5, bytes, pseudo_nll, pseudo_tokens. Likelihoods in nats."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +50,6 @@ def metrics_document(scores: Scores) -> dict[str, Any]:
         "intervals": scores.intervals(),
         **({"generation": scores.generation} if scores.generation else {}),
     }
-
-
-def likelihood_metrics(sums: RowSums, objective: Objective, signature: str) -> dict[str, Metric]:
-    """The metrics that are a function of two sums over rows; those without their sums are left out."""
-    table: dict[str | None, tuple[str, str, Callable[[float, float], float]]] = {
-        "eval_loss": ("nll", "tokens", metrics.mean),
-        "perplexity": ("nll", "tokens", metrics.perplexity),
-        "bits_per_byte": ("nll", "bytes", metrics.bits_per_byte),
-        objective.accuracy: ("correct", "tokens", metrics.mean),
-        objective.top5: ("correct_top5", "tokens", metrics.mean),
-        "pseudo_perplexity": ("pseudo_nll", "pseudo_tokens", metrics.perplexity),
-    }
-    return {
-        name: _of_two_sums(sums[first], sums[second], formula, signature)
-        for name, (first, second, formula) in table.items()
-        if name and first in sums and second in sums
-    }
-
-
-def _of_two_sums(
-    first: np.ndarray, second: np.ndarray, formula: Callable[[float, float], float], signature: str
-) -> Metric:
-    return Metric(np.stack([first, second], axis=1), lambda sums: formula(float(sums[0]), float(sums[1])), signature)
 
 
 def signature(lengths: Mapping[str, int], settings: Mapping[str, str | int | bool | None], precision: str) -> str:

@@ -45,6 +45,22 @@ def held(folder: Path) -> Iterator[None]:
                 empty.rmdir()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run uses the folder now."""
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # nothing may be written here, so nobody writes
+        return False
+
+
 def _owner(path: Path) -> str:
     """The process that holds the lock, in words."""
     for _ in range(10):

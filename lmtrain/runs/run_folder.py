@@ -17,9 +17,20 @@ from lmtrain.config.loading import read_yaml, to_yaml
 from lmtrain.config.recipe import Recipe
 from lmtrain.config.train import Run
 from lmtrain.errors import StorageError, UsageError
-from lmtrain.runs.file_names import METRICS, MODEL_ASIDE, PARTS, PREDICTIONS, RECIPE, RESULTS, SAMPLES
+from lmtrain.runs.file_names import (
+    CARD,
+    METRICS,
+    MODEL_ASIDE,
+    PARTS,
+    PREDICTIONS,
+    RECIPE,
+    REPORT,
+    RESULTS,
+    SAMPLES,
+)
 from lmtrain.runs.lock import LOCK
 from lmtrain.runs.model_card import card
+from lmtrain.runs.report import report
 from lmtrain.runtime.console import to_json
 from lmtrain.runtime.files import replace, share, storage_error, sync, write_text
 from lmtrain.runtime.redaction import redact_document
@@ -53,7 +64,8 @@ class RunFolder:
                     METRICS,
                     SAMPLES,
                     PREDICTIONS,
-                    "README.md",
+                    CARD,
+                    REPORT,
                     "*config.json",
                     "tokenizer*",
                     "*.safetensors*",
@@ -105,8 +117,11 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Write the model card, then the results: a run that has results.json is complete."""
-        write_text(self.path / "README.md", card(results, self.command()))
+        """Write the model card and the report, then the results: a run that has results.json is complete."""
+        results = redact_document(results)
+        if "settings" in results:  # not in those of an earlier version
+            write_text(self.path / CARD, card(results, self.path.resolve().name))
+            write_text(self.path / REPORT, report(self.path, results))
         write_text(self.path / RESULTS, to_json(results, indent=2) + "\n")
 
 

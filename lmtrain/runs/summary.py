@@ -1,11 +1,11 @@
 """What a command prints about its results: the table, the metric signatures and the next commands to try."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lmtrain.config.architectures import ADAPTER
-from lmtrain.runs.file_names import RECIPE
-from lmtrain.runs.run_folder import RunFolder
+from lmtrain.runs.file_names import RECIPE, REPORT
 from lmtrain.runtime.console import format_number
 
 TRAIN_ROWS = ("steps", "first_loss", "last_loss", "tokens_trained", "tokens_per_second", "seconds")
@@ -44,18 +44,19 @@ def signatures(results: Mapping[str, Any]) -> list[str]:
     return [f"{' '.join(alike)}: {signature}" for signature, alike in names.items()]
 
 
-def next_steps(objective: str, folder: RunFolder, hint: str = "") -> str:
+def next_steps(objective: str, folder: Path, hint: str = "") -> str:
     """Where the model is, and which commands to try next; `hint` follows the suggestion to try `generate`."""
-    adapter = (folder.path / ADAPTER).is_file()
-    merge = f"\n  lmtrain merge {folder.path} -o …     merge the adapter into its base model" if adapter else ""
+    adapter = (folder / ADAPTER).is_file()
+    merge = f"\n  lmtrain merge {folder} -o …     merge the adapter into its base model" if adapter else ""
     what = (
-        f"adapter is in {folder.path}; load it with peft"
+        f"adapter is in {folder}; load it with peft"
         if adapter
-        else f"model is in {folder.path}; load it with AutoModel classes"
+        else f"model is in {folder}; load it with AutoModel classes"
     )
     return f"""
 The {what}. Next:
-  lmtrain generate --model {folder.path} --prompt …     see what it writes{hint}
-  lmtrain eval --model {folder.path} --data …     score it on other data
-  lmtrain {objective} --model {folder.path} --data …     continue training, on other data
-  lmtrain run {folder.path / RECIPE} --seed 1     repeat the run with a changed setting{merge}"""
+  lmtrain generate --model {folder} --prompt …     see what it writes{hint}
+  lmtrain eval --model {folder} --data …     score it on other data
+  lmtrain {objective} --model {folder} --data …     continue training, on other data
+  lmtrain run {folder / RECIPE} --seed 1     repeat the run with a changed setting{merge}
+  open {folder / REPORT} in a browser     curves, samples and settings of this run"""

@@ -130,7 +130,7 @@ class Console:
 
     def result(
         self,
-        document: dict[str, Any],
+        document: dict[str, Any] | list[dict[str, Any]],
         rows: Sequence[Sequence[str]],
         title: str,
         below: Sequence[str] = (),
@@ -142,7 +142,9 @@ class Console:
         if self.as_json:
             write_json(to_json(redact_document(document), indent=2))
             return
-        table = Table(*map(_safe, header), title=_safe(title), show_header=bool(header), title_justify="left")
+        table = Table(title=_safe(title), show_header=bool(header), title_justify="left")
+        for number in range(max((len(row) for row in rows), default=len(header))):
+            table.add_column(_safe(header[number]) if header else "", overflow="fold")
         for row in rows:
             table.add_row(*map(_safe, row))
         self.out.print(table)

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from lmtrain.config.recipe import Recipe
+from lmtrain.config.values import flattened
 from lmtrain.data.corpus import Corpus
 from lmtrain.evaluation.scores import Scores, metrics_document
 from lmtrain.modeling import lora
@@ -17,6 +19,7 @@ from lmtrain.preprocessing.stream import Stream
 from lmtrain.runs.file_names import PREDICTIONS
 from lmtrain.runtime.device import environment
 from lmtrain.runtime.files import write_lines
+from lmtrain.runtime.invocation import origin
 from lmtrain.runtime.memory import peak_memory
 from lmtrain.training.callbacks import RunCallback
 from lmtrain.training.data_report import data_document
@@ -48,6 +51,10 @@ def resolved_settings(
         "run.num_processes": arguments.world_size,
         "train.grad_accum": arguments.gradient_accumulation_steps,
     }
+
+
+NOT_SETTINGS = ("objective", "gates", "run")
+"""Keys of a recipe that do not change what is learnt."""
 
 
 def checkpoint_bytes(network: PreTrainedModel) -> int:
@@ -89,8 +96,22 @@ def results_document(
         },
         "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(slots, 1)),
         "gates": [],
+        "settings": settings_document(recipe, prepared.limits.resolved, trainer.args),
+        **origin(),
         "environment": environment(trainer.args.world_size, recipe.train.seed),
     }
+
+
+def settings_document(recipe: Recipe, lengths: Mapping[str, int], arguments: TrainingArguments) -> dict[str, Any]:
+    """The settings that were used, with those that were found out, under the names that `--set` takes."""
+    named = {"run.license": recipe.run.license, "run.language": recipe.run.language}
+    found = {
+        **{name: value for name, value in named.items() if value},
+        "train.learning_rate": arguments.learning_rate,
+        "train.precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+        "run.num_processes": arguments.world_size,
+    }
+    return {**flattened(recipe.saved(dict(lengths)), NOT_SETTINGS), **found}
 
 
 def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, results: dict[str, Any]) -> None:
