@@ -1,6 +1,6 @@
 """Time per step of one process with two threads, and of two processes with one thread each.
 
-    python -m benchmarks.processes [--rounds 5]
+    python -m benchmarks.processes [--rounds 5] [--sizes small medium]
 
 The same model, rows per step and threads in total, as whole runs, alternating. `searching` lets DistributedDataParallel search for
 unused parameters in every step, as it did for every model before lmtrain found out which ones need it.
@@ -64,12 +64,14 @@ def milliseconds_per_step(folder: Path, size: str, case: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    given = parser.parse_args()
+    rounds = given.rounds
     print("| model | layout | ms per step | to one process |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "text.txt").write_text(TEXT)
-        for size in SIZES:
+        for size in given.sizes:
             found: dict[str, list[float]] = {case: [] for case in CASES}
             for number in range(rounds):
                 for case in CASES if number % 2 == 0 else reversed(CASES):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lmtrain.cli import recipes, saved_runs, tokenizer, train, use
+from lmtrain.cli import recipes, saved_runs, sweep, tokenizer, train, use
 from lmtrain.cli.common import SETTINGS, Json, Quiet
 from lmtrain.cli.flags import with_flags
 from lmtrain.config import shipped
@@ -179,6 +179,7 @@ for _objective, _recipe_class in RECIPES.items():
 _add("eval", use.evaluate, lambda: untrained_leaves(*RECIPES.values()), "Use", app)
 _add("generate", use.generate, lambda: untrained_leaves(GenerateRequest), "Use", app)
 _add("probe", use.probe, probe_leaves, "Use", app)
+app.command("sweep", rich_help_panel="Train", no_args_is_help=True, context_settings=SETTINGS)(sweep.sweep)
 app.command("compare", rich_help_panel="Look and prepare", no_args_is_help=True, context_settings=SETTINGS)(
     saved_runs.compare
 )

@@ -27,7 +27,7 @@ from lmtrain.runtime.invocation import origin
 from lmtrain.runtime.memory import peak_memory, release_memory
 from lmtrain.training.assembly import fit_scoring
 from lmtrain.training.data_report import cut_warnings
-from lmtrain.training.datasets import check_text
+from lmtrain.training.datasets import check_text, why_untrained
 from lmtrain.training.loaded_model import load_model
 
 
@@ -94,7 +94,7 @@ def _report_ledger(examples: Examples, recipe: Recipe, console: Console) -> dict
     """Show the ledger and return it. Raises InputError if no token would be predicted."""
     ledger = examples.ledger
     if not ledger.tokens_trained:
-        raise InputError("--data: no token of it would be predicted: the texts are too short")
+        raise InputError(f"--data: no token of it would be predicted: {why_untrained(ledger)}")
     batches = longest_first(examples.lengths, recipe.eval.batch_size)
     ledger.padding_fraction = padding_fraction(examples.lengths_by_column(), batches)
     document: dict[str, Any] = ledger.document()

@@ -32,7 +32,15 @@ class Recipe(Section):
     gates: Gates = Field(default_factory=Gates)
     run: Run = Field(default_factory=Run)
 
-    UNSAVED: ClassVar[set[str]] = {"output_dir", "resume", "overwrite", "allow_drift", "cache_dir", "node_rank"}
+    UNSAVED: ClassVar[set[str]] = {
+        "output_dir",
+        "resume",
+        "overwrite",
+        "stop_at",
+        "allow_drift",
+        "cache_dir",
+        "node_rank",
+    }
     """Keys of `run` that a saved recipe omits, so that it can be run again elsewhere."""
     SAMPLING_HINT: ClassVar[str] = ""
     """What to add to the suggestion to try `generate`."""

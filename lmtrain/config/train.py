@@ -87,6 +87,8 @@ class Run(Section):
     """Resume from a checkpoint: a path, or auto for the newest one in --output-dir."""
     overwrite: bool = option(False)
     """Replace the run in --output-dir."""
+    stop_at: float | None = option(None, gt=0, hidden=True)
+    """Pause after this step, or this share of all steps if below 1: evaluate, save a checkpoint and end. --resume auto goes on."""
     allow_drift: Strings = option([], hidden=True)
     """With --resume or --baseline: go on although this differs, e.g. learning_rate or data.eval. Repeatable."""
     preflight: bool | None = option(None, hidden=True)

@@ -69,6 +69,12 @@ class CausalLM(Defaults):
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> CausalCollator:
         return CausalCollator(pad_id(tokenizer))
 
+    def misplaced_labels(self, batch: Batch, collator: Any) -> tuple[int, int]:
+        """A label is the token at its own position; the loss shifts them."""
+        labelled = batch["labels"] != IGNORED
+        wrong = labelled & (batch["labels"] != batch["input_ids"])
+        return int(wrong.sum()), int(labelled.sum())
+
     def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
         """What the likelihood of a row depends on, besides its lengths."""
         assert isinstance(data, ClmData)

@@ -1,10 +1,13 @@
 """What an objective does unless its own file says otherwise."""
 
+from typing import Any
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
 from lmtrain.objectives.samples import RowTexts, describe_row
+from lmtrain.preprocessing.batch import Batch
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
 
@@ -24,6 +27,10 @@ class Defaults:
 
     def set_languages(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         """Do nothing: the objective has no languages."""
+
+    def misplaced_labels(self, batch: Batch, collator: Any) -> tuple[int, int]:
+        """Nothing can be said: any text may be the target of another one."""
+        return 0, 0
 
     def length_notes(self, data: Data) -> list[str]:
         """No notes."""

@@ -17,7 +17,7 @@ from lmtrain.objectives.prompting import Answer, PromptingOptions
 from lmtrain.objectives.samples import RowTexts, Sample
 from lmtrain.objectives.seq2seq import Seq2SeqLM
 from lmtrain.objectives.token_roles import View
-from lmtrain.preprocessing.batch import Collator
+from lmtrain.preprocessing.batch import Batch, Collator
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
@@ -81,6 +81,9 @@ class Objective(Protocol):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> Collator:
         """Ids -> padded batches with labels."""
+
+    def misplaced_labels(self, batch: Batch, collator: Any) -> tuple[int, int]:
+        """(labels that cannot be those of the inputs, labels examined): shuffled or shifted labels are nearly all wrong."""
 
     def signature(self, data: Data, kind: str, seed: int) -> dict[str, str | int | bool | None]:
         """What the likelihood of a row depends on, besides its lengths: a part of every metric's signature."""

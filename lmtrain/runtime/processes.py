@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from contextlib import suppress
 
 from lmtrain.errors import UsageError, visible
@@ -12,6 +13,9 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What each of several processes needs to meet the others."""
+
+PR_SET_PDEATHSIG = 1
+"""Parameter of prctl, from Linux's prctl.h."""
 
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 FSDP = "ACCELERATE_USE_FSDP"
@@ -100,3 +104,11 @@ def _size() -> tuple[str, str]:
 
 def _missing() -> list[str]:
     return [name for name in RENDEZVOUS if not os.environ.get(name)]
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, also by SIGKILL. Only Linux can."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

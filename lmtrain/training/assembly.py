@@ -42,6 +42,7 @@ from lmtrain.training.arguments import training_arguments
 from lmtrain.training.callbacks import RunCallback
 from lmtrain.training.data_report import show_ledgers
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
+from lmtrain.training.health import Health
 from lmtrain.training.hosts import check_shared
 from lmtrain.training.live_progress import LiveProgress
 from lmtrain.training.loaded_model import load_model
@@ -193,6 +194,7 @@ def _add_callbacks(
     callback = RunCallback(trainer, recipe, folder, evaluator, console)
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     trainer.add_callback(callback)
+    trainer.add_callback(Health(trainer, OBJECTIVES[recipe.objective]))
     trainer.add_callback(LiveProgress(console))
     if patience := recipe.eval.early_stop:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))

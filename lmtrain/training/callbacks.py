@@ -70,6 +70,9 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.monotonic()
+        if pause := self.recipe.run.stop_at:
+            step = steps_of(pause, state.max_steps)
+            self.trainer.pause = step if step < state.max_steps else None
         self.epoch_of_stream = self.trainer.batches.state.epoch if isinstance(self.trainer.batches, Stream) else 0
         if state.global_step and (path := self.folder.path / METRICS).exists():
             first = json.loads(path.read_text(encoding="utf-8").partition("\n")[0] or "{}")
@@ -88,6 +91,14 @@ class RunCallback(TrainerCallback):
         if self._time_is_up() or state.global_step >= state.max_steps:
             control.should_training_stop, control.should_save, control.should_log = True, True, True
             control.should_evaluate = self.evaluator is not None
+        elif self.paused:
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = self.evaluator is not None
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run has reached --stop-at, before its end."""
+        return self.trainer.pause is not None and self.trainer.state.global_step >= self.trainer.pause
 
     def _time_is_up(self) -> bool:
         limit, accelerator = self.recipe.train.max_time, self.trainer.accelerator
@@ -206,7 +217,7 @@ class RunCallback(TrainerCallback):
         state = self.trainer.state
         if self.evaluator is None or self.stopped_by:
             return None
-        step = of_first(self._best()) or state.global_step
+        step = state.global_step if self.paused else of_first(self._best()) or state.global_step
         if step != state.global_step:
             with on_every_host(checkpoint.path_of(self.folder.checkpoints, step)) as path:
                 state.best_model_checkpoint = str(path)
@@ -229,3 +240,8 @@ class RunCallback(TrainerCallback):
             self.console.warn(f"{path}: {wrong}; keeping the last model instead of the best")
             return None
         return int(state.best_global_step)
+
+
+def steps_of(end: float, steps: int) -> int:
+    """A number of steps, or a share of `steps` if below 1."""
+    return max(round(end * steps), 1) if end < 1 else int(end)

@@ -109,10 +109,18 @@ def prepare_data(
     for examples, flag in ((prepared.train, "--data"), (prepared.held_out, "--eval-data")):
         only_tried = flag == "--data" and data.streaming
         if examples and not only_tried and not examples.ledger.tokens_trained:
-            raise InputError(
-                f"{flag}: no token of it would be predicted: the texts are too short, or --mask-probability is too low"
-            )
+            raise InputError(f"{flag}: no token of it would be predicted: {why_untrained(examples.ledger)}")
     return prepared
+
+
+def why_untrained(ledger: Ledger) -> str:
+    """Why data has no token to predict."""
+    if ledger.tokens_unknown > ledger.tokens_used / 2:
+        return (
+            f"the tokenizer does not know the text ({ledger.tokens_unknown:,} of {ledger.tokens_used:,} tokens are unknown); use "
+            "the tokenizer of a model for this language, or train one: --from-scratch --tokenizer bpe:8000"
+        )
+    return "the texts are too short, or --mask-probability is too low"
 
 
 def _made_once(corpus: Corpus, key: str | None, make: Callable[[], CacheEntry]) -> CacheEntry:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
-from lmtrain.errors import Interrupted, LmtrainError, OutOfMemory, StorageError
+from lmtrain.errors import BrokenDown, Interrupted, LmtrainError, OutOfMemory, StorageError
 from lmtrain.modeling.cpu_kernels import fallbacks, fast_dropout
 from lmtrain.runs.checkpoint import ResumePoint
 from lmtrain.runs.run_folder import RunFolder
@@ -27,6 +27,9 @@ from lmtrain.training.trainer import ExactTrainer, Finished
 
 NOT_WRITTEN = ("No space left", "File too large", "Disk quota exceeded", "Read-only file system", "I/O error")
 """Parts of the messages with which safetensors, torch and tokenizers report a full disk."""
+
+NO_GRADIENT = "does not require grad and does not have a grad_fn"
+"""Part of torch's message on a loss without a gradient."""
 
 
 def train(
@@ -53,8 +56,13 @@ def train(
                     trainer.train(str(resumed) if resumed else None)
         trainer.finish_save()
         scores = callback.final_scores()
-        results = results_document(recipe, trainer, callback, scores, run.data, started, "completed")
-        save_model(trainer, callback, scores, results)
+        status = "interrupted" if callback.paused else "completed"
+        results = results_document(recipe, trainer, callback, scores, run.data, started, status)
+        if not callback.paused:
+            save_model(trainer, callback, scores, results)
+        elif console.main_process:
+            folder.finish(results)
+            console.note(f"paused at step {trainer.state.global_step}; go on with\n  {_resuming(folder, recipe)}")
         if recipe.data.streaming:
             show_stream_ledger(recipe, run.data, results["data"], console)
     leave_process_group()
@@ -110,6 +118,11 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         if is_out_of_memory(error):
             raise OutOfMemory(
                 "out of memory; use a smaller --eval-batch-size, fewer beams or a shorter --max-length"
+            ) from None
+        if NO_GRADIENT in str(error):
+            raise BrokenDown(
+                "the loss does not depend on any parameter that is trained (it is detached, or the model is frozen), so there is "
+                "no gradient and nothing would be learnt"
             ) from None
         if any(sign in str(error) for sign in NOT_WRITTEN):
             raise StorageError(

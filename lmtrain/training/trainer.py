@@ -76,6 +76,8 @@ class ExactTrainer(CheckpointingTrainer):
         self.finite = torch.ones((), dtype=torch.bool, device=self.args.device)
         self.grad_norm: Any = 0.0
         self.skipped = 0
+        self.pause: int | None = None
+        """The step at which the run pauses, before its last one."""
         self.rows_at_once: int | None = None
         """Rows that fit into memory at once; None if a whole batch does."""
         self.resumed: dict[str, Any] = {}
@@ -111,7 +113,7 @@ class ExactTrainer(CheckpointingTrainer):
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         """The micro-batches of a step, unless the run ends before it. Raises Stopped, Finished."""
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= (self.pause or self.state.max_steps):
             raise Finished
         self.stop_together()
         self.finish_save(wait=False)

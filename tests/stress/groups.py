@@ -181,10 +181,6 @@ def kills(count: int = 30) -> list[Row]:
     return rows
 
 
-EVERY = 4
-"""One in so many operations of a save is tried by `saves`."""
-
-
 def saves() -> list[Row]:
     """SIGKILL of a rank at operations on files of a sharded save."""
     flags = command("--num-processes", "2", "--shard", "fsdp2", "--keep", "1", steps=60)
@@ -197,7 +193,7 @@ def saves() -> list[Row]:
             code, last = Run(place, flags, fault=f"{rank}:0:points={log}").wait()
             assert code == 0, last
             found, lost = trials.points(log, 2), []
-            for point in found[::EVERY]:
+            for point in found:
                 shutil.rmtree(place / "run", ignore_errors=True)
                 code, _ = Run(place, flags, fault=f"{rank}:{point.number}:dies").wait()
                 if code != 137 or resumed(place, flags) != expected:
@@ -205,7 +201,7 @@ def saves() -> list[Row]:
             rows.append(
                 [
                     f"rank {rank} dies at one of the {len(found)} operations of a save",
-                    f"{len(found[::EVERY])}",
+                    f"{len(found)}",
                     ", ".join(lost) or "none",
                 ]
             )

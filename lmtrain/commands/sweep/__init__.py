@@ -1,0 +1,1 @@
+"""`lmtrain sweep`: the same recipe with different settings, each as a run of its own."""
