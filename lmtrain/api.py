@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from lmtrain.config import model_checks
 from lmtrain.config.loading import build, from_environment, merge
-from lmtrain.config.options import Leaf
 from lmtrain.config.recipe import RECIPES, GenerateRequest, ProbeRequest, Recipe, untrained_leaves
-from lmtrain.config.resolution import load_recipe
+from lmtrain.config.resolution import keywords_in_sections, load_recipe
 from lmtrain.config.values import Document
-from lmtrain.errors import UsageError, suggestion
+from lmtrain.errors import UsageError
 from lmtrain.evaluation import figures, gates
 from lmtrain.evaluation.gatekeeper import GateKeeper
 from lmtrain.runs.run_folder import RunFolder
@@ -177,7 +176,7 @@ def evaluate(
     Without `data` a run folder is scored on what the run held out. Raises an LmtrainError for whatever the user can put right.
     """
     named = [data] if isinstance(data, str) else data
-    given = _in_sections({"model": str(model), "data": named, **options}, untrained_leaves(*RECIPES.values()))
+    given = keywords_in_sections({"model": str(model), "data": named, **options}, untrained_leaves(*RECIPES.values()))
     console = console or Silent()
     return score(open_evaluation(given, objective, console, against), against, console)
 
@@ -226,7 +225,7 @@ def generate(
     Raises an LmtrainError for whatever the user can put right.
     """
     named = {"model": str(model), "prompt": [prompts] if isinstance(prompts, str) else list(prompts), **options}
-    return prompt(_in_sections(named, untrained_leaves(GenerateRequest)), objective, console or Silent())
+    return prompt(keywords_in_sections(named, untrained_leaves(GenerateRequest)), objective, console or Silent())
 
 
 def prompt(given: Document, objective: str | None, console: Console) -> list[dict[str, Any]]:
@@ -247,6 +246,20 @@ def prompt(given: Document, objective: str | None, console: Console) -> list[dic
     return generating.generate(request, objective, found, kind, console)
 
 
+def chat(given: Document, system: str, console: Console) -> None:
+    """Talk to the causal model that `given` flags, in sections, name. Raises an LmtrainError."""
+    from lmtrain.commands import saved_model
+
+    set_environment(given.get("run", {}).get("offline"))
+    request, objective, kind, _ = saved_model.generate_request(given, None)
+    if objective != "clm":
+        raise UsageError(f"{request.model.name}: a model of {objective} does not chat; use lmtrain generate")
+    model_checks.check_model(objective, request.model)
+    with loading_libraries(console):
+        from lmtrain.commands import chat as chatting
+    chatting.chat_with(request, kind, system, console)
+
+
 def probe(given: Document, console: Console, show: Show | None = None) -> Results:
     """Compare encoders by how well a classifier on their states predicts labels. `given` holds flags, in sections."""
     from lmtrain.commands.probe import labels
@@ -265,22 +278,6 @@ def probe(given: Document, console: Console, show: Show | None = None) -> Result
         results = Results(probing.probe(request, splits, console))
     _settle(results, keeper, baseline, show)
     return results
-
-
-def _in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Document:
-    """Keyword arguments -> sections, as typed flags are. Raises UsageError for an option that is not known."""
-    document = Document()
-    names = {name: leaf for leaf in known for name in (leaf.flag, *leaf.aliases)}
-    if "assert" in names:  # a keyword of Python; the short form of recipes
-        names["gates"] = names["assert"]
-    for name, value in options.items():
-        if value is None:
-            continue
-        if name not in names:
-            raise UsageError(f"{name}: no such option{suggestion(name, names)}")
-        leaf = names[name]
-        document.setdefault(leaf.section, {})[leaf.name] = value
-    return document
 
 
 # --- gates -----------------------------------------------------------------------------------------------------------

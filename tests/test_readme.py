@@ -41,7 +41,7 @@ def test_every_training_command_is_understood(line: str):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_is_named_exists(page: str):
-    commands = ("clm", "mlm", "seq2seq", "eval", "generate", "merge", "probe", "compare", "runs")
+    commands = ("clm", "mlm", "seq2seq", "eval", "generate", "merge", "probe", "compare", "runs", "sweep", "chat")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
     shown += lmtrain("doctor", "--help").out

@@ -17,7 +17,7 @@ from lmtrain.cli.flags import with_flags
 from lmtrain.config import shipped
 from lmtrain.config.loading import objective_of, read_yaml
 from lmtrain.config.options import Leaf, leaves
-from lmtrain.config.recipe import RECIPES, GenerateRequest, probe_leaves, untrained_leaves
+from lmtrain.config.recipe import RECIPES, GenerateRequest, chat_leaves, probe_leaves, untrained_leaves
 from lmtrain.errors import LmtrainError, UsageError, visible
 from lmtrain.runtime import cluster, group, signals, streams
 from lmtrain.runtime.console import Console
@@ -178,6 +178,7 @@ for _objective, _recipe_class in RECIPES.items():
     _add(_objective, train.previewing(_recipe_class), partial(leaves, _recipe_class), None, preview_app)
 _add("eval", use.evaluate, lambda: untrained_leaves(*RECIPES.values()), "Use", app)
 _add("generate", use.generate, lambda: untrained_leaves(GenerateRequest), "Use", app)
+_add("chat", use.chat, chat_leaves, "Use", app)
 _add("probe", use.probe, probe_leaves, "Use", app)
 app.command("sweep", rich_help_panel="Train", no_args_is_help=True, context_settings=SETTINGS)(sweep.sweep)
 app.command("compare", rich_help_panel="Look and prepare", no_args_is_help=True, context_settings=SETTINGS)(

@@ -11,6 +11,7 @@ from lmtrain.cli import launch
 from lmtrain.cli.common import Json, Quiet, check_new, short_name, show
 from lmtrain.cli.flags import typed
 from lmtrain.config import model_checks
+from lmtrain.config.architectures import objective_of_folder
 from lmtrain.config.model import Model
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
@@ -70,8 +71,41 @@ def generate(
     quiet: Quiet = False,
     **flags: Any,
 ) -> None:
-    """Try a model: continue a text (clm), fill its masks (mlm), transform it (seq2seq)."""
-    api.prompt(typed(ctx, flags), objective, Console(quiet=quiet, as_json=json))
+    """Try a model: continue a text (clm), fill its masks (mlm), transform it (seq2seq).
+
+    Without a prompt, in a terminal, a causal model chats.
+    """
+    given, console = typed(ctx, flags), Console(quiet=quiet, as_json=json)
+    if not json and objective in (None, "clm") and _nothing_to_read(given) and _is_causal(given):
+        api.chat(given, "", console)
+    else:
+        api.prompt(given, objective, console)
+
+
+def _nothing_to_read(given: dict[str, Any]) -> bool:
+    """Whether no prompt is named and a person sits at the terminal."""
+    data = given.get("data", {})
+    return not (data.get("prompt") or data.get("data")) and sys.stdin is not None and sys.stdin.isatty()
+
+
+def _is_causal(given: dict[str, Any]) -> bool:
+    name = given.get("model", {}).get("name")
+    return bool(name) and Path(name).is_dir() and objective_of_folder(name) == "clm"
+
+
+def chat(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Run folder, other folder or hub id of a causal model.")],
+    system: Annotated[
+        str, typer.Option("--system", help="Instructions for the model.", rich_help_panel="Generation", metavar="TEXT")
+    ] = "",
+    quiet: Quiet = False,
+    **flags: Any,
+) -> None:
+    """Talk to a causal model in the terminal; it remembers the conversation. /help lists what it understands."""
+    given = typed(ctx, flags)
+    given.setdefault("model", {})["name"] = model
+    api.chat(given, system, Console(quiet=quiet))
 
 
 def probe(ctx: typer.Context, json: Json = False, quiet: Quiet = False, **flags: Any) -> None:

@@ -1,10 +1,11 @@
 """`lmtrain generate`: answer prompts with a saved model."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from lmtrain.config.eval import Generate
 from lmtrain.config.recipe import GenerateRequest
@@ -15,7 +16,7 @@ from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.network import load_network
 from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.generation import ROWS_AT_ONCE, Decoder, GenerationSettings, end_ids
-from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.objectives.objective import OBJECTIVES, Objective
 from lmtrain.objectives.prompting import Answer, PromptingOptions
 from lmtrain.preprocessing import lost_text
 from lmtrain.preprocessing.languages import set_languages
@@ -23,6 +24,41 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import precision
 
 NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class LoadedForPrompts:
+    """A model that answers prompts, on its device."""
+
+    objective: Objective
+    network: Any
+    tokenizer: PreTrainedTokenizerBase
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.network.device.type, dtype)
+
+
+def load_for_prompts(request: GenerateRequest, objective_name: str, console: Console) -> LoadedForPrompts:
+    """Load the model of a request, report on it and seed the draws. Raises an LmtrainError."""
+    objective = OBJECTIVES[objective_name]
+    config = load_config(request.model, objective_name)
+    dtype = precision(request.train.precision, config.model_type)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    with console.working("loading tokenizer and model"):
+        tokenizer, tokenizer_notes, warnings = load_tokenizer(request.model)
+        set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
+        network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
+    for line in [*tokenizer_notes, *notes]:
+        console.note(line)
+    for line in warnings:
+        console.warn(line)
+    network.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    set_seed(request.train.seed)
+    return LoadedForPrompts(objective, network, tokenizer, dtype)
 
 
 def generate(
@@ -33,27 +69,18 @@ def generate(
     `kind` is the kind of rows that the model was trained on, where that is known. Raises an LmtrainError for whatever
     the user can put right.
     """
-    settings = _settings(request.generate)
+    settings = generation_settings(request.generate)
     if settings.num_beams > request.generate.num_beams:
         console.note(
             f"searching with {settings.num_beams} beams to return as many outputs; --do-sample samples them instead"
         )
-    objective = OBJECTIVES[objective_name]
-    config = load_config(request.model, objective_name)
-    dtype = precision(request.train.precision, config.model_type)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    with console.working("loading tokenizer and model"):
-        tokenizer, tokenizer_notes, warnings = load_tokenizer(request.model)
-        set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
-        network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
-    for line in [*tokenizer_notes, *notes, *_chat_notes(prompts)]:
+    loaded = load_for_prompts(request, objective_name, console)
+    objective, network, tokenizer = loaded.objective, loaded.network, loaded.tokenizer
+    for line in _chat_notes(prompts):
         console.note(line)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    lost = lost_text.on_texts(tokenizer, texts, "the prompts") if objective.writes else []
-    for line in [*warnings, *lost]:
+    for line in lost_text.on_texts(tokenizer, texts, "the prompts") if objective.writes else []:
         console.warn(line)
-    network.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    set_seed(request.train.seed)
     single = len(prompts) == settings.num_beams == settings.num_return_sequences == 1
     streamed = objective.streams_answers and single and console.out.is_terminal and not console.as_json
     streamer = TextStreamer(Decoder(tokenizer, end_ids(network)), skip_prompt=True) if streamed else None  # type: ignore[arg-type]
@@ -62,7 +89,7 @@ def generate(
     found: list[Answer] = []
     for start in range(0, len(prompts), ROWS_AT_ONCE):
         batch = prompts[start : start + ROWS_AT_ONCE]
-        with torch.no_grad(), _autocast(dtype, device):
+        with torch.no_grad(), loaded.autocast():
             answers = objective.answer(network, tokenizer, batch, options)
         for prompt, answer in zip(batch, answers, strict=True):
             asked = prompt.question().messages if isinstance(prompt, Chat) else prompt
@@ -83,7 +110,7 @@ def _chat_notes(prompts: list[Prompt]) -> list[str]:
     return [*chat_notes(chats), *([hidden] if answered else [])]
 
 
-def _settings(section: Generate) -> GenerationSettings:
+def generation_settings(section: Generate) -> GenerationSettings:
     """Raises UsageError if more outputs are requested than the search returns."""
     sampling = section.do_sample or any(v is not None for v in (section.temperature, section.top_k, section.top_p))
     wanted = section.num_return_sequences
@@ -101,9 +128,3 @@ def _settings(section: Generate) -> GenerationSettings:
         section.top_p,
         wanted,
     )
-
-
-def _autocast(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    if dtype == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if dtype == "bf16" else torch.float16)

@@ -211,6 +211,16 @@ def untrained_leaves(*classes: type[Section]) -> tuple[Leaf, ...]:
     return tuple(sorted(found.values(), key=lambda leaf: list(SECTIONS).index(leaf.section)))
 
 
+NOT_IN_CHATS = {"name", "data", "prompt", "column", "candidates", "num_beams", "num_return_sequences", "source_prefix"}
+"""Options of `generate` that do not fit a conversation."""
+
+
+def chat_leaves() -> tuple[Leaf, ...]:
+    """The options of `lmtrain chat`: those of `generate` about the model and how it writes."""
+    known = untrained_leaves(GenerateRequest)
+    return tuple(leaf for leaf in known if leaf.section != "data" and leaf.name not in NOT_IN_CHATS)
+
+
 def probe_leaves() -> tuple[Leaf, ...]:
     """The options of `lmtrain probe`."""
     known = {**WITHOUT_TRAINING, "run": {"offline", "allow_drift"}}

@@ -14,9 +14,10 @@ from lmtrain.config.loading import (
     objective_of,
     read_yaml,
 )
+from lmtrain.config.options import Leaf
 from lmtrain.config.recipe import RECIPES, Recipe
 from lmtrain.config.values import Document
-from lmtrain.errors import UsageError
+from lmtrain.errors import UsageError, suggestion
 
 
 def load_recipe(recipe: Recipe | str | Path | Mapping[str, Any], **overrides: Any) -> Recipe:
@@ -51,3 +52,19 @@ def resolve_recipe(recipe_class: type[Recipe], config: str | None, assignments: 
         document = in_sections(document, recipe_class, where)
     merged = merge(document, from_environment(recipe_class), from_assignments(assignments, recipe_class), flags)
     return build(recipe_class, merged, where)
+
+
+def keywords_in_sections(options: Mapping[str, Any], known: tuple[Leaf, ...]) -> Document:
+    """Keyword arguments -> sections, as typed flags are. Raises UsageError for an option that is not known."""
+    document = Document()
+    names = {name: leaf for leaf in known for name in (leaf.flag, *leaf.aliases)}
+    if "assert" in names:  # a keyword of Python; the short form of recipes
+        names["gates"] = names["assert"]
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name not in names:
+            raise UsageError(f"{name}: no such option{suggestion(name, names)}")
+        leaf = names[name]
+        document.setdefault(leaf.section, {})[leaf.name] = value
+    return document
