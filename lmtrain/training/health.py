@@ -68,7 +68,7 @@ class Health(TrainerCallback):
         step = state.global_step + 1
         self._check_labels(step)
         gradients = [p.grad for p in self.trainer.model.parameters() if p.requires_grad and p.grad is not None]
-        self.without_gradient += not any(bool(_local(gradient).any()) for gradient in gradients)
+        self.without_gradient += not self._of_any(any(bool(_local(gradient).any()) for gradient in gradients))
         if self.without_gradient == WATCHED:
             raise BrokenDown(
                 f"the gradient of the first {WATCHED} steps is exactly zero: the loss does not depend on any parameter that is "
@@ -78,7 +78,8 @@ class Health(TrainerCallback):
 
     def _check_labels(self, step: int) -> None:
         batches = self.trainer.samples
-        if not any(bool((batch["labels"] != IGNORED).any()) for batch in batches):
+        # The share of one of several processes may be blank, at the end of an epoch.
+        if not self._of_any(any(bool((batch["labels"] != IGNORED).any()) for batch in batches)):
             raise BrokenDown(
                 f"every label of step {step} is masked ({IGNORED}), so nothing would be learnt from it; look at the rows with "
                 f"lmtrain preview {self.objective.name}"
@@ -100,7 +101,7 @@ class Health(TrainerCallback):
             return
         before, self.before = self.before, None
         applied = self.skipped == self.trainer.skipped and getattr(self.trainer.accelerator, "scaler", None) is None
-        if not applied or not torch.equal(before, self._checksums()):
+        if not applied or self._of_any(not torch.equal(before, self._checksums())):
             return
         self.unchanged += 1
         if self.unchanged == WATCHED:
@@ -111,6 +112,13 @@ class Health(TrainerCallback):
                 else f"the updates are too small for the weights' number format at a learning rate of {rate:g}"
             )
             raise BrokenDown(f"the weights did not change in the first {WATCHED} steps: {why}")
+
+    def _of_any(self, found: bool) -> bool:
+        """Whether this holds in any process."""
+        if not self.trainer.several:
+            return found
+        accelerator = self.trainer.accelerator
+        return bool(accelerator.reduce(torch.tensor(int(found), device=accelerator.device)) > 0)
 
     def _checksums(self) -> torch.Tensor:
         """The sums of the trained parameters [parameters], which an update changes."""
