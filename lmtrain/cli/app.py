@@ -101,11 +101,14 @@ def _print_redacted(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _expanded(args: list[str]) -> list[str]:
-    """`run RECIPE …` -> `OBJECTIVE --config RECIPE …`. Raises UsageError, InputError."""
-    if args[:1] != ["run"] or len(args) < 2 or args[1].startswith("-"):
+    """`run RECIPE …` -> `OBJECTIVE --config RECIPE …`, and likewise `plan RECIPE …`. Raises UsageError, InputError."""
+    if args[:1] not in (["run"], ["plan"]) or len(args) < 2 or args[1].startswith("-"):
+        return args
+    if args[0] == "plan" and args[1] in RECIPES:
         return args
     path = shipped.find(args[1])
-    return [objective_of(read_yaml(path), str(path)), "--config", str(path), *args[2:]]
+    words = [objective_of(read_yaml(path), str(path)), "--config", str(path), *args[2:]]
+    return words if args[0] == "run" else ["plan", *words]
 
 
 app = typer.Typer(
@@ -155,6 +158,7 @@ def _group(help_text: str, name: str) -> typer.Typer:
 
 
 bench_app = _group("How fast a training would be here, and how much of the machine it uses.", "bench")
+plan_app = _group("What a training would take: steps, memory, the largest batch, disk; before it is started.", "plan")
 preview_app = _group("Show what a model will see, token by token; trains nothing.", "preview")
 app.add_typer(recipes.app, name="recipes", rich_help_panel="Look and prepare")
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Look and prepare")
@@ -175,6 +179,7 @@ def run(
 for _objective, _recipe_class in RECIPES.items():
     _add(_objective, train.training(_recipe_class), partial(leaves, _recipe_class), "Train", app)
     _add(_objective, train.benching(_recipe_class), partial(leaves, _recipe_class), None, bench_app)
+    _add(_objective, train.planning(_recipe_class), partial(leaves, _recipe_class), None, plan_app)
     _add(_objective, train.previewing(_recipe_class), partial(leaves, _recipe_class), None, preview_app)
 _add("eval", use.evaluate, lambda: untrained_leaves(*RECIPES.values()), "Use", app)
 _add("generate", use.generate, lambda: untrained_leaves(GenerateRequest), "Use", app)
@@ -185,6 +190,7 @@ app.command("compare", rich_help_panel="Look and prepare", no_args_is_help=True,
     saved_runs.compare
 )
 app.command("runs", rich_help_panel="Look and prepare", context_settings=SETTINGS)(saved_runs.runs)
+app.command("push", rich_help_panel="Use", no_args_is_help=True, context_settings=SETTINGS)(saved_runs.push)
 app.command("merge", rich_help_panel="Use", no_args_is_help=True, context_settings=SETTINGS)(use.merge)
 
 

@@ -62,6 +62,25 @@ def compare(
     console.result(document, rows, "compare (* best)", below, ["", *heads])
 
 
+def push(
+    run: Annotated[str, typer.Argument(help="Folder of a completed run.")],
+    repository: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub: org/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you and your organisation see it.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Share a run on the Hugging Face Hub: model, card, recipe, results and log.
+
+    Data, samples and predictions stay here, and so do paths of this machine and secrets. After an error the same command
+    goes on.
+    """
+    from lmtrain.commands import push as pushing
+
+    console = Console(quiet=quiet, as_json=json)
+    done = pushing.push(run, repository, private, console)
+    console.result(done, [("files", str(len(done["files"]))), ("address", done["url"])], f"push {run}")
+
+
 class Order(StrEnum):
     """What `lmtrain runs` sorts by, besides a metric."""
 

@@ -13,11 +13,14 @@ from lmtrain.cli import launch
 from lmtrain.cli.common import Assignments, Config, Json, Quiet, show
 from lmtrain.cli.flags import typed
 from lmtrain.config import model_checks
+from lmtrain.config.assertions import name_of
 from lmtrain.config.loading import to_yaml
 from lmtrain.config.options import ONLY_TYPED
 from lmtrain.config.recipe import Recipe
 from lmtrain.config.resolution import resolve_recipe
+from lmtrain.config.values import parse_size
 from lmtrain.errors import UsageError
+from lmtrain.evaluation.gates import enforce, judge_values
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 from lmtrain.runtime.processes import is_first_process, settle
@@ -145,3 +148,57 @@ def benching(recipe_class: type[Recipe]) -> Callable[..., None]:
         "it would take; keeps nothing."
     )
     return command
+
+
+def planning(recipe_class: type[Recipe]) -> Callable[..., None]:
+    def command(
+        ctx: typer.Context,
+        memory: Annotated[
+            str | None,
+            typer.Option(
+                "--memory",
+                help="Memory for the largest batch: 24GB. Default: what is free here.",
+                metavar="TEXT",
+                rich_help_panel="Plan",
+                show_default=False,
+            ),
+        ] = None,
+        measure: Annotated[
+            bool, typer.Option("--measure", help="Also train for 5 seconds, to tell the time.", rich_help_panel="Plan")
+        ] = False,
+        config: Config = None,
+        set_: Assignments = None,
+        json: Json = False,
+        quiet: Quiet = False,
+        **flags: Any,
+    ) -> None:
+        recipe = resolve_recipe(recipe_class, config, set_ or [], typed(ctx, flags))
+        limit = parse_size(memory, "--memory") if memory else None
+        gates = [expression for expression in recipe.gates.assertions if name_of(expression).startswith("plan.")]
+        console = Console(quiet=quiet, as_json=json)
+        settle()
+        set_environment(recipe.run.offline, recipe.run.num_proc)
+        model_checks.check_model(recipe.objective, recipe.model, weights=measure)
+        from lmtrain.training.start import open_corpus
+
+        corpus = open_corpus(recipe, console)
+        with loading_libraries(console):
+            from lmtrain.commands import plan as planned
+        found = planned.plan(recipe, corpus, limit, console)
+        if measure:
+            from lmtrain.commands import bench
+
+            found["seconds"] = bench.bench(recipe, corpus, SECONDS_TO_MEASURE, console)["training_seconds"]
+        found["gates"] = judge_values(gates, {"plan": found})
+        planned.show(found, console)
+        enforce(found)
+
+    command.__doc__ = (
+        f"{recipe_class.__doc__}\n\n"
+        "Tells steps, memory by part, the largest batch that fits and disk space of the training that the same flags describe; "
+        "reads no weights. A gate such as --assert 'plan.peak_memory_bytes<8e9' ends it with exit code 4."
+    )
+    return command
+
+
+SECONDS_TO_MEASURE = 5.0

@@ -1,9 +1,12 @@
 """Values as people write them: `1%`, `30m`, `a=1,b=2`, YAML."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+
+from lmtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML
@@ -91,6 +94,25 @@ def fraction(value: object) -> object:
 def as_percent(share: float) -> float | str:
     """A share as `fraction` reads it."""
     return share if share < 1 else f"{100 * share:.15g}%"
+
+
+def parse_size(text: str, flag: str) -> int:
+    """`24GB`, `512MiB` or a number of bytes -> bytes. Raises UsageError."""
+    units = {
+        "": 1,
+        "kb": 1e3,
+        "mb": 1e6,
+        "gb": 1e9,
+        "tb": 1e12,
+        "kib": 1 << 10,
+        "mib": 1 << 20,
+        "gib": 1 << 30,
+        "tib": 1 << 40,
+    }
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if not match or match[2] not in units or not float(match[1]):
+        raise UsageError(f"{flag} {text}: write it as 24GB or 512MiB")
+    return int(float(match[1]) * units[match[2]])
 
 
 def duration(value: object) -> object:

@@ -39,6 +39,11 @@ def judge(section: Gates, results: Document, baseline: Document | None, allowed:
     return gates if baseline is None else gates + _regressions(section, results, baseline, allowed)
 
 
+def judge_values(expressions: Iterable[str], document: Document) -> list[Document]:
+    """Expressions on paths in a document that has no metrics, as results.json lists gates."""
+    return [_assertion(expression, {"metrics": {}, **document}).document() for expression in expressions]
+
+
 def unjudged(section: Gates, reason: str) -> list[Gate]:
     """The gates of a recipe whose run failed, for this reason; at least one."""
     baseline = [_name_of_baseline(section)] if section.baseline else []

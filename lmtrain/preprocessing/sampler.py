@@ -118,6 +118,11 @@ class BatchSampler(Sampler[list[Key]]):
         batches = self.of(0)
         return [(0, row) for row in batches[int(self._slots.argmax())].tolist()]
 
+    @property
+    def most_slots(self) -> int:
+        """The token slots of the largest batch of the first epoch."""
+        return int(self._slots.max())
+
     def padding_fraction(self) -> float:
         """Share of padding in the first epoch."""
         return padding_fraction(self.lengths, self.of(0), self._slots)

@@ -150,7 +150,9 @@ def test_a_model_without_a_template_continues_the_conversation(gpt2: Path):
 def test_a_long_conversation_leaves_out_its_oldest_messages(talker: Path):
     lines = [f"{number} {'가나다 ' * 12}" for number in range(6)]
     outcome = piped("\n".join([*lines, "/save long.jsonl"]) + "\n", "chat", talker, "--max-new-tokens", 20)
-    assert outcome.code == 0 and "oldest messages are left out: the model has 512 positions" in " ".join(outcome.err.split())
+    assert outcome.code == 0 and "oldest messages are left out: the model has 512 positions" in " ".join(
+        outcome.err.split()
+    )
     kept = [m["content"] for m in json.loads(Path("long.jsonl").read_text())["messages"] if m["role"] == "user"]
     assert 0 < len(kept) < 6 and kept == [line.strip() for line in lines[-len(kept) :]]
 

@@ -1,0 +1,326 @@
+"""`lmtrain plan`: what a training would take, before it is started and before weights are read."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lmtrain.config.architectures import adapter_base
+from lmtrain.config.recipe import Recipe
+from lmtrain.data.corpus import Corpus
+from lmtrain.errors import UsageError
+from lmtrain.modeling import lora
+from lmtrain.modeling.activations import saved_bytes
+from lmtrain.modeling.configuration import load_config
+from lmtrain.modeling.cpu_kernels import fuse_gelu
+from lmtrain.modeling.document_mask import assume_packing
+from lmtrain.modeling.linear_cross_entropy import rows_at_once
+from lmtrain.modeling.padding_free import is_applicable, row_width
+from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.preprocessing.sampler import BatchSampler
+from lmtrain.preprocessing.stream import Stream
+from lmtrain.runtime.console import Console
+from lmtrain.runtime.device import precision
+from lmtrain.training.datasets import prepare_data, training_batches
+from lmtrain.training.loaded_model import load_model
+from lmtrain.training.results import checkpoint_bytes
+
+OPTIMIZER_BYTES = {"sgd": 0, "adagrad": 4, "rmsprop": 4, "lion_32bit": 4, "adafactor": 0.1}
+"""State of an optimiser per trained parameter; two float32 moments where the name is not here."""
+
+LOGITS_COPIES = 3
+"""Buffers of the loss with as many cells: logits, their log-probabilities, and what a bias adds or a cast makes."""
+
+HEADROOM = 1.12
+"""What backward adds to the tensors that it finds, measured (benchmarks/plan.md): gradients of activations, freed memory that
+cannot be used again at once."""
+
+TRIALS = 120_000_000
+"""Bytes that a CPU process keeps of the trials before the first step: how the model masks and pads."""
+
+MOST_ROWS = 1 << 16
+"""Rows of the largest batch that is looked for."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The largest batch of an epoch."""
+
+    rows: int
+    length: int
+    """Tokens of a row, padded."""
+    targets: int
+    """Of a target, for encoder-decoders."""
+    slots: int
+    """Token slots in all, padding included; fewer than rows × length where batches are padding-free."""
+    supervised: int
+    """Tokens with a label."""
+
+    def of_rows(self, rows: int) -> "Shape":
+        """The same batch with another number of rows."""
+        factor = rows / self.rows
+        return Shape(
+            rows, self.length, self.targets, math.ceil(self.slots * factor), math.ceil(self.supervised * factor)
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process, by what they hold, at the peak of a step."""
+
+    libraries: int
+    """The process itself: Python, torch, the data in memory. 0 on a GPU."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    """The loss: logits of some positions at once, and the gradient that they leave."""
+
+    @property
+    def peak(self) -> int:
+        """Gradients come into being while activations go: at the peak, one of both is nearly whole."""
+        moving = max(HEADROOM * self.activations + self.logits, self.gradients + self.logits // 2)
+        return int(self.libraries + self.weights + self.optimizer + moving)
+
+    def document(self) -> dict[str, int]:
+        return {name: int(value) for name, value in vars(self).items()}
+
+
+def plan(recipe: Recipe, corpus: Corpus, limit: int | None, console: Console) -> dict[str, Any]:
+    """What `lmtrain plan --json` prints. `limit`: bytes of memory for the largest batch; None: those of this machine.
+
+    Raises an LmtrainError for whatever the user can put right.
+    """
+    if recipe.model.load_in_4bit:
+        raise UsageError("plan does not know the memory of --load-in-4bit; bench measures it on a GPU")
+    objective = OBJECTIVES[recipe.objective]
+    config = load_config(recipe.model, recipe.objective)
+    model = load_model(recipe, config, objective, corpus, console, weights=False)
+    packing = assume_packing(recipe.data, corpus.kind)
+    collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)
+    with console.working("tokenising the data"):
+        prepared = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
+    padding_free = is_applicable(recipe, packing.data, corpus.kind)
+    width = row_width(model.network) if padding_free else None
+    processes = recipe.run.num_processes or 1
+    batches = training_batches(
+        recipe, corpus, objective, model.tokenizer, packing, prepared, collator, (0, processes), width
+    )
+    for line in [*prepared.notes, *model.notes]:
+        console.note(line)
+    network = _outlined(recipe, model.network, objective.task_type)
+    dtype = precision(recipe.train.precision, config.model_type)
+    estimate = Estimate(recipe, network, width, dtype, processes)
+    shape = _largest(batches, recipe, network, estimate)
+    memory = estimate(shape)
+    limit = limit or _available()
+    steps, per_epoch = _steps(recipe, batches)
+    counts = prepared.train.ledger
+    size = checkpoint_bytes(network)
+    return {
+        "objective": recipe.objective,
+        "model": recipe.model.name,
+        "parameters": _numel(network, trained=False),
+        "trainable_parameters": _numel(network, trained=True),
+        "steps": steps,
+        "steps_per_epoch": per_epoch,
+        "tokens_per_epoch": counts.tokens_used,
+        "evaluations": _evaluations(recipe, steps, per_epoch),
+        "largest_batch": {"rows": shape.rows, "length": shape.length, "slots": shape.slots},
+        "memory": memory.document(),
+        "peak_memory_bytes": memory.peak,
+        "memory_limit_bytes": limit,
+        "largest_batch_size": _largest_size(shape, lambda rows: estimate(shape.of_rows(rows)).peak, limit),
+        "processes": processes,
+        "checkpoint_bytes": size,
+        "disk_bytes": (recipe.train.keep + 2) * size,
+        "precision": dtype,
+    }
+
+
+def _outlined(recipe: Recipe, network: PreTrainedModel, task_type: str | None) -> PreTrainedModel:
+    """The network on the meta device as it would be trained: with its adapter, its kernels and its checkpointing."""
+    if recipe.train.fast_kernels:
+        fuse_gelu(network)
+    if recipe.model.lora or adapter_base(recipe.model.name):
+        with torch.device("meta"):
+            lora.adapt(network, recipe.model, task_type, [], [])
+    if recipe.train.gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return network
+
+
+def _numel(network: nn.Module, trained: bool) -> int:
+    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trained)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+class Estimate:
+    """Shape of a batch -> its memory in one process."""
+
+    def __init__(self, recipe: Recipe, network: PreTrainedModel, width: int | None, dtype: str, processes: int):
+        self.recipe, self.network, self.width, self.dtype = recipe, network, width, dtype
+        self.parts = processes if recipe.run.shard != "none" else 1
+        self.on_gpu = torch.cuda.is_available()
+        self.saved = cache(self._saved)
+
+    def __call__(self, shape: Shape) -> Memory:
+        every, trained = _numel(self.network, trained=False), _numel(self.network, trained=True)
+        per_parameter = OPTIMIZER_BYTES.get(self.recipe.train.optim, 8)
+        if self.parts > 1 and self.recipe.run.shard == "zero2":
+            weights = 4 * every
+        else:
+            weights = 4 * every // self.parts
+        if self.dtype != "fp32":
+            weights += 2 * every  # the copies that autocast makes and keeps for a step
+        if self.parts > 1:
+            weights += 4 * self._largest_block()
+        return Memory(
+            libraries=0 if self.on_gpu else psutil.Process().memory_info().rss + TRIALS,
+            weights=weights,
+            gradients=4 * trained // self.parts,
+            optimizer=int(per_parameter * trained) // self.parts,
+            activations=self._activations(shape),
+            logits=self._logits(shape),
+        )
+
+    def _activations(self, shape: Shape) -> int:
+        """Linear in rows: two small batches tell all."""
+        if self.width and not self.network.config.is_encoder_decoder and shape.slots < shape.rows * shape.length:
+            length = min(self.width, shape.slots)
+            rows = max(shape.slots / length, 1.0)
+        else:
+            length, rows = shape.length, float(shape.rows)
+        one, two = (self.saved(count, length, shape.targets) for count in (1, 2))
+        return int(one + (two - one) * (rows - 1))
+
+    def _saved(self, rows: int, length: int, targets: int) -> int:
+        network = self.network if self.dtype == "fp32" else _half(self.network)
+        return saved_bytes(network, rows, length, targets, self.recipe.train.fast_kernels and not self.on_gpu)
+
+    def _logits(self, shape: Shape) -> int:
+        head = self.network.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        if weight is None:
+            return 0
+        vocabulary, width = weight.shape
+        device = torch.device("cuda" if self.on_gpu else "cpu")
+        at_once = min(rows_at_once(vocabulary, device), shape.supervised)
+        states = 2 * shape.supervised * width * 4  # those with a label, and their gradient
+        return LOGITS_COPIES * at_once * vocabulary * 4 + states + (weight.numel() * 4 if weight.requires_grad else 0)
+
+    def _largest_block(self) -> int:
+        """Parameters of the largest child of a module list, which FSDP gathers whole, and of what is outside of them."""
+        lists = [module for module in self.network.modules() if isinstance(module, nn.ModuleList)]
+        blocks = [sum(p.numel() for p in child.parameters()) for module in lists for child in module]
+        inside = sum(p.numel() for module in lists[:1] for p in module.parameters())
+        return max(blocks, default=0) + _numel(self.network, trained=False) - inside
+
+
+def _half(network: PreTrainedModel) -> PreTrainedModel:
+    """The network in bfloat16: the meta device has no autocast."""
+    half: nn.Module = network.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    assert isinstance(half, PreTrainedModel)
+    return half
+
+
+def _largest(batches: BatchSampler | Stream, recipe: Recipe, network: PreTrainedModel, estimate: Estimate) -> Shape:
+    """The batch of the first epoch that takes the most memory."""
+    if isinstance(batches, Stream):
+        length = recipe.data.model_dump().get("max_length") or recipe.data.model_dump().get("max_source_length") or 512
+        rows = recipe.train.batch_size
+        return Shape(rows, length, length, rows * length, rows * length)
+    lengths, share = batches.lengths, _supervised_share(batches)
+    chosen = np.array([key[1] for key in batches.largest()])
+    source = int(lengths[0][chosen].max())
+    target = int(lengths[-1][chosen].max()) if len(lengths) > 1 else 0
+    slots = batches.most_slots
+    read = slots if not network.config.is_encoder_decoder else len(chosen) * target
+    return Shape(len(chosen), source, target, slots, max(math.ceil(read * share), 1))
+
+
+def _supervised_share(batches: BatchSampler) -> float:
+    """The share of tokens that have a label."""
+    ledger = batches.examples.ledger
+    if len(batches.lengths) > 1:  # of the targets all have
+        return 1.0
+    return min(ledger.tokens_trained / max(ledger.tokens_used, 1), 1.0)
+
+
+def _largest_size(shape: Shape, peak: Callable[[int], int], limit: int) -> int:
+    """The largest power of two rows in a batch whose peak is within the limit; 0 if not even one row is."""
+    size = 1
+    while size <= MOST_ROWS and peak(size) <= limit:
+        size *= 2
+    return size // 2
+
+
+def _available() -> int:
+    """Bytes of memory that this process may use in all."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    memory = psutil.virtual_memory()
+    return int(memory.available + psutil.Process().memory_info().rss)
+
+
+# --- the course ------------------------------------------------------------------------------------------------------
+
+
+def _steps(recipe: Recipe, batches: BatchSampler | Stream) -> tuple[int, int | None]:
+    """(optimiser steps of the run, of an epoch); None for a stream."""
+    train = recipe.train
+    if isinstance(batches, Stream):
+        return int(train.max_steps or 0), None
+    per_epoch = max(math.ceil(len(batches) / train.grad_accum), 1)
+    return (train.max_steps if train.max_steps is not None else math.ceil(train.epochs * per_epoch)), per_epoch
+
+
+def _evaluations(recipe: Recipe, steps: int, per_epoch: int | None) -> int:
+    """How often the evaluation data are scored, before the first step and at the end included."""
+    if not recipe.evaluates:
+        return 0
+    every = recipe.eval.every if isinstance(recipe.eval.every, int) else per_epoch or steps
+    return 1 + math.ceil(steps / max(every, 1))
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the plan as a table, or as JSON with --json."""
+    memory, share = found["memory"], found["trainable_parameters"] / max(found["parameters"], 1)
+    rows = [
+        ("parameters", f"{found['parameters']:,}, {share:.1%} trained"),
+        (
+            "steps",
+            f"{found['steps']:,}" + (f", {found['steps_per_epoch']:,} an epoch" if found["steps_per_epoch"] else ""),
+        ),
+        ("tokens per epoch", f"{found['tokens_per_epoch']:,}"),
+        ("evaluations", f"{found['evaluations']:,}"),
+        ("largest batch", f"{found['largest_batch']['rows']} rows, {found['largest_batch']['slots']:,} token slots"),
+        *((f"memory: {name}", _gigabytes(size)) for name, size in memory.items() if size),
+        (
+            "peak memory" + (" of each process" if found["processes"] > 1 else ""),
+            _gigabytes(found["peak_memory_bytes"]),
+        ),
+        (
+            f"largest --batch-size in {_gigabytes(found['memory_limit_bytes'])}",
+            str(found["largest_batch_size"] or "none: not even one row fits"),
+        ),
+        ("a checkpoint", _gigabytes(found["checkpoint_bytes"])),
+        ("disk, with --keep", _gigabytes(found["disk_bytes"])),
+    ]
+    if "seconds" in found:
+        rows.append(("time, measured here", f"about {found['seconds'] / 60:,.1f} min"))
+    console.result(found, rows, title=f"plan {found['objective']}: {found['model']}")
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
