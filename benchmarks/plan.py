@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 LORA = "--lora"
 """Needs a model that is trained already: it is saved first."""
@@ -91,7 +92,7 @@ def flags_of(case: str) -> list[str]:
     return [*own, *rest, "--epochs", "1000", "--quiet"]
 
 
-def told(folder: Path, *arguments: str) -> tuple[dict, float]:
+def told(folder: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "lmtrain", *arguments, "--json"],

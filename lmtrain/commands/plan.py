@@ -154,7 +154,9 @@ def _outlined(recipe: Recipe, network: PreTrainedModel, task_type: str | None) -
         with torch.device("meta"):
             lora.adapt(network, recipe.model, task_type, [], [])
     if recipe.train.gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.24 has renamed it.
+        enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
+        enable()
     return network
 
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lmtrain.modeling.cpu_attention import BLOCK
 from lmtrain.modeling.output_head import replaced_head
 
 
@@ -81,7 +82,7 @@ def _kernels_on_meta(kernels: bool) -> Iterator[None]:
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    return _Scaled.apply(input) if training and p > 0 else input  # type: ignore[no-any-return]
+    return _Scaled.apply(input) if training and p > 0 else input
 
 
 class _Scaled(torch.autograd.Function):
@@ -107,25 +108,26 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """The output [rows, length, heads, width] of a fused kernel, which saves its inputs, its output and a sum per row.
 
-    The CPU kernel with dropout (cpu_attention.py) copies its inputs; without dropout it is torch's own.
+    The CPU kernel with dropout (cpu_attention.py) copies its inputs and keeps the weights of the keys that are seen.
     """
-    if kernels and options.get("dropout"):
-        groups = query.shape[1] // key.shape[1]
-        query, key, value = query * 1.0, _copied(key, groups), _copied(value, groups)
-    return _Fused.apply(query, key, value), None
-
-
-def _copied(states: torch.Tensor, groups: int) -> torch.Tensor:
-    return states.repeat_interleave(groups, 1) if groups > 1 else _Scaled.apply(states)  # type: ignore[no-any-return]
+    if not (kernels and options.get("dropout")):
+        return _Fused.apply(query, key, value, 1), None
+    groups, queries, keys = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
+    causal = bool(getattr(module, "is_causal", False)) and queries == keys > 1
+    ends = range(BLOCK, queries + BLOCK, BLOCK)
+    seen = sum(min(end, keys) * BLOCK for end in ends) if causal else queries * keys
+    copies = (query * 1.0, key.repeat_interleave(groups, 1) * 1.0, value.repeat_interleave(groups, 1) * 1.0)
+    return _Fused.apply(*copies, seen) * 1.0, None
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: int) -> torch.Tensor:
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        of_each = query.shape[:-1] if seen == 1 else (*query.shape[:2], seen)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(of_each, dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return tuple(ctx.saved_tensors[:3])  # type: ignore[return-value]
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*ctx.saved_tensors[:3], None)
