@@ -44,7 +44,7 @@ def test_every_flag_that_is_named_exists(page: str):
     commands = ("clm", "mlm", "seq2seq", "eval", "generate", "merge", "probe", "compare", "runs", "sweep", "chat")
     shown = "".join(lmtrain(command, "--help").out for command in commands)
     shown += lmtrain("tokenizer", "train", "--help").out + lmtrain("preview", "clm", "--help").out
-    shown += lmtrain("doctor", "--help").out
+    shown += lmtrain("doctor", "--help").out + lmtrain("push", "--help").out + lmtrain("plan", "clm", "--help").out
     declared = {leaf for section in DECLARED for leaf in leaves(section)}
     known = set(re.findall(r"--[a-z][a-z-]+", shown)) | {
         no + name.replace("_", "-")

@@ -1,9 +1,10 @@
 """The recipe's settings as TrainingArguments."""
 
+import re
 from dataclasses import fields
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lmtrain import metrics
@@ -81,11 +82,22 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
         deepspeed.put_off()
     except (ValueError, TypeError) as error:
         raise UsageError(f"train: {str(error).splitlines()[0]}") from None
+    _check_optimizer(arguments)
     _check_reporters(arguments)
     if arguments.n_gpu > 1:
         # One process would spread over all GPUs by DataParallel, which is slow and averages losses of parts.
         arguments._n_gpu = 1
     return arguments
+
+
+def _check_optimizer(arguments: TrainingArguments) -> None:
+    """Raise UsageError for an optimiser whose library is not installed."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:
+        if re.search("install|import", str(error)):  # others want the model, which is not there yet
+            name = getattr(arguments.optim, "value", arguments.optim)
+            raise UsageError(f"--optim {name}: {str(error).splitlines()[0]}") from None
 
 
 def _check_reporters(arguments: TrainingArguments) -> None:

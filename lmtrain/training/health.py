@@ -17,7 +17,10 @@ from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.training.trainer import ExactTrainer
 
 WATCHED = 3
-"""The first steps of a process, whose labels, gradients and weights are examined."""
+"""The first steps of a process, whose labels and gradients are examined."""
+
+UNCHANGED = 10
+"""Steps without a change of the weights that stop the run. RAdam makes no update in its first five (Liu et al. 2020)."""
 
 LABEL_STEPS, ENOUGH_LABELS, MISPLACED = 50, 100, 0.85
 """Labels are examined until so many were, at most for so many steps; from this share on they are called misplaced.
@@ -62,10 +65,16 @@ class Health(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.examined < ENOUGH_LABELS and state.global_step < LABEL_STEPS:
             self._check_places(state.global_step + 1)
-        if self.watched >= WATCHED or self.trainer.is_deepspeed_enabled:
+        if self.watched >= UNCHANGED or self.trainer.is_deepspeed_enabled:
             return
         self.watched += 1
-        step = state.global_step + 1
+        if self.watched == self.unchanged + 1:  # no step has changed them
+            self.before, self.skipped = self._checksums(), self.trainer.skipped
+        if self.watched <= WATCHED:
+            self._check_step(state.global_step + 1)
+
+    def _check_step(self, step: int) -> None:
+        """Raise BrokenDown where a step has no label, or none of the first steps has a gradient."""
         self._check_labels(step)
         gradients = [p.grad for p in self.trainer.model.parameters() if p.requires_grad and p.grad is not None]
         self.without_gradient += not self._of_any(any(bool(_local(gradient).any()) for gradient in gradients))
@@ -74,7 +83,6 @@ class Health(TrainerCallback):
                 f"the gradient of the first {WATCHED} steps is exactly zero: the loss does not depend on any parameter that is "
                 "trained, so nothing would be learnt"
             )
-        self.before, self.skipped = self._checksums(), self.trainer.skipped
 
     def _check_labels(self, step: int) -> None:
         batches = self.trainer.samples
@@ -104,14 +112,14 @@ class Health(TrainerCallback):
         if not applied or self._of_any(not torch.equal(before, self._checksums())):
             return
         self.unchanged += 1
-        if self.unchanged == WATCHED:
+        if self.unchanged == UNCHANGED:
             rate = max(group["lr"] for group in self.trainer.optimizer.param_groups)
             why = (
                 "the learning rate is 0"
                 if rate == 0
                 else f"the updates are too small for the weights' number format at a learning rate of {rate:g}"
             )
-            raise BrokenDown(f"the weights did not change in the first {WATCHED} steps: {why}")
+            raise BrokenDown(f"the weights did not change in the first {UNCHANGED} steps: {why}")
 
     def _of_any(self, found: bool) -> bool:
         """Whether this holds in any process."""

@@ -55,6 +55,7 @@ def train(
                 with stepping(trainer, recipe):
                     trainer.train(str(resumed) if resumed else None)
         trainer.finish_save()
+        trainer.take_weights_to_use()
         scores = callback.final_scores()
         status = "interrupted" if callback.paused else "completed"
         results = results_document(recipe, trainer, callback, scores, run.data, started, status)

@@ -247,6 +247,7 @@ class ExactTrainer(CheckpointingTrainer):
         """
         assert self.evaluator
         self.stop_together()
+        self.take_weights_to_use()
         before = training_state.random_state()
         # Before the first step only likelihoods: an untrained model's outputs say nothing, and it seldom stops.
         self.scores = self.evaluator.run(self.model, self.accelerator, generate=self.state.global_step > 0)
@@ -255,6 +256,14 @@ class ExactTrainer(CheckpointingTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         training_state.set_random_state(before)
         return logs
+
+    def take_weights_to_use(self) -> None:
+        """Let a schedule-free optimiser put its average into the model; the next step takes its own weights back.
+
+        Defazio et al.: "The Road Less Scheduled", 2024, section 2.
+        """
+        if self.optimizer is not None and callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and start_time is not None:

@@ -78,7 +78,7 @@ def test_a_learning_rate_of_zero(material: Path, monkeypatch: pytest.MonkeyPatch
         return trainer.lr_scheduler
 
     patched(monkeypatch, "create_scheduler", stopped)
-    ended(6, "the weights did not change in the first 3 steps: the learning rate is 0", *command(material))
+    ended(6, "the weights did not change in the first 10 steps: the learning rate is 0", *command(material))
 
 
 def test_a_loss_that_is_detached(material: Path, monkeypatch: pytest.MonkeyPatch):
