@@ -158,7 +158,10 @@ def _group(help_text: str, name: str) -> typer.Typer:
 
 
 bench_app = _group("How fast a training would be here, and how much of the machine it uses.", "bench")
-plan_app = _group("What a training would take: steps, memory, the largest batch, disk; before it is started.", "plan")
+plan_app = _group(
+    "What a training would take: steps, memory, the largest batch, disk; before it is started. Also: lmtrain plan RECIPE.",
+    "plan",
+)
 preview_app = _group("Show what a model will see, token by token; trains nothing.", "preview")
 app.add_typer(recipes.app, name="recipes", rich_help_panel="Look and prepare")
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Look and prepare")

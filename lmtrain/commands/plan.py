@@ -2,26 +2,22 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from lmtrain.commands.step_memory import Estimate, Shape, number_of_parameters
 from lmtrain.config.architectures import adapter_base
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import UsageError
 from lmtrain.modeling import lora
-from lmtrain.modeling.activations import saved_bytes
 from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
 from lmtrain.modeling.document_mask import assume_packing
-from lmtrain.modeling.linear_cross_entropy import rows_at_once
 from lmtrain.modeling.padding_free import is_applicable, row_width
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.sampler import BatchSampler
@@ -32,66 +28,8 @@ from lmtrain.training.datasets import prepare_data, training_batches
 from lmtrain.training.loaded_model import load_model
 from lmtrain.training.results import checkpoint_bytes
 
-OPTIMIZER_BYTES = {"sgd": 0, "adagrad": 4, "rmsprop": 4, "lion_32bit": 4, "adafactor": 0.1}
-"""State of an optimiser per trained parameter; two float32 moments where the name is not here."""
-
-LOGITS_COPIES = 3
-"""Buffers of the loss with as many cells: logits, their log-probabilities, and what a bias adds or a cast makes."""
-
-HEADROOM = 1.12
-"""What backward adds to the tensors that it finds, measured (benchmarks/plan.md): gradients of activations, freed memory that
-cannot be used again at once."""
-
-TRIALS = 120_000_000
-"""Bytes that a CPU process keeps of the trials before the first step: how the model masks and pads."""
-
 MOST_ROWS = 1 << 16
 """Rows of the largest batch that is looked for."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The largest batch of an epoch."""
-
-    rows: int
-    length: int
-    """Tokens of a row, padded."""
-    targets: int
-    """Of a target, for encoder-decoders."""
-    slots: int
-    """Token slots in all, padding included; fewer than rows × length where batches are padding-free."""
-    supervised: int
-    """Tokens with a label."""
-
-    def of_rows(self, rows: int) -> "Shape":
-        """The same batch with another number of rows."""
-        factor = rows / self.rows
-        return Shape(
-            rows, self.length, self.targets, math.ceil(self.slots * factor), math.ceil(self.supervised * factor)
-        )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process, by what they hold, at the peak of a step."""
-
-    libraries: int
-    """The process itself: Python, torch, the data in memory. 0 on a GPU."""
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-    """The loss: logits of some positions at once, and the gradient that they leave."""
-
-    @property
-    def peak(self) -> int:
-        """Gradients come into being while activations go: at the peak, one of both is nearly whole."""
-        moving = max(HEADROOM * self.activations + self.logits, self.gradients + self.logits // 2)
-        return int(self.libraries + self.weights + self.optimizer + moving)
-
-    def document(self) -> dict[str, int]:
-        return {name: int(value) for name, value in vars(self).items()}
 
 
 def plan(recipe: Recipe, corpus: Corpus, limit: int | None, console: Console) -> dict[str, Any]:
@@ -128,8 +66,8 @@ def plan(recipe: Recipe, corpus: Corpus, limit: int | None, console: Console) ->
     return {
         "objective": recipe.objective,
         "model": recipe.model.name,
-        "parameters": _numel(network, trained=False),
-        "trainable_parameters": _numel(network, trained=True),
+        "parameters": number_of_parameters(network, trained=False),
+        "trainable_parameters": number_of_parameters(network, trained=True),
         "steps": steps,
         "steps_per_epoch": per_epoch,
         "tokens_per_epoch": counts.tokens_used,
@@ -158,82 +96,6 @@ def _outlined(recipe: Recipe, network: PreTrainedModel, task_type: str | None) -
         enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
         enable()
     return network
-
-
-def _numel(network: nn.Module, trained: bool) -> int:
-    return sum(p.numel() for p in network.parameters() if p.requires_grad or not trained)
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-class Estimate:
-    """Shape of a batch -> its memory in one process."""
-
-    def __init__(self, recipe: Recipe, network: PreTrainedModel, width: int | None, dtype: str, processes: int):
-        self.recipe, self.network, self.width, self.dtype = recipe, network, width, dtype
-        self.parts = processes if recipe.run.shard != "none" else 1
-        self.on_gpu = torch.cuda.is_available()
-        self.saved = cache(self._saved)
-
-    def __call__(self, shape: Shape) -> Memory:
-        every, trained = _numel(self.network, trained=False), _numel(self.network, trained=True)
-        per_parameter = OPTIMIZER_BYTES.get(self.recipe.train.optim, 8)
-        if self.parts > 1 and self.recipe.run.shard == "zero2":
-            weights = 4 * every
-        else:
-            weights = 4 * every // self.parts
-        if self.dtype != "fp32":
-            weights += 2 * every  # the copies that autocast makes and keeps for a step
-        if self.parts > 1:
-            weights += 4 * self._largest_block()
-        return Memory(
-            libraries=0 if self.on_gpu else psutil.Process().memory_info().rss + TRIALS,
-            weights=weights,
-            gradients=4 * trained // self.parts,
-            optimizer=int(per_parameter * trained) // self.parts,
-            activations=self._activations(shape),
-            logits=self._logits(shape),
-        )
-
-    def _activations(self, shape: Shape) -> int:
-        """Linear in rows: two small batches tell all."""
-        if self.width and not self.network.config.is_encoder_decoder and shape.slots < shape.rows * shape.length:
-            length = min(self.width, shape.slots)
-            rows = max(shape.slots / length, 1.0)
-        else:
-            length, rows = shape.length, float(shape.rows)
-        one, two = (self.saved(count, length, shape.targets) for count in (1, 2))
-        return int(one + (two - one) * (rows - 1))
-
-    def _saved(self, rows: int, length: int, targets: int) -> int:
-        network = self.network if self.dtype == "fp32" else _half(self.network)
-        return saved_bytes(network, rows, length, targets, self.recipe.train.fast_kernels and not self.on_gpu)
-
-    def _logits(self, shape: Shape) -> int:
-        head = self.network.get_output_embeddings()
-        weight = getattr(head, "weight", None)
-        if weight is None:
-            return 0
-        vocabulary, width = weight.shape
-        device = torch.device("cuda" if self.on_gpu else "cpu")
-        at_once = min(rows_at_once(vocabulary, device), shape.supervised)
-        states = 2 * shape.supervised * width * 4  # those with a label, and their gradient
-        return LOGITS_COPIES * at_once * vocabulary * 4 + states + (weight.numel() * 4 if weight.requires_grad else 0)
-
-    def _largest_block(self) -> int:
-        """Parameters of the largest child of a module list, which FSDP gathers whole, and of what is outside of them."""
-        lists = [module for module in self.network.modules() if isinstance(module, nn.ModuleList)]
-        blocks = [sum(p.numel() for p in child.parameters()) for module in lists for child in module]
-        inside = sum(p.numel() for module in lists[:1] for p in module.parameters())
-        return max(blocks, default=0) + _numel(self.network, trained=False) - inside
-
-
-def _half(network: PreTrainedModel) -> PreTrainedModel:
-    """The network in bfloat16: the meta device has no autocast."""
-    half: nn.Module = network.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    assert isinstance(half, PreTrainedModel)
-    return half
 
 
 def _largest(batches: BatchSampler | Stream, recipe: Recipe, network: PreTrainedModel, estimate: Estimate) -> Shape:

@@ -47,6 +47,7 @@ from lmtrain.training.hosts import check_shared
 from lmtrain.training.live_progress import LiveProgress
 from lmtrain.training.loaded_model import load_model
 from lmtrain.training.results import checkpoint_bytes, resolved_settings
+from lmtrain.training.tracked_texts import TrackedTexts
 from lmtrain.training.trainer import ExactTrainer
 
 
@@ -191,9 +192,11 @@ def fit_padding_free(
 def _add_callbacks(
     trainer: ExactTrainer, recipe: Recipe, folder: RunFolder, evaluator: Evaluator | None, console: Console
 ) -> RunCallback:
-    callback = RunCallback(trainer, recipe, folder, evaluator, console)
+    texts = TrackedTexts(recipe, trainer.callback_handler.callbacks)
+    callback = RunCallback(trainer, recipe, folder, evaluator, console, texts)
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     trainer.add_callback(callback)
+    trainer.add_callback(texts)
     trainer.add_callback(Health(trainer, OBJECTIVES[recipe.objective]))
     trainer.add_callback(LiveProgress(console))
     if patience := recipe.eval.early_stop:

@@ -25,6 +25,7 @@ from lmtrain.runs.run_folder import RunFolder
 from lmtrain.runtime import signals
 from lmtrain.runtime.console import Console
 from lmtrain.training.hosts import of_first, on_every_host
+from lmtrain.training.tracked_texts import TrackedTexts
 from lmtrain.training.trainer import ExactTrainer
 
 NAMED = 3
@@ -41,8 +42,9 @@ class RunCallback(TrainerCallback):
         folder: RunFolder,
         evaluator: Evaluator | None,
         console: Console,
+        texts: TrackedTexts,
     ):
-        self.trainer, self.recipe, self.folder = trainer, recipe, folder
+        self.trainer, self.recipe, self.folder, self.texts = trainer, recipe, folder, texts
         self.evaluator, self.console = evaluator, console
         self.began = time.monotonic()
         self.evaluated_at = -1
@@ -141,6 +143,7 @@ class RunCallback(TrainerCallback):
                 samples = self.evaluator.samples(self.trainer.model, self.recipe.eval.samples)
                 for sample in samples:
                     self._write(SAMPLES, {"step": step, **sample})
+                self.texts.samples(step, samples)
                 self.console.samples(samples[:1])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

@@ -262,8 +262,8 @@ class ExactTrainer(CheckpointingTrainer):
 
         Defazio et al.: "The Road Less Scheduled", 2024, section 2.
         """
-        if self.optimizer is not None and callable(getattr(self.optimizer, "eval", None)):
-            self.optimizer.eval()
+        if callable(average := getattr(self.optimizer, "eval", None)):
+            average()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and start_time is not None:
