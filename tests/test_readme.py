@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import lmtrain
+from conftest import lmtrain, scratch, trained
 from ruamel.yaml import YAML
 
 from lmtrain import metrics
@@ -110,3 +110,32 @@ def test_the_exit_codes_are_those_of_the_errors():
 
     table = set(map(int, re.findall(r"^\| (\d+) \|", README, re.MULTILINE)))
     assert {e.exit_code for e in errors.LmtrainError.__subclasses__() if e is not errors.Interrupted} <= table
+
+
+SAVED_RUNS = [line for line in LINES if re.match(r"lmtrain (runs|compare|plan [a-z]+-quickstart|sweep) ?", line)]
+
+
+def test_there_are_commands_about_saved_runs():
+    assert {line.split()[1] for line in SAVED_RUNS} == {"runs", "compare", "plan", "sweep"}
+
+
+@pytest.mark.slow
+def test_every_command_about_saved_runs_does_what_is_said(material: Path, monkeypatch: pytest.MonkeyPatch):
+    from lmtrain.commands.sweep.sweep import Sweep
+
+    swept: list[Sweep] = []
+    monkeypatch.setattr(Sweep, "run", lambda self: swept.append(self) or {"metric": "x", "ranking": [], "trials": []})
+    monkeypatch.setattr("lmtrain.cli.sweep._show", lambda *_: None)
+    for name in "abc":
+        trained("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--val-split", 0.2, "--max-steps", 2,
+                "--seed", "7", "--lr", {"a": 1e-4, "b": 1e-3, "c": 1e-2}[name], "-o", f"runs/{name}")  # fmt: skip
+    for line in SAVED_RUNS:
+        words = shlex.split(re.split(r"\s{3,}", line)[0])[1:]
+        outcome = lmtrain(*words)
+        assert outcome.code == 0, outcome.err
+        if words[0] in ("runs", "compare"):
+            assert all(f"runs/{name}" in outcome.out for name in "ab")
+        if words[0] == "plan":
+            assert "peak memory" in outcome.out
+    assert Path("page.html").is_file()
+    assert swept[0].seeds == 3 and len(swept[0].points()) == 3

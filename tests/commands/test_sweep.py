@@ -98,6 +98,24 @@ def test_noise_is_called_noise_in_95_of_100_cases():
     assert worse <= 0.05 * 400 + 13  # three standard deviations
 
 
+def test_draws_by_tpe_learn_and_repeat():
+    pytest.importorskip("optuna")
+    from lmtrain.commands.sweep.space import Learner
+
+    def drawn() -> list[float]:
+        learner = Learner({"train.learning_rate": Range(1e-5, 1e-1, True, False)}, {}, seed=1, higher=False)
+        rates = []
+        for _ in range(40):
+            asked, settings = learner.ask()
+            rates.append(settings["train.learning_rate"])
+            learner.tell(asked, (math.log10(rates[-1]) + 3) ** 2)  # the best is 1e-3
+        return rates
+
+    rates = drawn()
+    assert rates == drawn() and all(1e-5 <= rate <= 1e-1 for rate in rates)
+    assert sum(abs(math.log10(rate) + 3) < 0.7 for rate in rates[20:]) > 10
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
