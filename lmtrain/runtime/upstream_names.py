@@ -54,6 +54,11 @@ RELIANCES = (
         attributes=("accelerate.Accelerator.scaler",),
     ),
     Reliance(
+        "a training that cannot work, or an optimiser without its library, would not be noticed before the first steps",
+        overridden={f"{CALLBACK}.on_optimizer_step": EVENT},
+        called={f"{TRAINER}.get_optimizer_cls_and_kwargs": "args"},
+    ),
+    Reliance(
         "evaluation would be a mean of batch means instead of the exact sum over rows",
         overridden={f"{TRAINER}.evaluate": "eval_dataset, ignore_keys, metric_key_prefix"},
     ),
@@ -176,6 +181,22 @@ RELIANCES = (
     Reliance(
         "Ctrl-C would wait for the end of a generation",
         overridden={"transformers.StoppingCriteria.__call__": "input_ids, scores, ..."},
+    ),
+    Reliance(
+        "lmtrain chat would not show an answer as it is written",
+        overridden={"transformers.TextStreamer.on_finalized_text": "text, stream_end"},
+    ),
+    Reliance(
+        "trackers would have figures, but neither recipe nor samples",
+        attributes=(
+            "transformers.integrations.TensorBoardCallback.tb_writer",
+            "transformers.integrations.WandbCallback._wandb",
+            "transformers.integrations.MLflowCallback._ml_flow",
+        ),
+    ),
+    Reliance(
+        "lmtrain plan would count a saved tensor twice, or stop where a mask asks for the content of a tensor",
+        attributes=("torch.UntypedStorage._cdata", "torch.ops.aten._local_scalar_dense"),
     ),
     Reliance(
         "rows would be cut as the file of the tokenizer says, or tokenised more slowly",

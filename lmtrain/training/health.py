@@ -17,7 +17,7 @@ from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.training.trainer import ExactTrainer
 
 WATCHED = 3
-"""The first steps of a process, whose labels and gradients are examined."""
+"""The first steps of a process, whose gradients are examined."""
 
 UNCHANGED = 10
 """Steps without a change of the weights that stop the run. RAdam makes no update in its first five (Liu et al. 2020)."""
@@ -47,6 +47,7 @@ class Health(TrainerCallback):
     def __init__(self, trainer: ExactTrainer, objective: Objective):
         self.trainer, self.objective = trainer, objective
         self.watched = self.without_gradient = self.unchanged = self.misplaced = self.examined = 0
+        self.without_labels = 0
         self.before: torch.Tensor | None = None
         self.skipped = 0
         self.losses: list[tuple[int, float]] = []
@@ -70,27 +71,32 @@ class Health(TrainerCallback):
         self.watched += 1
         if self.watched == self.unchanged + 1:  # no step has changed them
             self.before, self.skipped = self._checksums(), self.trainer.skipped
-        if self.watched <= WATCHED:
-            self._check_step(state.global_step + 1)
+        if self._is_labelled():
+            self._check_gradient()
 
-    def _check_step(self, step: int) -> None:
-        """Raise BrokenDown where a step has no label, or none of the first steps has a gradient."""
-        self._check_labels(step)
+    def _is_labelled(self) -> bool:
+        """Whether the step has a label. Raises BrokenDown if none of the first steps has one; chance may mask nothing."""
+        # The share of one of several processes may be blank, at the end of an epoch.
+        if self._of_any(any(bool((batch["labels"] != IGNORED).any()) for batch in self.trainer.samples)):
+            return True
+        self.without_labels += 1
+        if self.without_labels == UNCHANGED:
+            raise BrokenDown(
+                f"every label of the first {UNCHANGED} steps is masked ({IGNORED}), so nothing would be learnt; look at the rows "
+                f"with lmtrain preview {self.objective.name}"
+            )
+        return False
+
+    def _check_gradient(self) -> None:
+        """Raise BrokenDown where none of the first steps that have labels has a gradient."""
+        if self.watched - self.without_labels > WATCHED:
+            return
         gradients = [p.grad for p in self.trainer.model.parameters() if p.requires_grad and p.grad is not None]
         self.without_gradient += not self._of_any(any(bool(_local(gradient).any()) for gradient in gradients))
         if self.without_gradient == WATCHED:
             raise BrokenDown(
                 f"the gradient of the first {WATCHED} steps is exactly zero: the loss does not depend on any parameter that is "
                 "trained, so nothing would be learnt"
-            )
-
-    def _check_labels(self, step: int) -> None:
-        batches = self.trainer.samples
-        # The share of one of several processes may be blank, at the end of an epoch.
-        if not self._of_any(any(bool((batch["labels"] != IGNORED).any()) for batch in batches)):
-            raise BrokenDown(
-                f"every label of step {step} is masked ({IGNORED}), so nothing would be learnt from it; look at the rows with "
-                f"lmtrain preview {self.objective.name}"
             )
 
     def _check_places(self, step: int) -> None:

@@ -96,12 +96,14 @@ def test_lora_trains_a_part_and_checkpointing_saves_memory(gpt2: Path):
 
 def test_the_largest_batch_is_the_last_power_of_two_within_the_memory():
     flags = ["clm", *scratch("gpt2"), *SMALL]
-    plan = planned(*flags, "--memory", "900MB")
+    first = planned(*flags)
+    limit = int(first["peak_memory_bytes"] + 100e6)
+    plan = planned(*flags, "--memory", limit)
     size = plan["largest_batch_size"]
     assert math.log2(size) % 1 == 0
     fixed = plan["peak_memory_bytes"] - plan["memory"]["activations"]
     a_row = plan["memory"]["activations"] / plan["largest_batch"]["rows"]
-    assert fixed + a_row * size < 1.1e9 and fixed + 1.2 * a_row * 2 * size > 0.8e9
+    assert fixed + a_row * size < 1.1 * limit and fixed + 1.2 * a_row * 2 * size > 0.9 * limit
     assert planned(*flags, "--memory", "1MB")["largest_batch_size"] == 0
 
 
