@@ -196,7 +196,11 @@ RELIANCES = (
     ),
     Reliance(
         "lmtrain plan would count a saved tensor twice, or stop where a mask asks for the content of a tensor",
-        attributes=("torch.UntypedStorage._cdata", "torch.ops.aten._local_scalar_dense"),
+        attributes=(
+            "torch.UntypedStorage._cdata",
+            "torch.ops.aten._local_scalar_dense",
+            "torch.utils._python_dispatch.TorchDispatchMode",
+        ),
     ),
     Reliance(
         "rows would be cut as the file of the tokenizer says, or tokenised more slowly",
