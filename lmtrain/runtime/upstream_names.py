@@ -188,10 +188,9 @@ RELIANCES = (
     ),
     Reliance(
         "trackers would have figures, but neither recipe nor samples",
-        attributes=(
-            "transformers.integrations.TensorBoardCallback.tb_writer",
-            "transformers.integrations.WandbCallback._wandb",
-            "transformers.integrations.MLflowCallback._ml_flow",
+        attributes=tuple(
+            f"transformers.integrations.{name}"
+            for name in ("TensorBoardCallback.tb_writer", "WandbCallback._wandb", "MLflowCallback._ml_flow")
         ),
     ),
     Reliance(
