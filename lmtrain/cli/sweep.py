@@ -118,9 +118,12 @@ def _check(sweep: Any) -> None:
 
 def _devices(given: str | None) -> list[str | None]:
     """The GPUs that each take a trial at a time; [None] where there is none."""
-    visible = given or os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        return [device.strip() for device in visible.split(",") if device.strip()]
+    visible = given if given is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [device.strip() for device in visible.split(",") if device.strip()]
+        if given is not None and not named:
+            raise UsageError(f"--devices {given}: names no device; write it as 0,1")
+        return [*named] or [None]
     if shutil.which("nvidia-smi") is None:
         return [None]
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()

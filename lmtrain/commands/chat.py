@@ -102,7 +102,7 @@ class Shell:
         with handled_by(_interrupt):
             while (line := self._read()) is not None:
                 try:
-                    if not self._do(line.strip()):
+                    if not self._do(line.rstrip()):
                         return
                 except LmtrainError as error:
                     self.console.error(str(error))
@@ -121,8 +121,8 @@ class Shell:
     def _do(self, line: str) -> bool:
         """Carry out a command or answer a message; whether the chat goes on."""
         if not line.startswith("/"):
-            if line:
-                self._answer(line)
+            if line.strip():
+                self._answer(line.strip())
             return True
         command, _, rest = line[1:].partition(" ")
         actions = {"help": self._help, "system": self._system, "reset": self._reset, "undo": self._undo,
@@ -167,11 +167,14 @@ class Shell:
         if not text:
             raise UsageError("/save FILE: name a file, such as /save chat.jsonl")
         path = Path(text)
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
         try:
+            before = path.read_text(encoding="utf-8") if path.is_file() else ""
+            before += "" if before.endswith("\n") or not before else "\n"
             write_text(path, before + self.conversation.line())
         except OSError as error:
             raise UsageError(f"/save {text}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"/save {text}: is not a text file; name another one") from None
         self._say(f"(saved to {path}, line {before.count(chr(10)) + 1})")
 
     # --- answers
@@ -201,6 +204,9 @@ class Shell:
         except KeyboardInterrupt:
             written = streamer.written
             self._say(" …")
+        except LmtrainError:
+            talk.messages[:] = before
+            raise
         talk.messages.append({"role": "assistant", "content": written})
 
     def _say(self, text: str) -> None:

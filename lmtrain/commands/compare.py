@@ -17,6 +17,7 @@ from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.baseline import differences, setup_of
 from lmtrain.evaluation.bootstrap import RESAMPLES, Metric
+from lmtrain.evaluation.gates import finite
 from lmtrain.evaluation.likelihood import metrics_of_sums
 from lmtrain.evaluation.predictions import Records, read_predictions, sums_of
 from lmtrain.evaluation.text_metrics import build_text_scorer
@@ -41,7 +42,7 @@ def compare(runs: Sequence[SavedRun], names: Sequence[str], console: Console) ->
     _check_names(runs, names)
     reasons = incomparable(runs)
     shared = [] if "" in reasons else [name for name in _shared(runs, names) if name not in reasons]
-    reason = reasons.get("") or ("; ".join(reasons.values()) if reasons and not shared else None)
+    reason = None if shared else "; ".join(reasons.values()) or "there is no metric that all runs have"
     pairs = _tested(runs, shared, console) if shared else []
     ranked = next(iter(names), None) or runs[0].settings.get("eval.best_metric") or "eval_loss"
     return {
@@ -79,7 +80,8 @@ def _check_names(runs: Sequence[SavedRun], names: Collection[str]) -> None:
 def _shared(runs: Sequence[SavedRun], names: Sequence[str]) -> list[str]:
     """The metrics that all runs have, in the order of the first run, of which it is known which direction is better."""
     known = HIGHER_IS_BETTER | LOWER_IS_BETTER
-    return [name for name in names or runs[0].metrics if name in known and all(name in run.metrics for run in runs)]
+    usable = (name for name in names or runs[0].metrics if name in known)
+    return [name for name in usable if all(finite(run.metrics.get(name)) is not None for run in runs)]
 
 
 def incomparable(runs: Sequence[SavedRun]) -> dict[str, str]:

@@ -55,6 +55,7 @@ def plan(recipe: Recipe, corpus: Corpus, limit: int | None, console: Console) ->
     for line in [*prepared.notes, *model.notes]:
         console.note(line)
     network = _outlined(recipe, model.network, objective.task_type)
+    size = checkpoint_bytes(network)
     dtype = precision(recipe.train.precision, config.model_type)
     estimate = Estimate(recipe, network, width, dtype, processes)
     shape = _largest(batches, recipe, network, estimate)
@@ -62,7 +63,6 @@ def plan(recipe: Recipe, corpus: Corpus, limit: int | None, console: Console) ->
     limit = limit or _available()
     steps, per_epoch = _steps(recipe, batches)
     counts = prepared.train.ledger
-    size = checkpoint_bytes(network)
     return {
         "objective": recipe.objective,
         "model": recipe.model.name,

@@ -3,17 +3,19 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lmtrain.config.architectures import ADAPTER, HUB_NAME
 from lmtrain.config.loading import read_yaml, to_yaml
 from lmtrain.errors import InputError, StorageError, UsageError
 from lmtrain.runs.file_names import CARD, METRICS, RECIPE, RESULTS
+from lmtrain.runs.report import read_lines
 from lmtrain.runs.saved_run import read_run
 from lmtrain.runtime.console import Console, to_json
 from lmtrain.runtime.redaction import redact, redact_document
@@ -65,7 +67,7 @@ def _warn_of_base(folder: Path, console: Console) -> None:
     """Warn where the base of an adapter is on this machine alone."""
     if (folder / ADAPTER).is_file():
         base = str(json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-        if Path(base).exists():
+        if base and Path(base).exists():
             console.warn(
                 f"the base of this adapter, {base}, is a local folder, so others cannot load it: push the base, too, or merge"
             )
@@ -76,9 +78,8 @@ def shared_files(folder: Path) -> Iterator[Path]:
     """A temporary folder with what is shared: model, card, recipe, results and log, without paths of this machine."""
     with tempfile.TemporaryDirectory(prefix="lmtrain-push-") as made:
         shared = Path(made)
-        for pattern in MODEL_FILES:
-            for file in folder.glob(pattern):
-                _place(file, shared / file.name)
+        for file in {file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()}:
+            _place(file, shared / file.name)
         for name in (CARD, RECIPE, RESULTS, METRICS):
             if (folder / name).is_file():
                 (shared / name).write_text(_cleaned_text(folder / name), encoding="utf-8")
@@ -88,10 +89,7 @@ def shared_files(folder: Path) -> Iterator[Path]:
 def _place(file: Path, place: Path) -> None:
     """Link a file of the model; a configuration is written anew, without local paths."""
     if file.name.endswith("config.json"):
-        document = json.loads(file.read_text(encoding="utf-8"))
-        for key in NAMES_OF_MODELS:
-            if isinstance(name := document.get(key), str) and (Path(name).is_absolute() or Path(name).exists()):
-                document[key] = Path(name).name
+        document = _without_local_models(json.loads(file.read_text(encoding="utf-8")))
         place.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     try:
@@ -100,19 +98,54 @@ def _place(file: Path, place: Path) -> None:
         shutil.copyfile(file, place)
 
 
+def _without_local_models(value: Any) -> Any:
+    """A configuration in which models and files that are on this machine are named by their last parts."""
+    if isinstance(value, list):
+        return [_without_local_models(inner) for inner in value]
+    if not isinstance(value, dict):
+        return PurePath(value).name if isinstance(value, str) and _is_absolute(value) else value
+    return {
+        key: PurePath(inner).name
+        if key in NAMES_OF_MODELS and isinstance(inner, str) and inner and Path(inner).exists()
+        else inner
+        if key == "chat_template"
+        else _without_local_models(inner)
+        for key, inner in value.items()
+    }
+
+
+def _is_absolute(text: str) -> bool:
+    return "\n" not in text and text.count("/") > 1 and PurePath(text.removeprefix("file://")).is_absolute()
+
+
 def _cleaned_text(file: Path) -> str:
     """The text of a file with the last parts of absolute paths only, and without secrets."""
     if file.name == RECIPE:
         return to_yaml(without_paths(redact_document(read_yaml(file))))
     if file.name == RESULTS:
-        return to_json(without_paths(redact_document(json.loads(file.read_text(encoding="utf-8")))), indent=2) + "\n"
+        results = redact_document(json.loads(file.read_text(encoding="utf-8")))
+        if command := results.get("command"):
+            results["command"] = _cleaned_command(command)
+        return to_json(without_paths(results), indent=2) + "\n"
+    if file.name == METRICS:  # a step that was not finite names rows of the data
+        events = ({k: v for k, v in event.items() if k != "rows"} for event in read_lines(file))
+        return "".join(to_json(without_paths(redact_document(event))) + "\n" for event in events)
     return without_paths(redact(file.read_text(encoding="utf-8")))
+
+
+def _cleaned_command(command: str) -> str:
+    """A command line whose words that are absolute paths are file names."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return "lmtrain"
+    return shlex.join(without_paths(word) for word in words)
 
 
 def without_paths(value: Any) -> Any:
     """A document in which every absolute path is shortened to its last part."""
     if isinstance(value, str):
-        return PATH.sub(r"\1", value)
+        return PurePath(value).name if _is_absolute(value) else PATH.sub(r"\1", value)
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

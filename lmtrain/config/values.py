@@ -49,13 +49,13 @@ def key_values(value: object) -> object:
 
 
 def _parse_pairs(text: str) -> Document:
-    pairs = [part.partition("=") for part in _split_outside_brackets(text) if part.strip()]
+    pairs = [part.partition("=") for part in split_outside_brackets(text) if part.strip()]
     if any(not equals for _, equals, _ in pairs):
         raise ValueError("write it as name=value,name=value")
     return {name.strip(): parse_yaml(value) for name, _, value in pairs}
 
 
-def _split_outside_brackets(text: str) -> list[str]:
+def split_outside_brackets(text: str) -> list[str]:
     """Split at commas, except inside a list such as `[0, 2]`."""
     parts, depth = [""], 0
     for character in text:

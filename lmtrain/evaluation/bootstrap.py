@@ -73,7 +73,7 @@ def compared(value: float, other: float, resampled: np.ndarray, others: np.ndarr
     differences = resampled - others
     differences = differences[~np.isnan(differences)]
     extreme = int(np.sum(np.abs(differences - differences.mean()) >= abs(value - other))) if len(differences) else 0
-    p_value = (extreme + 1) / (len(resampled) + 1)
+    p_value = (extreme + 1) / (len(differences) + 1)
     return Comparison(value, other, value - other, _percentiles(differences), p_value)
 
 

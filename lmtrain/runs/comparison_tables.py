@@ -52,7 +52,8 @@ def findings(document: Document) -> list[str]:
         if pair["significant"]:
             better = (pair["difference"] > 0) == (pair["metric"] in HIGHER_IS_BETTER)
             first, second = (pair["a"], pair["b"]) if better else (pair["b"], pair["a"])
-            low, high = sorted(map(abs, pair["interval"]))
+            sign = 1 if pair["difference"] > 0 else -1
+            low, high = sorted(sign * bound for bound in pair["interval"])
             lines.append(
                 f"{names[first]} is better than {names[second]} in {pair['metric']} by "
                 f"{format_number(abs(pair['difference']))} (95 %: {format_number(low)} to {format_number(high)}; "

@@ -102,7 +102,8 @@ def _metadata(results: Mapping[str, Any], name: str, base: str | None) -> str:
     data = ModelCardData(
         base_model=base,
         datasets=datasets(settings) or None,
-        language=settings.get("run.language") or ([code[:2] for code in languages] if translates else None),
+        language=settings.get("run.language")
+        or ([re.split("[_-]", code)[0] for code in languages] if translates else None),
         library_name="peft" if settings["model.lora"] else "transformers",
         license=settings.get("run.license"),
         model_name=name,

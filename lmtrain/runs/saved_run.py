@@ -1,6 +1,8 @@
 """Runs that were saved: a run folder, or a results.json by itself."""
 
 import json
+import os
+import stat
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -63,7 +65,10 @@ def find_runs(folder: Path) -> Iterator[Path]:
     if (folder / RECIPE).is_file() and ((folder / RESULTS).is_file() or (folder / "checkpoints").is_dir()):
         yield folder
         return
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    try:
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:  # not ours to read
+        return
     for path in inner:
         if not path.name.startswith("."):
             yield from find_runs(path)
@@ -76,7 +81,7 @@ def describe(folder: Path) -> Document:
     except InputError:
         results = {}
     status = "running" if is_held(folder) else results.get("status", "unfinished")
-    files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    files = [found for file in folder.rglob("*") if (found := _stat(file))]
     last = max((file.st_mtime for file in files), default=time.time())
     known = {"objective": results.get("objective"), "model": results.get("model")}
     return {
@@ -87,6 +92,15 @@ def describe(folder: Path) -> Document:
         "bytes": sum(file.st_size for file in files),
         "finished": results.get("finished") or time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(last)),
     }
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    """Of a file; None if it is no file, or gone by now: a run may be writing here."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _of_recipe(folder: Path) -> Document:

@@ -57,6 +57,7 @@ class Health(TrainerCallback):
     # --- the first steps
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.skipped = self.trainer.skipped
         if not any(parameter.requires_grad for parameter in self.trainer.model.parameters()):
             raise InputError(
                 "no parameter of the model is trained: all of them are frozen (requires_grad is False); unfreeze some, or use "
@@ -68,9 +69,12 @@ class Health(TrainerCallback):
             self._check_places(state.global_step + 1)
         if self.watched >= UNCHANGED or self.trainer.is_deepspeed_enabled:
             return
+        if self.skipped != self.trainer.skipped:  # this step changes nothing (--on-nonfinite)
+            self.skipped = self.trainer.skipped
+            return
         self.watched += 1
         if self.watched == self.unchanged + 1:  # no step has changed them
-            self.before, self.skipped = self._checksums(), self.trainer.skipped
+            self.before = self._checksums()
         if self._is_labelled():
             self._check_gradient()
 
@@ -114,8 +118,8 @@ class Health(TrainerCallback):
         if self.before is None:
             return
         before, self.before = self.before, None
-        applied = self.skipped == self.trainer.skipped and getattr(self.trainer.accelerator, "scaler", None) is None
-        if not applied or self._of_any(not torch.equal(before, self._checksums())):
+        scaled = getattr(self.trainer.accelerator, "scaler", None) is not None  # the first scales may be too large
+        if scaled or self._of_any(not torch.equal(before, self._checksums())):
             return
         self.unchanged += 1
         if self.unchanged == UNCHANGED:
@@ -137,7 +141,8 @@ class Health(TrainerCallback):
     def _checksums(self) -> torch.Tensor:
         """The sums of the trained parameters [parameters], which an update changes."""
         trained = [_local(p.detach()) for p in self.trainer.model.parameters() if p.requires_grad]
-        return torch.stack([part.double().sum() + part.double().square().sum() for part in trained])
+        dtype = torch.float32 if trained[0].device.type == "mps" else torch.float64
+        return torch.stack([part.sum(dtype=dtype) + torch.linalg.vector_norm(part, dtype=dtype) for part in trained])
 
     # --- the course of the run
 

@@ -110,6 +110,23 @@ def test_runs_on_other_data_are_not_ranked(tmp_path: Path):
     assert "not comparable" in lmtrain("compare", "first", "second").out
 
 
+def test_a_metric_that_is_no_number_is_left_out(tmp_path: Path):
+    for name in ("first", "second"):
+        saved(name, [1.0, 2.0, 4.0])
+        results = json.loads(Path(name, "results.json").read_text())
+        results["metrics"]["token_accuracy"] = None
+        Path(name, "results.json").write_text(json.dumps(results))
+    assert [pair["metric"] for pair in compared("first", "second")["pairs"]] == ["eval_loss"]
+
+
+def test_a_run_without_metrics_is_not_comparable_and_says_why(tmp_path: Path):
+    saved("first", [1.0, 2.0]), saved("second", [1.0, 2.0])
+    results = json.loads(Path("second/results.json").read_text())
+    Path("second/results.json").write_text(json.dumps({**results, "metrics": {}, "status": "interrupted"}))
+    document = compared("first", "second")
+    assert not document["comparable"] and document["reason"] == "there is no metric that all runs have"
+
+
 def test_what_differs_in_the_settings_is_shown(tmp_path: Path):
     more = {"train.epochs": 3, "data.train": ["a.txt"]}
     document = compared(

@@ -135,6 +135,18 @@ def test_the_model_arrives_and_no_data_no_path_and_no_secret(run: Path, hub: Hub
     assert outcome.json["url"].startswith("http://127.0.0.1")
 
 
+def test_rows_of_a_step_that_was_not_finite_stay_here(run: Path, hub: Hub):
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(
+            json.dumps({"step": 3, "loss": None, "not_finite": "the loss", "rows": ["a secret row of the data"]})
+            + "\n"
+        )
+    (run / "tokenizer.model").write_bytes(b"pieces")  # two patterns name it
+    assert lmtrain("push", run, "me/model").code == 0
+    assert b"secret row" not in hub.files["metrics.jsonl"] and b'"not_finite"' in hub.files["metrics.jsonl"]
+    assert hub.files["tokenizer.model"] == b"pieces"
+
+
 def test_a_push_that_was_cut_off_goes_on(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the tries of the hub's client
     hub.fails_after = 0
@@ -162,6 +174,7 @@ def test_paths_are_shortened_and_other_text_stays():
 
     command = "lmtrain clm --data /home/me/a/text.jsonl --model org/name --assert 'loss</s>' -o 'x/y'"
     assert without_paths(command) == "lmtrain clm --data text.jsonl --model org/name --assert 'loss</s>' -o 'x/y'"
+    assert without_paths("/home/Jane Doe/own/x.txt") == "x.txt" == without_paths("file:///home/u/x.txt")
     assert without_paths({"a": ["/data/x.csv", 3], "b": "https://h.co/a/b/c"}) == {
         "a": ["x.csv", 3],
         "b": "https://h.co/a/b/c",

@@ -59,6 +59,19 @@ def test_draws_lie_in_their_ranges_and_repeat():
     assert Range(1, 3, False, True).draw(0.999) == 3
 
 
+def test_a_combination_is_drawn_once():
+    grid = parse_grid(["train.batch_size=8,16", "model.lora_targets=[q_proj,v_proj],[q_proj]"])
+    assert grid["model.lora_targets"] == [["q_proj", "v_proj"], ["q_proj"]]
+    drawn = random_points({}, grid, 12, seed=1)
+    assert len(drawn) == 4 and len({json.dumps(point) for point in drawn}) == 4
+
+
+def test_the_same_seed_is_no_second_value():
+    twice = [{**trial({"a": 1}, 2.0), "seed": 42}] * 2 + [{**trial({"a": 2}, 1.0), "seed": 42}]
+    rows = ranking(twice, "eval_loss")
+    assert [len(row["values"]) for row in rows] == [1, 1] and rows[1]["within_noise"] is None
+
+
 def test_rungs_are_shares_of_the_whole_training():
     assert rung_shares(12, 3) == pytest.approx([1 / 9, 1 / 3, 1])
     assert rung_shares(4, 2) == [0.25, 0.5, 1] and rung_shares(1, 3) == [1]

@@ -100,6 +100,16 @@ def test_a_run_that_failed_has_a_page(material: Path):
     assert "failed after" in Path("run/report.html").read_text()
 
 
+def test_lines_of_a_log_end_at_line_feeds_only(tmp_path: Path):
+    from lmtrain.runs.report import read_lines
+
+    lines = [{"output": "a\u2028b"}, {"output": "c"}]
+    (tmp_path / "log.jsonl").write_bytes(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode() + b"\xea\xb3"
+    )
+    assert read_lines(tmp_path / "log.jsonl") == lines
+
+
 def test_long_curves_keep_their_extremes():
     from lmtrain.runs.charts import thinned
 

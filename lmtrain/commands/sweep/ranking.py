@@ -42,7 +42,12 @@ def ranking(trials: Sequence[Entry], metric: str) -> list[Entry]:
 def _groups(trials: Sequence[Entry], metric: str) -> dict[str, list[Entry]]:
     """The completed trials that have the metric, by their settings."""
     groups: dict[str, list[Entry]] = {}
+    seen = set()  # the same settings with the same seed give the same value, which is not another one
     for trial in trials:
+        key = json.dumps([trial["settings"], trial.get("seed")], sort_keys=True)
+        if trial.get("seed") is not None and key in seen:
+            continue
+        seen.add(key)
         if trial["status"] == "completed" and trial["metrics"].get(metric) is not None:
             groups.setdefault(json.dumps(trial["settings"], sort_keys=True), []).append(trial)
     return groups

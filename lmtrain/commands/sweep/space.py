@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from lmtrain.config.values import parse_yaml
+from lmtrain.config.values import parse_yaml, split_outside_brackets
 from lmtrain.errors import UsageError
 
 Settings = dict[str, Any]
 """Dotted name of a setting -> value."""
+
+
+TRIES = 20
+"""Draws for each combination that is wanted, at most."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for text in given:
         name, values = _parts(text, "--grid", "train.learning_rate=1e-4,3e-4")
-        parsed = [parse_yaml(value) for value in values.split(",") if value.strip()]
+        parsed = [parse_yaml(value) for value in split_outside_brackets(values) if value.strip()]
         if not parsed:
             raise UsageError(f"--grid {text}: names no value")
         if len(set(map(repr, parsed))) < len(parsed):
@@ -80,15 +84,18 @@ def grid_points(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
 def random_points(
     ranges: Mapping[str, Range], grid: Mapping[str, Sequence[Any]], count: int, seed: int
 ) -> list[Settings]:
-    """`count` draws; a setting with a list of values takes one of them."""
+    """`count` different draws, fewer where there are no more; a setting with a list of values takes one of them."""
     draw = random.Random(seed)
-    return [
-        {
+    points: dict[str, Settings] = {}  # a combination that is drawn again would say nothing new
+    for _ in range(TRIES * count):
+        point = {
             **{name: values[draw.randrange(len(values))] for name, values in grid.items()},
             **{name: bounds.draw(draw.random()) for name, bounds in ranges.items()},
         }
-        for _ in range(count)
-    ]
+        points.setdefault(repr(point), point)
+        if len(points) == count:
+            break
+    return [*points.values()]
 
 
 class Learner:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ from lmtrain.config.recipe import RECIPES
 from lmtrain.config.resolution import resolve_recipe
 from lmtrain.errors import InputError, UsageError
 from lmtrain.metrics import HIGHER_IS_BETTER
+from lmtrain.runs.lock import LOCK, held
 from lmtrain.runtime.console import Console, format_number, to_json
 from lmtrain.runtime.files import storage_error, write_text
 
@@ -59,7 +61,14 @@ class Sweep:
     # --- the whole
 
     def run(self) -> dict[str, Any]:
-        """Run what is missing and return the content of sweep.json. Raises InputError where no trial succeeds."""
+        """Run what is missing and return the content of sweep.json.
+
+        Raises InputError where no trial succeeds, StorageError where another sweep uses the folder.
+        """
+        with held(self.folder):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self._continue()
         if self.search == "tpe":
             self._learn()
@@ -160,6 +169,8 @@ class Sweep:
         finally:
             for one, _ in running:
                 one.stop()
+            for one, _ in running:
+                one.wait()
 
     def _start(self, trial: Trial, share: float | None, device: str | None) -> Running:
         return Running(trial, trial.arguments(self.objective, self.recipe, self.assignments, share), device)
@@ -168,6 +179,8 @@ class Sweep:
         entry = self.entries.get(trial.number)
         if entry is None:
             return True
+        if self.search == "tpe":  # later draws were made from this result
+            return False
         return entry["rung"] < rung if entry["code"] in (0, 4) else entry["code"] not in FINAL
 
     def _note(self, one: Running, began: float, rung: int, place: str) -> None:
@@ -202,6 +215,7 @@ class Sweep:
         """What a sweep is, so that a folder continues the same one only."""
         return {
             "recipe": self.recipe,
+            "content": sha256(to_yaml(self._recipe({}).saved({})).encode()).hexdigest(),
             "objective": self.objective,
             "set": self.assignments,
             "metric": self.metric,
@@ -237,7 +251,7 @@ class Sweep:
         """Take over the entries of a sweep that was stopped. Raises UsageError if the folder holds something else."""
         path = self.folder / SWEEP
         if not path.is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder.exists() and any(path.name != LOCK for path in self.folder.iterdir()):
                 raise UsageError(f"--output-dir {self.folder} is not empty and holds no sweep; choose another folder")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

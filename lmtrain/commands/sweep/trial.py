@@ -75,6 +75,7 @@ class Running:
             stderr=self.log,
             env=environment,
             preexec_fn=die_with_parent,
+            start_new_session=True,  # Ctrl-C is for the sweep, which ends its trials in peace
         )
 
     def ended(self) -> int | None:
@@ -87,8 +88,10 @@ class Running:
         return code
 
     def stop(self) -> None:
-        """Let it save a checkpoint and end."""
+        """Let it save a checkpoint and end; `wait` waits for that."""
         self.process.terminate()
+
+    def wait(self) -> None:
         self.process.wait()
 
     def message(self) -> str:
