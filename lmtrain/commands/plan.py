@@ -15,17 +15,12 @@ from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import UsageError
 from lmtrain.modeling import lora
-from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
-from lmtrain.modeling.document_mask import assume_packing
-from lmtrain.modeling.padding_free import is_applicable, row_width
-from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import precision
-from lmtrain.training.datasets import prepare_data, training_batches
-from lmtrain.training.loaded_model import load_model
+from lmtrain.training.outlined import outline_training
 from lmtrain.training.results import checkpoint_bytes
 
 MOST_ROWS = 1 << 16
@@ -39,25 +34,15 @@ def plan(recipe: Recipe, corpus: Corpus, limit: int | None, console: Console) ->
     """
     if recipe.model.load_in_4bit:
         raise UsageError("plan does not know the memory of --load-in-4bit; bench measures it on a GPU")
-    objective = OBJECTIVES[recipe.objective]
-    config = load_config(recipe.model, recipe.objective)
-    model = load_model(recipe, config, objective, corpus, console, weights=False)
-    packing = assume_packing(recipe.data, corpus.kind)
-    collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)
-    with console.working("tokenising the data"):
-        prepared = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
-    padding_free = is_applicable(recipe, packing.data, corpus.kind)
-    width = row_width(model.network) if padding_free else None
     processes = recipe.run.num_processes or 1
-    batches = training_batches(
-        recipe, corpus, objective, model.tokenizer, packing, prepared, collator, (0, processes), width
-    )
+    outlined = outline_training(recipe, corpus, processes, console)
+    model, prepared, batches = outlined.model, outlined.data, outlined.batches
     for line in [*prepared.notes, *model.notes]:
         console.note(line)
-    network = _outlined(recipe, model.network, objective.task_type)
+    network = _outlined(recipe, model.network, outlined.objective.task_type)
     size = checkpoint_bytes(network)
-    dtype = precision(recipe.train.precision, config.model_type)
-    estimate = Estimate(recipe, network, width, dtype, processes)
+    dtype = precision(recipe.train.precision, outlined.config.model_type)
+    estimate = Estimate(recipe, network, outlined.width, dtype, processes)
     shape = _largest(batches, recipe, network, estimate)
     memory = estimate(shape)
     limit = limit or _available()

@@ -12,10 +12,8 @@ from lmtrain.commands.preview import render
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import visible
-from lmtrain.modeling.configuration import load_config
-from lmtrain.modeling.document_mask import Packing, assume_packing
-from lmtrain.modeling.padding_free import is_applicable, row_width, text_lengths
-from lmtrain.objectives.objective import OBJECTIVES
+from lmtrain.modeling.document_mask import Packing
+from lmtrain.modeling.padding_free import text_lengths
 from lmtrain.objectives.token_roles import Lines, RowLines, Token, View, fractions
 from lmtrain.preprocessing.batch import Batch, Row
 from lmtrain.preprocessing.dataset import Examples, Limits
@@ -24,8 +22,8 @@ from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console, json_escape, ledger_table, to_json, write_json
 from lmtrain.training.data_report import cut_warnings, data_document
-from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
-from lmtrain.training.loaded_model import load_model
+from lmtrain.training.datasets import PreparedData
+from lmtrain.training.outlined import outline_training
 
 
 @dataclass(frozen=True)
@@ -68,22 +66,10 @@ def preview(recipe: Recipe, corpus: Corpus, count: int, explain: bool, full: boo
 
 
 def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
-    """The first `count` batches, made as training makes them.
-
-    No weights are loaded, so what training tries out on them is assumed: that the model separates texts which share rows,
-    that its batches can be padding-free, and that it does not depend on padding (ProphetNet does: it is trained on rows of
-    full length).
-    """
-    objective = OBJECTIVES[recipe.objective]
-    config = load_config(recipe.model, recipe.objective)
-    model = load_model(recipe, config, objective, corpus, console, weights=False)
-    packing = assume_packing(recipe.data, corpus.kind)
-    collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)
-    with console.working("tokenising the data"):
-        prepared = prepare_data(corpus, objective, model.tokenizer, collator, packing.data, model.limits)
-    padding_free = is_applicable(recipe, packing.data, corpus.kind)
-    width = row_width(model.network) if padding_free else None
-    batches = training_batches(recipe, corpus, objective, model.tokenizer, packing, prepared, collator, (0, 1), width)
+    """The first `count` batches, made as training makes them, without weights (outlined.py)."""
+    outlined = outline_training(recipe, corpus, 1, console)
+    objective, model, packing, width = outlined.objective, outlined.model, outlined.packing, outlined.width
+    collator, prepared, batches = outlined.collator, outlined.data, outlined.batches
     is_pairs = model.network.config.is_encoder_decoder
     seen, slots = [], []
     for rows in islice(_rows(batches), count):
@@ -106,7 +92,7 @@ def look(recipe: Recipe, corpus: Corpus, count: int, console: Console) -> Shown:
         None if isinstance(batches, Stream) else len(batches),
         examples.lengths_by_column(),
         data,
-        [*prepared.notes, *model.notes, _note(prepared.limits, packing, padding_free)],
+        [*prepared.notes, *model.notes, _note(prepared.limits, packing, width is not None)],
         [*prepared.warnings, *model.warnings, *cut_warnings(data["kind"], ledgers, prepared.limits)],
     )
 
