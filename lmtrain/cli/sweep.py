@@ -4,17 +4,19 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmtrain.cli.common import Json, Quiet
 from lmtrain.config import shipped
-from lmtrain.config.loading import objective_of, read_yaml
 from lmtrain.config.resolution import load_recipe
 from lmtrain.errors import UsageError
 from lmtrain.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from lmtrain.runtime.console import Console, format_number
+
+if TYPE_CHECKING:
+    from lmtrain.commands.sweep.sweep import Sweep
 
 Texts = list[str] | None
 
@@ -82,7 +84,7 @@ def sweep(
         raise UsageError(f"--metric {chosen}: not a metric of which it is known whether higher is better")
     one = Sweep(
         folder=output_dir or Path("sweeps") / path.stem,
-        objective=objective_of(read_yaml(path), str(path)),
+        objective=base.objective,
         recipe=recipe,
         assignments=set_ or [],
         metric=chosen,
@@ -102,7 +104,7 @@ def sweep(
     _show(one.run(), one, console)
 
 
-def _check(sweep: Any) -> None:
+def _check(sweep: "Sweep") -> None:
     """Raise UsageError for options that contradict each other."""
     if sweep.search not in ("grid", "random", "tpe"):
         raise UsageError(f"--search {sweep.search}: choose grid, random or tpe")
@@ -130,7 +132,7 @@ def _devices(given: str | None) -> list[str | None]:
     return [str(number) for number, line in enumerate(listed) if line.startswith("GPU")] or [None]
 
 
-def _show(document: dict[str, Any], sweep: Any, console: Console) -> None:
+def _show(document: dict[str, Any], sweep: "Sweep", console: Console) -> None:
     names = list(document["ranking"][0]["settings"])
     header = ["", *(name.rpartition(".")[2] for name in names), document["metric"], "seeds", "against the best"]
     rows = []

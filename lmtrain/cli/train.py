@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -25,6 +25,9 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.libraries import loading_libraries, set_environment
 from lmtrain.runtime.processes import is_first_process, settle
 from lmtrain.runtime.redaction import redact_document
+
+if TYPE_CHECKING:
+    from lmtrain.data.corpus import Corpus
 
 
 def training(recipe_class: type[Recipe]) -> Callable[..., None]:
@@ -80,6 +83,15 @@ def _relaunch(recipe: Recipe) -> NoReturn:
     launch.relaunch(recipe.run, [*recipe.data.train, *recipe.data.eval], sys.argv[1:])
 
 
+def _checked_corpus(recipe: Recipe, console: Console, weights: bool) -> "Corpus":
+    """The data of a recipe whose model is checked, with its `weights` where they are needed. Raises as training does."""
+    from lmtrain.training.start import open_corpus
+
+    set_environment(recipe.run.offline, recipe.run.num_proc)
+    model_checks.check_model(recipe.objective, recipe.model, weights=weights)
+    return open_corpus(recipe, console)
+
+
 def previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
     def command(
         ctx: typer.Context,
@@ -100,11 +112,7 @@ def previewing(recipe_class: type[Recipe]) -> Callable[..., None]:
     ) -> None:
         recipe = resolve_recipe(recipe_class, config, set_ or [], typed(ctx, flags))
         console = Console(quiet=quiet, as_json=json, main_process=is_first_process())
-        set_environment(recipe.run.offline, recipe.run.num_proc)
-        model_checks.check_model(recipe.objective, recipe.model, weights=False)
-        from lmtrain.training.start import open_corpus
-
-        corpus = open_corpus(recipe, console)
+        corpus = _checked_corpus(recipe, console, weights=False)
         with loading_libraries(console):
             from lmtrain.commands.preview.preview import preview
         preview(recipe, corpus, batches, explain, full, console)
@@ -131,13 +139,9 @@ def benching(recipe_class: type[Recipe]) -> Callable[..., None]:
         recipe = resolve_recipe(recipe_class, config, set_ or [], typed(ctx, flags))
         console = Console(quiet=quiet, as_json=json)
         settle()
-        set_environment(recipe.run.offline, recipe.run.num_proc)
         if launch.wanted(recipe.run):
             raise UsageError("bench measures one process; leave out --num-processes and --accelerate-config")
-        model_checks.check_model(recipe.objective, recipe.model)
-        from lmtrain.training.start import open_corpus
-
-        corpus = open_corpus(recipe, console)
+        corpus = _checked_corpus(recipe, console, weights=True)
         with loading_libraries(console):
             from lmtrain.commands import bench
         bench.show(bench.bench(recipe, corpus, seconds, console), console)
@@ -177,11 +181,7 @@ def planning(recipe_class: type[Recipe]) -> Callable[..., None]:
         gates = [expression for expression in recipe.gates.assertions if name_of(expression).startswith("plan.")]
         console = Console(quiet=quiet, as_json=json)
         settle()
-        set_environment(recipe.run.offline, recipe.run.num_proc)
-        model_checks.check_model(recipe.objective, recipe.model, weights=measure)
-        from lmtrain.training.start import open_corpus
-
-        corpus = open_corpus(recipe, console)
+        corpus = _checked_corpus(recipe, console, weights=measure)
         with loading_libraries(console):
             from lmtrain.commands import plan as planned
         found = planned.plan(recipe, corpus, limit, console)

@@ -5,8 +5,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lmtrain.config.values import Document
 from lmtrain.runs.charts import Line, chart
-from lmtrain.runs.comparison_tables import Document, findings, legend, letter, metric_rows, setting_rows
+from lmtrain.runs.comparison_tables import findings, legend, letter, metric_rows, setting_rows
 from lmtrain.runs.file_names import METRICS
 from lmtrain.runs.page import page, section, table
 from lmtrain.runs.report import points_of, read_lines

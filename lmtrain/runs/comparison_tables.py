@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from string import ascii_uppercase
-from typing import Any
 
+from lmtrain.config.values import Document
 from lmtrain.metrics import HIGHER_IS_BETTER
+from lmtrain.runs.markdown import markdown_table
 from lmtrain.runtime.console import format_number
 
-Document = dict[str, Any]
 Rows = list[list[str]]
 
 FEW = 2
@@ -71,16 +71,11 @@ def markdown(document: Document) -> str:
     """The comparison for a pull request or a job summary."""
     heads = [letter(number) for number in range(len(document["runs"]))]
     parts = ["### lmtrain compare", "\n".join(f"- {line.replace(' = ', ': `', 1)}`" for line in legend(document))]
-    parts.append(_markdown_table(["metric", *heads], metric_rows(document)))
+    parts.append(markdown_table(["metric", *heads], metric_rows(document)))
     if rows := setting_rows(document):
-        parts.append(_markdown_table(["setting", *heads], rows))
+        parts.append(markdown_table(["setting", *heads], rows))
     parts.append("\n".join(f"- {line}" for line in findings(document)))
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(header: Sequence[str], rows: Rows) -> str:
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _best(name: str, values: Sequence[float | None]) -> float | None:

@@ -1,7 +1,7 @@
 """The model card: README.md of a run folder, with the metadata that the Hugging Face Hub reads."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from lmtrain.config.architectures import HUB_NAME
 from lmtrain.errors import visible
 from lmtrain.runs.file_names import RECIPE
+from lmtrain.runs.markdown import markdown_table
 from lmtrain.runtime.console import format_number
 
 HUB_DATA = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::[\w.-]+)?(?:@[\w.-]+)?(?:#\d+)?")
@@ -160,7 +161,7 @@ def _metrics(results: Mapping[str, Any]) -> str:
     for name, value in results["metrics"].items():
         interval = " to ".join(format_number(bound) for bound in intervals.get(name, ()))
         rows.append((name, format_number(value), interval))
-    return _table(("metric", "value", "95 % interval"), rows)
+    return markdown_table(("metric", "value", "95 % interval"), rows)
 
 
 def _loading(objective: str, settings: Mapping[str, Any], base: str | None) -> str:
@@ -190,7 +191,7 @@ def _data(results: Mapping[str, Any]) -> str:
             sources = ", ".join(shown_name(part) for part in _sources(results["settings"], split)) or "held out"
             counts = (f"{ledger['rows_used']:,}", f"{ledger['tokens_used']:,}", f"`{ledger['fingerprint'][:16]}`")
             rows.append((title, sources, *counts))
-    return _table(("", "source", "rows", "tokens", "fingerprint"), rows)
+    return markdown_table(("", "source", "rows", "tokens", "fingerprint"), rows)
 
 
 def _training(results: Mapping[str, Any]) -> str:
@@ -203,14 +204,8 @@ def _training(results: Mapping[str, Any]) -> str:
     known = ((name.partition(".")[2], settings.get(name)) for name in HYPERPARAMETERS)
     hardware = ((name, environment[name]) for name in environment if name != "seed")
     rows = ((name.replace("_", " "), shown(value)) for name, value in chain(known, hardware) if value is not None)
-    return f"{done}\n\n{_table(('setting', 'value'), rows)}"
+    return f"{done}\n\n{markdown_table(('setting', 'value'), rows)}"
 
 
 def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else visible(str(value), 200)
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(header), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -7,14 +7,12 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lmtrain.config.assertions import holds, name_of
+from lmtrain.config.values import Document
 from lmtrain.errors import InputError
 from lmtrain.runs.file_names import PREDICTIONS, RECIPE, RESULTS
 from lmtrain.runs.lock import is_held
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,7 @@ class Sweep:
         document = self.document()
         if not document["ranking"]:
             raise InputError(f"no trial succeeded: {self._first_failure()}")
-        write_text(self.folder / BEST, document["best"]["recipe_text"])
-        del document["best"]["recipe_text"]
+        write_text(self.folder / BEST, to_yaml(self._recipe(document["best"]["settings"]).saved({})))
         self._write(document)
         return document
 
@@ -232,16 +231,11 @@ class Sweep:
         """The content of sweep.json."""
         ordered = [self.entries[number] for number in sorted(self.entries)]
         ranked = ranking(ordered, self.metric)
-        best = None
-        if ranked:
-            recipe = to_yaml(self._recipe(ranked[0]["settings"]).saved({}))
-            best = {"settings": ranked[0]["settings"], "recipe": str(self.folder / BEST), "recipe_text": recipe}
+        best = {"settings": ranked[0]["settings"], "recipe": str(self.folder / BEST)} if ranked else None
         return {"request": self.request, "metric": self.metric, "trials": ordered, "ranking": ranked, "best": best}
 
     def _write(self, document: dict[str, Any]) -> None:
         numbered = {**document, "numbers": sorted(self.entries)}
-        if numbered["best"]:
-            numbered["best"] = {name: v for name, v in numbered["best"].items() if name != "recipe_text"}
         try:
             write_text(self.folder / SWEEP, to_json(numbered, indent=2) + "\n")
         except OSError as error:
