@@ -4,6 +4,10 @@ docs/metrics.md gives the definition and the source of each.
 """
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 TEXT_METRICS = ("bleu", "chrf", "chrfpp", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "f1")
 """Metrics of generated text, in percent (TER may exceed 100)."""
@@ -19,6 +23,28 @@ LOWER_IS_BETTER = frozenset(["eval_loss", "perplexity", "bits_per_byte", "pseudo
 
 PER_TOKEN = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {*TEXT_METRICS, "bits_per_byte"}
 """Metrics that compare only models with the same tokens."""
+
+
+def qualified(evaluation_set: str, name: str) -> str:
+    """The name of a metric of a named evaluation set: `test-ko.bleu`; without a name of the set, the metric's own."""
+    return f"{evaluation_set}.{name}" if evaluation_set else name
+
+
+def base_name(name: str) -> str:
+    """The inverse of `qualified`: `test-ko.bleu` -> `bleu`."""
+    return name.rpartition(".")[2]
+
+
+def distinct(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Metrics without those of the first named set under their plain names, which repeat `dev.bleu` as `bleu`."""
+    repeated = {base_name(name) for name in values if "." in name}
+    return {name: value for name, value in values.items() if name not in repeated}
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether more of a metric is better, of any evaluation set; None where it is not known."""
+    base = base_name(name)
+    return True if base in HIGHER_IS_BETTER else False if base in LOWER_IS_BETTER else None
 
 
 def trainer_name(name: str) -> str:

@@ -10,7 +10,7 @@ import typer
 from lmtrain.cli.common import Json, Quiet
 from lmtrain.config.assertions import parse_assertions
 from lmtrain.errors import InputError, UsageError
-from lmtrain.metrics import HIGHER_IS_BETTER
+from lmtrain.metrics import higher_is_better
 from lmtrain.runs import comparison_page, comparison_tables, saved_run
 from lmtrain.runs.run_folder import check_output_file
 from lmtrain.runtime.console import Console, format_number
@@ -130,7 +130,7 @@ def _key(run: dict[str, Any], sort: str) -> Any:
     if sort in list(Order):
         return run[sort]
     value = run["metrics"].get(sort)
-    better = 1 if sort in HIGHER_IS_BETTER else -1
+    better = 1 if higher_is_better(sort) else -1
     return (value is not None, better * (value or 0.0))
 
 

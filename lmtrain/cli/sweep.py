@@ -12,7 +12,7 @@ from lmtrain.cli.common import Json, Quiet
 from lmtrain.config import shipped
 from lmtrain.config.resolution import load_recipe
 from lmtrain.errors import UsageError
-from lmtrain.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from lmtrain.metrics import higher_is_better
 from lmtrain.runtime.console import Console, format_number
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def sweep(
     path = shipped.find(recipe)
     base = load_recipe(recipe)
     chosen = metric or base.eval.best_metric
-    if chosen not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
+    if higher_is_better(chosen) is None:
         raise UsageError(f"--metric {chosen}: not a metric of which it is known whether higher is better")
     one = Sweep(
         folder=output_dir or Path("sweeps") / path.stem,

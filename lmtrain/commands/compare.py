@@ -21,7 +21,7 @@ from lmtrain.evaluation.gates import finite
 from lmtrain.evaluation.likelihood import metrics_of_sums
 from lmtrain.evaluation.predictions import Records, read_predictions, sums_of
 from lmtrain.evaluation.text_metrics import build_text_scorer
-from lmtrain.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, PER_TOKEN, TEXT_METRICS
+from lmtrain.metrics import PER_TOKEN, TEXT_METRICS, base_name, distinct, higher_is_better, qualified
 from lmtrain.runs.saved_run import SavedRun
 from lmtrain.runtime.console import Console
 
@@ -44,7 +44,8 @@ def compare(runs: Sequence[SavedRun], names: Sequence[str], console: Console) ->
     shared = [] if "" in reasons else [name for name in _shared(runs, names) if name not in reasons]
     reason = None if shared else "; ".join(reasons.values()) or "there is no metric that all runs have"
     pairs = _tested(runs, shared, console) if shared else []
-    ranked = next(iter(names), None) or runs[0].settings.get("eval.best_metric") or "eval_loss"
+    asked = next(iter(names), None) or runs[0].settings.get("eval.best_metric") or "eval_loss"
+    ranked = next((name for name in shared if asked in (name, base_name(name))), None)
     return {
         "runs": [_entry(run) for run in runs],
         "differing_settings": differing(runs),
@@ -52,8 +53,8 @@ def compare(runs: Sequence[SavedRun], names: Sequence[str], console: Console) ->
         "reason": reason,
         "left_out": {name: text for name, text in reasons.items() if name},
         "pairs": pairs,
-        "ranking_metric": ranked if ranked in shared else None,
-        "ranking": ranking(runs, ranked) if ranked in shared else None,
+        "ranking_metric": ranked,
+        "ranking": ranking(runs, ranked) if ranked else None,
     }
 
 
@@ -79,8 +80,7 @@ def _check_names(runs: Sequence[SavedRun], names: Collection[str]) -> None:
 
 def _shared(runs: Sequence[SavedRun], names: Sequence[str]) -> list[str]:
     """The metrics that all runs have, in the order of the first run, of which it is known which direction is better."""
-    known = HIGHER_IS_BETTER | LOWER_IS_BETTER
-    usable = (name for name in names or runs[0].metrics if name in known)
+    usable = (name for name in names or distinct(runs[0].metrics) if higher_is_better(name) is not None)
     return [name for name in usable if all(finite(run.metrics.get(name)) is not None for run in runs)]
 
 
@@ -112,7 +112,7 @@ def differing(runs: Sequence[SavedRun]) -> dict[str, list[Any]]:
 
 def ranking(runs: Sequence[SavedRun], metric: str) -> list[str]:
     """The paths of the runs, best first."""
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = -1 if higher_is_better(metric) else 1
     return [run.path for run in sorted(runs, key=lambda run: sign * run.metrics[metric])]
 
 
@@ -132,28 +132,27 @@ class Scored:
 
 def _tested(runs: Sequence[SavedRun], names: Sequence[str], console: Console) -> list[dict[str, Any]]:
     """A document for each test: two runs and a metric."""
-    names = [name for name in names if SAME_TEST.get(name) not in names]
+    names = [name for name in names if _same_test(name) not in names]
     scored = [scores for run in runs if (scores := _scored(run, names, console))]
     tests = [
         (a, b, name)
         for a, b in combinations(scored, 2)
         if _same_rows(a, b, console)
         for name in names
-        if name in a.metrics and name in b.metrics and (name not in PER_TOKEN or np.array_equal(a.tokens, b.tokens))
+        if name in a.metrics and name in b.metrics
+        if base_name(name) not in PER_TOKEN or np.array_equal(a.tokens, b.tokens)
     ]
     if not tests:
         return []
-    involved = list(dict.fromkeys((id(scores), name) for a, b, name in tests for scores in (a, b)))
-    by_id = {id(scores): scores for scores in scored}
+    involved = {(scores.run.path, name): scores.metrics[name] for a, b, name in tests for scores in (a, b)}
     count = min(max(RESAMPLES, 100 * len(tests)), MOST_RESAMPLES)
     if len(tests) > SIGNIFICANCE * MOST_RESAMPLES:
         console.warn(f"{len(tests):,} tests at once find almost nothing; compare fewer runs, or metrics with --metric")
     with console.working(f"resampling {count:,} times"):
-        columns = bootstrap.resample([by_id[owner].metrics[name] for owner, name in involved], count)
-    resampled = dict(zip(involved, columns.T, strict=True))
+        resampled = _resampled(involved, count)
     found = [
         bootstrap.compared(
-            a.metrics[name].value, b.metrics[name].value, resampled[id(a), name], resampled[id(b), name]
+            a.metrics[name].value, b.metrics[name].value, resampled[a.run.path, name], resampled[b.run.path, name]
         )
         for a, b, name in tests
     ]
@@ -173,6 +172,26 @@ def _tested(runs: Sequence[SavedRun], names: Sequence[str], console: Console) ->
     ]
 
 
+def _same_test(name: str) -> str | None:
+    """The metric of the same evaluation set whose test serves this one, too."""
+    other = SAME_TEST.get(base_name(name))
+    return other and qualified(_set_of(name), other)
+
+
+def _set_of(name: str) -> str:
+    """The evaluation set of a metric; empty if it has no name."""
+    return name.rpartition(".")[0]
+
+
+def _resampled(metrics: dict[tuple[str, str], Metric], count: int) -> dict[tuple[str, str], np.ndarray]:
+    """Metrics by run and name -> [count] scores; those of one evaluation set share the rows that are drawn."""
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for name in dict.fromkeys(_set_of(metric) for _, metric in metrics):
+        alike = {key: metric for key, metric in metrics.items() if _set_of(key[1]) == name}
+        found |= zip(alike, bootstrap.resample(list(alike.values()), count).T, strict=True)
+    return found
+
+
 def _scored(run: SavedRun, names: Collection[str], console: Console) -> Scored | None:
     """The metrics of a run by row; None, with a warning, where its predictions are missing or belong to other results."""
     path = run.predictions
@@ -184,7 +203,13 @@ def _scored(run: SavedRun, names: Collection[str], console: Console) -> Scored |
     except InputError as error:
         console.warn(f"{error}; its differences are not tested")
         return None
-    found = _metrics_of(records, run, names)
+    found: dict[str, Metric] = {}
+    for name in dict.fromkeys(map(_set_of, names)):
+        own = [record for record in records if record.get("set", "") == name]
+        bases = [base_name(metric) for metric in names if _set_of(metric) == name]
+        found |= (
+            {qualified(name, base): metric for base, metric in _metrics_of(own, run, bases).items()} if own else {}
+        )
     wrong = [n for n, m in found.items() if not np.isclose(m.value, run.metrics[n], rtol=TOLERANCE, atol=1e-9)]
     if wrong:
         console.warn(

@@ -14,6 +14,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation.comparison import compare
 from lmtrain.evaluation.evaluator import build_evaluator
 from lmtrain.evaluation.predictions import read_predictions
+from lmtrain.evaluation.records import records
 from lmtrain.evaluation.scores import metrics_document
 from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.loss import evaluating
@@ -26,7 +27,7 @@ from lmtrain.runtime.files import write_lines
 from lmtrain.runtime.invocation import origin
 from lmtrain.runtime.memory import peak_memory, release_memory
 from lmtrain.training.assembly import fit_scoring
-from lmtrain.training.data_report import cut_warnings
+from lmtrain.training.data_report import cut_warnings, set_counts
 from lmtrain.training.datasets import check_text, why_untrained
 from lmtrain.training.loaded_model import load_model
 
@@ -57,7 +58,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     text_warnings = check_text(objective, model.tokenizer, rows, examples, "--data")
     for line in [*rows.warnings, *examples.warnings, *model.warnings, *text_warnings]:
         console.warn(line)
-    ledger = _report_ledger(examples, recipe, console)
+    ledger, sets = _report_ledger(examples, recipe, console), set_counts(examples)
     if against and len(others) != len(examples):
         raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")
 
@@ -72,7 +73,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
         with evaluating(model.network):
             console.samples(evaluator.samples(model.network, recipe.eval.samples))
     if console.main_process and recipe.eval.predictions:
-        write_lines(Path(recipe.eval.predictions), evaluator.records(scores), "--predictions")
+        write_lines(Path(recipe.eval.predictions), records(evaluator, scores), "--predictions")
     results = {
         "objective": recipe.objective,
         "model": recipe.model.name,
@@ -81,7 +82,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
         **({"against": compare(evaluator, scores, others, against)} if against else {}),
         **({"predictions": recipe.eval.predictions} if recipe.eval.predictions else {}),
         "eval": {"seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory()},
-        "data": {"kind": rows.kind, "eval": ledger},
+        "data": {"kind": rows.kind, "eval": ledger, **({"evaluation_sets": sets} if sets else {})},
         "gates": [],
         **origin(),
         "environment": environment(accelerator.num_processes, recipe.train.seed),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from lmtrain.config import architectures, assertions, model_checks
+from lmtrain.config.evaluation_sets import source_of
 from lmtrain.config.loading import build, from_environment, merge, objective_of, read_yaml
 from lmtrain.config.model import Model
 from lmtrain.config.options import leaves
@@ -47,7 +48,7 @@ def evaluation_recipe(given: Document, objective: str | None) -> tuple[Recipe, l
         )
     if given.get("run", {}).get("allow_drift") and not typed.get("gates", {}).get("baseline"):
         raise UsageError("--allow-drift: only with --baseline, whose data and settings may differ then")
-    both = {"data": {"train": data, "eval": data}} if data else {}
+    both = {"data": {"train": [*map(source_of, data)], "eval": data}} if data else {}
     return build(recipe_class, merge(own, typed, both), COMMAND_LINE), data
 
 

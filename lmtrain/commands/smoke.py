@@ -16,6 +16,7 @@ from transformers import AutoConfig, set_seed
 
 from lmtrain.config.architectures import TABLES, TRAINED, adapter_base, made_for, read_config, types_of
 from lmtrain.config.data import Data, PairData
+from lmtrain.config.evaluation_sets import name_and_source, source_of
 from lmtrain.config.loading import build
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import RECIPES, Recipe
@@ -170,14 +171,19 @@ def _small_tokenizer(specification: str | None) -> str:
 # --- the data --------------------------------------------------------------------------------------------------------
 def _small_data(data: Data, stem: Path) -> Document:
     """Values for the recipe's section `data`: a few rows of data on this machine, otherwise the made-up rows."""
-    local = all(_is_local(name) for name in (*data.train, *data.eval))
+    local = all(_is_local(name) for name in (*data.train, *map(source_of, data.eval)))
     lengths = {
         name: min(value, LENGTH)
         for name in ("max_length", "max_source_length", "max_target_length")
         if (value := getattr(data, name, None))
     }
     made_up = str(stem if _is_parallel(data) else stem.with_suffix(".jsonl"))
-    held_out = {"val_split": 0.0, "eval": [f"{made_up}#8"]} if data.streaming else {"val_split": 0.2, "eval": []}
+    held_out: Document = {"val_split": 0.2, "eval": []}
+    if data.eval_sets:
+        named = map(name_and_source, data.eval)
+        held_out["eval"] = [f"{name}={source.partition('#')[0] if local else made_up}#8" for name, source in named]
+    elif data.streaming:
+        held_out = {"val_split": 0.0, "eval": [f"{made_up}#8"]}
     train = [f"{name.partition('#')[0]}#{ROWS}" for name in data.train] if local else [made_up]
     return {**lengths, **held_out, "train": train, "weights": data.weights if local else []}
 

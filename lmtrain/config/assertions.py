@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from lmtrain.errors import suggestion
 
-GRAMMAR = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+GRAMMAR = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 """NAME OPERATOR NUMBER, and nothing else."""
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
+from lmtrain.config.evaluation_sets import name_and_source, set_names
 from lmtrain.config.options import Section, option
 from lmtrain.config.values import Columns, Length, Strings, numbers
 
@@ -19,7 +20,7 @@ class Split(Section):
     )
     """File, folder[@split], glob, - (stdin) or hub id org/name[:config][@split]; append #N to use only the first N rows. Repeatable."""
     eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"), hidden="use")
-    """Evaluation data, in the same forms as --data. Default: a part of --data, see --val-split."""
+    """Evaluation data, in the same forms as --data, or NAME=DATA for named sets with metrics of their own, such as dev.perplexity; the first one selects the best model. Default: a part of --data, see --val-split."""
     val_split: float = option(0.05, aliases=("validation_split",), ge=0, lt=1)
     """Without --eval-data: fraction of the rows held out for evaluation, shuffled by --seed. 0 disables evaluation."""
     encoding: str | None = option(None, hidden=True)
@@ -30,6 +31,18 @@ class Split(Section):
     """Rows that cannot be read or hold no usable text: stop at the first one, or drop and count them."""
     on_leak: Literal["warn", "drop", "error"] = option("warn", hidden=True)
     """Evaluation rows that also occur in the training data: warn, drop them from training, or stop."""
+
+    @model_validator(mode="after")
+    def _sets_are_named(self) -> Self:
+        set_names(self.eval)
+        if named := [value for value in self.train if name_and_source(value)[0]]:
+            raise ValueError(f"--data {named[0]}: no such file; only evaluation data are named, with --eval-data")
+        return self
+
+    @property
+    def eval_sets(self) -> list[str]:
+        """The names of the evaluation sets; empty if they have none."""
+        return set_names(self.eval)
 
     @property
     def unit(self) -> str:
@@ -262,6 +275,12 @@ class LabelledData(Split):
     """For tagging: column of the words, as a list or as text that is split at whitespace."""
     tags_column: str | None = option(None)
     """For tagging: column of the tags, one per word. A text file is read as CoNLL: one word per line, its tag last."""
+
+    @model_validator(mode="after")
+    def _has_one_evaluation_set(self) -> Self:
+        if self.eval_sets:
+            raise ValueError("--eval-data NAME=…: probe has a single evaluation set; leave out the name")
+        return self
 
     @property
     def unit(self) -> str:

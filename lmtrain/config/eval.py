@@ -22,7 +22,7 @@ class Eval(Section):
     """The metrics that this objective can have."""
 
     best_metric: str = option("eval_loss", aliases=("metric_for_best_model",), hidden=True)
-    """Metric that selects the model to keep."""
+    """Metric that selects the model to keep; with named evaluation sets, e.g. dev.perplexity. Default: of the first set."""
     early_stop: int | None = option(None, aliases=("early_stopping_patience",), ge=1)
     """Stop after N evaluations without improvement."""
     samples: int = option(3, ge=0, hidden="training", use="Number of rows to show as text.")
@@ -47,7 +47,7 @@ class Eval(Section):
 
     @model_validator(mode="after")
     def _metric_is_known(self) -> Self:
-        if self.best_metric not in self.metric_names:
+        if metrics.base_name(self.best_metric) not in self.metric_names:
             known = ", ".join(self.metric_names)
             raise ValueError(
                 f"--best-metric {self.best_metric}: choose from {known}{suggestion(self.best_metric, self.metric_names)}"

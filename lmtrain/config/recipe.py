@@ -107,6 +107,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _best_metric_has_a_set(self) -> Self:
+        name, dot, _ = self.eval.best_metric.rpartition(".")
+        if dot and name not in self.data.eval_sets:
+            known = f"are {', '.join(self.data.eval_sets)}" if self.data.eval_sets else "have no names"
+            raise ValueError(f"--best-metric {self.eval.best_metric}: the evaluation sets {known}")
+        return self
+
+    @model_validator(mode="after")
     def _pairs_are_for_seq2seq(self) -> Self:
         if self.model.encoder and not self.TAKES_ENCODER_AND_DECODER:
             raise ValueError("--encoder and --decoder: only for seq2seq")

@@ -127,7 +127,8 @@ class Corpus:
         for split, tables in enumerate(self.tables):
             for table in tables:
                 digest.update("\n".join(table.notes).encode("utf-8", "surrogateescape"))
-                digest.update(f"\n{split} {table.source} {table.limit} {table.is_text} {table.version}".encode())
+                parts = (split, table.source, table.evaluation_set, table.limit, table.is_text, table.version)
+                digest.update("\n{} {} {} {} {} {}".format(*parts).encode())
                 for file in table.files:
                     digest.update(_file_hash(file) + "".join(file.suffixes).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

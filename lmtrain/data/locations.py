@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmtrain.config.architectures import TRAINED, is_architecture
 from lmtrain.config.data import Split
+from lmtrain.config.evaluation_sets import name_and_source
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.sources import LOCAL_DATASET, open_tables
@@ -49,7 +50,10 @@ def absolute(name: str) -> str:
 
 
 def absolute_data(specification: str, data: Split) -> str:
-    """A value of `--data` with an absolute path where it names files."""
+    """A value of `--data` or `--eval-data` with an absolute path where it names files."""
+    name, specification = name_and_source(specification)
+    if name:
+        return f"{name}={absolute_data(specification, data)}"
     if is_stdin(specification) or specification.startswith("example:") or not _is_local(specification, data):
         return specification
     if has_magic(specification) and not Path(specification).exists():

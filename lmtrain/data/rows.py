@@ -114,6 +114,11 @@ class Rows:
         """Index of the `--data` argument that a value comes from."""
         return self.tables[self.table_of[index]].source
 
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """Name of the evaluation set that each source belongs to; empty if they have none."""
+        names = tuple(dict((table.source, table.evaluation_set) for table in self.tables).values())
+        return names if any(names) else ()
+
     def texts(self) -> Iterator[Iterable[str]]:
         """Yield all texts, each as its parts: those of a document are its lines. Consume one before the next."""
         values = iter(self.values)

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from lmtrain.config.data import Split
+from lmtrain.config.evaluation_sets import name_and_source
 from lmtrain.data import folders, tables
 from lmtrain.data.builtin import EXAMPLES
 from lmtrain.data.readers import parallel
@@ -35,9 +36,10 @@ def open_tables(specifications: list[str], data: Split, split: str = "train") ->
     """
     if sum(map(is_stdin, specifications)) > 1:
         raise UsageError(f"{STDIN} can be read only once; name it once")
+    named = [name_and_source(specification) for specification in specifications]
     return tuple(
-        replace(table, source=source)
-        for source, specification in enumerate(specifications)
+        replace(table, source=source, evaluation_set=name)
+        for source, (name, specification) in enumerate(named)
         for table in _resolve(specification, data, split)
     )
 

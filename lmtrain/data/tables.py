@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmtrain.config.data import Split
+from lmtrain.config.evaluation_sets import source_of
 from lmtrain.data.columns import Entry
 from lmtrain.data.layouts import header_hint, is_row, named_columns
 from lmtrain.data.readers.columnar import read_columnar
@@ -29,7 +30,7 @@ STDIN = "standard input"
 
 def is_stdin(specification: str) -> bool:
     """Whether a `--data` value is standard input: `-`, or `-#N` for its first N rows."""
-    return re.fullmatch(r"-(#\d+)?", specification) is not None
+    return re.fullmatch(r"-(#\d+)?", source_of(specification)) is not None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Table:
     limit: int | None = None
     source: int = 0
     """Index of the `--data` argument that it comes from."""
+    evaluation_set: str = ""
+    """Name of the evaluation set that it belongs to, if it has one."""
     files: tuple[Path, ...] = ()
     """The files that it is read from. Their content is part of the cache key."""
     version: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmtrain.config.eval import Gates
 from lmtrain.config.values import Document
 from lmtrain.errors import InputError
-from lmtrain.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from lmtrain.metrics import distinct, higher_is_better
 
 EVAL_DATA = "data.eval"
 """The name under which --allow-drift accepts other evaluation data."""
@@ -70,7 +70,11 @@ def read_baseline(path: str | None, objective: str) -> Document | None:
 
 def compared_metrics(baseline: Document, names: Iterable[str]) -> list[str]:
     """The metrics in `names` that are compared with the baseline: it has them, and it is known which direction is better."""
-    return [name for name in names if name in baseline["metrics"] and name in HIGHER_IS_BETTER | LOWER_IS_BETTER]
+    return [
+        name
+        for name in distinct(dict.fromkeys(names))
+        if name in baseline["metrics"] and higher_is_better(name) is not None
+    ]
 
 
 def check_baseline(section: Gates, objective: str, now: Setup, allowed: Iterable[str]) -> list[str]:

@@ -7,11 +7,10 @@ import numpy as np
 
 from lmtrain.errors import InputError
 from lmtrain.evaluation import bootstrap
-from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.evaluation.evaluator import Evaluator
-from lmtrain.evaluation.likelihood import likelihood_metrics
 from lmtrain.evaluation.predictions import Records, sums_of
-from lmtrain.evaluation.scores import Scores
+from lmtrain.evaluation.records import records
+from lmtrain.evaluation.scores import Scores, by_name
 from lmtrain.metrics import PER_TOKEN
 
 
@@ -20,25 +19,25 @@ def compare(evaluator: Evaluator, scores: Scores, others: Records, path: str | N
 
     Raises InputError where the other model was scored on other rows.
     """
-    for number, (own, other) in enumerate(zip(evaluator.records(scores), others, strict=True), 1):
+    for number, (own, other) in enumerate(zip(records(evaluator, scores), others, strict=True), 1):
         if (own["source"], own["references"]) != (other["source"], other["references"]):
             raise InputError(
                 f"--against {path}, line {number}: another row than here; score both models on the same data with the "
                 "same settings"
             )
-    these, tokens = scores.metrics, [record["tokens"] for record in others]
-    if not np.array_equal(scores.row_sums["tokens"], tokens):
-        these = {name: metric for name, metric in these.items() if name not in PER_TOKEN}
+    same_tokens = np.array_equal(scores.row_sums["tokens"], [record["tokens"] for record in others])
+    if not same_tokens:
         evaluator.console.warn(
             f"--against {path}: another tokenizer or other settings, so metrics per token are not compared"
         )
-    comparisons = bootstrap.compare(these, _metrics_of(others, evaluator, scores)) if these else {}
-    return {name: asdict(comparison) for name, comparison in comparisons.items()}
-
-
-def _metrics_of(records: Records, evaluator: Evaluator, scores: Scores) -> dict[str, Metric]:
-    """The metrics of another model from its records."""
-    computed = likelihood_metrics(sums_of(records), evaluator.objective, evaluator.signature)
-    if evaluator.text_scorer and "prediction" in records[0]:
-        computed |= evaluator.text_scorer.score([record["prediction"] for record in records])
-    return computed
+    sums = sums_of(others)
+    outputs = [record["prediction"] for record in others if "prediction" in record]
+    found = {}
+    for name, rows in evaluator.sets.items():
+        these = scores.sets[name].metrics
+        if not same_tokens:
+            these = {metric: value for metric, value in these.items() if metric not in PER_TOKEN}
+        theirs = rows.likelihood(sums, evaluator.objective, evaluator.signature)
+        theirs |= rows.of_outputs(outputs) if outputs else {}
+        found[name] = bootstrap.compare(these, theirs) if these else {}
+    return {name: asdict(comparison) for name, comparison in by_name(found).items()}

@@ -1,6 +1,6 @@
 """Token-exact evaluation: sums over rows that depend on neither batch size nor number of processes. No logits are kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +17,10 @@ from lmtrain.config.eval import Eval
 from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
 from lmtrain.evaluation.baseline import Setup, check_baseline
-from lmtrain.evaluation.bootstrap import Metric
-from lmtrain.evaluation.likelihood import RowSums, likelihood_metrics
+from lmtrain.evaluation.evaluation_set import EvaluationSet, evaluation_sets
+from lmtrain.evaluation.likelihood import RowSums
 from lmtrain.evaluation.pseudo_perplexity import PseudoLikelihood
-from lmtrain.evaluation.scores import Scores, plain_number, signature
-from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
+from lmtrain.evaluation.scores import Scores, SetScores, by_name, signature
 from lmtrain.modeling.loss import TokenLoss, evaluating
 from lmtrain.modeling.tokenizer import vocabulary_hash
 from lmtrain.objectives.generation import ROWS_AT_ONCE, GenerationSettings, generate_rows, generation_arguments
@@ -50,8 +49,8 @@ class Evaluator:
     loss: TokenLoss
     section: Eval
     generation: GenerationSettings
-    text_scorer: TextScorer | None
-    """Compares generated outputs with references; None for objectives without references."""
+    sets: dict[str, EvaluationSet]
+    """By name; a single one, with an empty name, where the evaluation data have no names."""
     signature: str
     """How rows became tokens: the signature of the likelihood metrics."""
     console: Console
@@ -66,18 +65,21 @@ class Evaluator:
             sums, predicted_tokens = self._likelihood(network, accelerator)
             if "pseudo_perplexity" in self.section.metric_names:
                 sums |= self._pseudo_likelihood(network, accelerator)
-            computed = likelihood_metrics(sums, self.objective, self.signature)
-            scores = Scores(computed, sums, predicted_tokens)
-            if generate and self.text_scorer:
-                scores = self._with_outputs(scores, self.text_scorer, network, accelerator)
-            return scores
+            found = {n: SetScores(s.likelihood(sums, self.objective, self.signature)) for n, s in self.sets.items()}
+            scores = Scores(found, sums, predicted_tokens)
+            return self._with_outputs(scores, network, accelerator) if generate and self.generates else scores
+
+    @property
+    def generates(self) -> bool:
+        """Whether outputs are generated and compared with references."""
+        return self.section.generation is not None
 
     def try_out(self, network: Any, accelerator: Accelerator) -> None:
         """Score the largest batch, and generate one batch of outputs where `run` would, to see that both work."""
         with evaluating(network), torch.no_grad(), accelerator.autocast():
             rows = longest_first(self.examples.lengths, self.section.batch_size)[0].tolist()
             self._score(network, rows, accelerator.device, *self._buffers())
-            if self.text_scorer:
+            if self.generates:
                 rows = self._longest_first()[:ROWS_AT_ONCE]
                 list(generate_rows(network, self.tokenizer, self.examples, rows, self.generation))
 
@@ -152,7 +154,7 @@ class Evaluator:
 
     # --- generated text
 
-    def _with_outputs(self, scores: Scores, scorer: TextScorer, network: Any, accelerator: Accelerator) -> Scores:
+    def _with_outputs(self, scores: Scores, network: Any, accelerator: Accelerator) -> Scores:
         """The scores with an output per row and the metrics of these outputs."""
         process = accelerator.process_index, accelerator.num_processes
         own: list[Any] = []
@@ -169,54 +171,41 @@ class Evaluator:
         generated = dict(_gathered(own, accelerator))
         outputs = [generated[row].text for row in range(len(self.examples))]
         capped = sum(output.capped for output in generated.values()) / len(generated)
-        computed = scores.metrics | scorer.score(outputs)
+        found = {name: own.with_outputs(scores.sets[name], outputs) for name, own in self.sets.items()}
         return replace(
             scores,
-            metrics=computed,
-            custom=scorer.custom_values(outputs, computed),
+            sets=found,
             outputs=outputs,
-            notes=self._notes(computed, scorer, capped),
+            notes=self._notes(found, capped),
             generation={**generation_arguments(network, self.tokenizer, self.generation), "hit_cap": capped},
         )
 
-    def _notes(self, computed: dict[str, Metric], scorer: TextScorer, capped: float) -> tuple[str, ...]:
+    def _notes(self, found: dict[str, SetScores], capped: float) -> tuple[str, ...]:
         """What to report about the outputs; `capped` is the share that reached the limit of tokens."""
         notes = []
-        if "bleu" in computed:
-            notes += [scorer.script.note] if scorer.script.note else []
-            if "eff:yes" in computed["bleu"].signature:
-                notes.append("no reference has four words, so BLEU uses shorter n-grams only (eff:yes)")
+        for name, own in self.sets.items():
+            bleu = found[name].metrics.get("bleu")
+            if bleu is None or own.text_scorer is None:
+                continue
+            about = [own.text_scorer.script.note] if own.text_scorer.script.note else []
+            if "eff:yes" in bleu.signature:
+                about.append("no reference has four words, so BLEU uses shorter n-grams only (eff:yes)")
+            notes += [f"{name}: {line}" if name else line for line in about]
         if capped:
             limit = self.generation.max_new_tokens
             notes.append(f"{capped:.1%} of the outputs were cut off at {limit} tokens; --max-new-tokens allows more")
         return tuple(notes)
 
-    # --- rows in words
-
     def samples(self, network: Any, count: int) -> list[Sample]:
-        """What the model, which is `evaluating`, writes for the first `count` rows."""
-        return self.objective.sample(network, self.tokenizer, self.examples, count, self.collator, self.generation)
-
-    def records(self, scores: Scores) -> Iterator[dict[str, Any]]:
-        """The lines of predictions.jsonl: source, prediction, references, sums and text metrics of each row."""
-        for row, texts in enumerate(self._texts(scores)):
-            sums = {name: plain_number(column[row]) for name, column in scores.row_sums.items()}
-            by_row = {n: m.of_row(row) for n, m in scores.metrics.items() if n in metrics.TEXT_METRICS and n != "bleu"}
-            loss = metrics.mean(sums["nll"], sums["tokens"]) if sums["tokens"] else None
-            yield {"row": row, **texts, "eval_loss": loss, **sums, **by_row}
-
-    def _texts(self, scores: Scores) -> Iterator[dict[str, Any]]:
-        if scores.outputs is not None:
-            for (source, *references), output in zip(self.examples.texts or (), scores.outputs, strict=True):
-                yield {"source": source, "prediction": output, "references": references}
-            return
-        for row in range(len(self.examples)):
-            batch = self.collator([self.examples[None, row]])
-            labels, shown = batch["labels"][0].numpy(), batch["input_ids"][0].numpy()
-            scored = labels != IGNORED
-            predicted, truth = shown.copy(), np.where(scored, labels, shown)
-            predicted[scored] = scores.predicted_tokens[row][: scored.sum()]
-            yield self.objective.describe_row(self.tokenizer, shown, predicted, truth, scored)
+        """What the model, which is `evaluating`, writes for the first `count` rows of each set."""
+        found = []
+        for name, own in self.sets.items():
+            rows = own.rows[:count].tolist()
+            written = self.objective.sample(
+                network, self.tokenizer, self.examples, rows, self.collator, self.generation
+            )
+            found += [{**({"set": name} if name else {}), **sample} for sample in written]
+        return found
 
 
 def build_evaluator(
@@ -236,7 +225,7 @@ def build_evaluator(
     section, limits = recipe.eval, examples.limits
     if "num_bytes" not in examples.columns:
         _refuse(recipe, "bits_per_byte", f"not computed for {examples.kind} rows with this tokenizer; use eval_loss")
-    generation, scorer = GenerationSettings(), None
+    generation = GenerationSettings()
     if decoding := section.generation:
         # One token more than the longest target has: an output of that length still ends by itself.
         longest = min(limits["max_target_length"] + 1, limits.positions or 1 << 30)
@@ -246,12 +235,13 @@ def build_evaluator(
             decoding.length_penalty,
             decoding.no_repeat_ngram_size,
         )
-        scorer = build_text_scorer([references for _, *references in examples.texts or ()], decoding)
     settings = objective.signature(recipe.data, examples.kind, recipe.train.seed)
     settings = {**settings, "tokenizer": vocabulary_hash(tokenizer)[:8]}
     signed = signature(limits.resolved, settings, precision)
     own = [name for name in section.metric_names if name not in metrics.TEXT_METRICS]
-    setup = Setup(examples.fingerprint or None, dict.fromkeys(own, signed))
+    sets = evaluation_sets(examples, section.generation)
+    own_signatures = by_name({evaluation_set: dict.fromkeys(own, signed) for evaluation_set in sets})
+    setup = Setup(examples.fingerprint or None, own_signatures)
     for line in check_baseline(recipe.gates, recipe.objective, setup, recipe.run.allow_drift):
         console.warn(line)
     return Evaluator(
@@ -262,7 +252,7 @@ def build_evaluator(
         loss=loss,
         section=section,
         generation=generation,
-        text_scorer=scorer,
+        sets=sets,
         signature=signed,
         console=console,
     )
@@ -274,7 +264,7 @@ def _refuse(recipe: Recipe, metric: str, reason: str) -> None:
         f"--assert {e}": name_of(e) for e in recipe.gates.assertions
     }
     for flag, name in wanted.items():
-        if name == metric:
+        if metrics.base_name(name) == metric:
             raise UsageError(f"{flag}: {metric} is {reason}")
 
 

@@ -41,8 +41,9 @@ def of_probe(request: ProbeRequest) -> list[str]:
 
 
 def _of_evaluation(recipe: Recipe) -> list[str]:
+    of_sets = [path for name in recipe.data.eval_sets for path in _in(name, recipe.eval.metric_names)]
     generation = _in("generation", ["hit_cap", "num_beams", "max_new_tokens"]) if recipe.eval.generation else []
-    return [*_in("data.eval", LEDGER), *generation]
+    return [*of_sets, *_in("data.eval", LEDGER), *generation]
 
 
 def _comparisons(names: Iterable[str]) -> list[str]:

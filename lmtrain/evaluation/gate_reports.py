@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from lmtrain.config.values import Document
 from lmtrain.errors import visible
 from lmtrain.evaluation.gates import Gate, failure, finite
+from lmtrain.metrics import distinct
 from lmtrain.runtime.files import write_text
 from lmtrain.runtime.redaction import redact
 
@@ -47,7 +48,7 @@ def markdown(results: Document) -> str:
     intervals = results.get("intervals", {})
     title = f"### lmtrain {results['objective']}: `{visible(results['model'], 200)}`"
     lines = [title, "", "| metric | value | 95 % |", "|---|---|---|"]
-    for name, value in results["metrics"].items():
+    for name, value in distinct(results["metrics"]).items():
         interval = " – ".join(_number(bound) for bound in intervals.get(name, ()))
         lines.append(f"| {name} | {_number(value)} | {interval} |")
     if results["gates"]:

@@ -13,7 +13,7 @@ from lmtrain.config.eval import Gates
 from lmtrain.config.values import Document
 from lmtrain.errors import GateFailed
 from lmtrain.evaluation.baseline import compared_metrics, differences, is_allowed, setup_of
-from lmtrain.metrics import LOWER_IS_BETTER
+from lmtrain.metrics import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ def _regressions(section: Gates, results: Document, baseline: Document, allowed:
 
 
 def _regression(name: str, now: object, before: object, section: Gates, refused: list[str]) -> Gate:
-    value, old, sign = finite(now), finite(before), "<=" if name in LOWER_IS_BETTER else ">="
+    value, old, sign = finite(now), finite(before), ">=" if higher_is_better(name) else "<="
     if old is None or refused:
         reason = f"the baseline was {'; '.join(refused)}" if refused else f"the baseline has no finite {name}"
         return Gate(f"{name} against the baseline", value, False, reason)
     slack = abs(old) * section.max_regression
-    limit = old + slack if name in LOWER_IS_BETTER else old - slack
+    limit = old - slack if higher_is_better(name) else old + slack
     expression = f"{name}{sign}{limit:.10g}"
     if value is None:
         return Gate(expression, None, False, f"{name} is not a finite number")

@@ -2,30 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.evaluation.likelihood import RowSums
+from lmtrain.metrics import qualified
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.version import __version__
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
-class Scores:
-    """The result of an evaluation, the same on every process."""
+class SetScores:
+    """The metrics of one evaluation set."""
 
     metrics: dict[str, Metric]
-    row_sums: RowSums
-    predicted_tokens: Ragged
-    """The most likely token at each supervised position of a row, from its start on; zeros follow."""
     custom: dict[str, tuple[float, str]] = field(default_factory=dict)
     """(value, signature) of metrics loaded through `evaluate`, which have no rows and so no intervals."""
-    outputs: list[str] | None = None
-    """The generated text of each row."""
-    notes: tuple[str, ...] = ()
-    generation: dict[str, Any] | None = None
-    """The arguments of `generate`, with `hit_cap`, the share of outputs that reached the limit of tokens."""
 
     @property
     def values(self) -> dict[str, float]:
@@ -39,7 +34,42 @@ class Scores:
 
     def intervals(self) -> dict[str, list[float]]:
         """95 % bootstrap intervals; none for a single row, which says nothing about others."""
-        return bootstrap.intervals(self.metrics) if len(self.row_sums["nll"]) > 1 else {}
+        rows = min(len(metric.statistics) for metric in self.metrics.values())
+        return bootstrap.intervals(self.metrics) if rows > 1 else {}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of an evaluation, the same on every process."""
+
+    sets: dict[str, SetScores]
+    """By the name of the evaluation set, in the order of the recipe; the name is empty for data without one."""
+    row_sums: RowSums
+    predicted_tokens: Ragged
+    """The most likely token at each supervised position of a row, from its start on; zeros follow."""
+    outputs: list[str] | None = None
+    """The generated text of each row."""
+    notes: tuple[str, ...] = ()
+    generation: dict[str, Any] | None = None
+    """The arguments of `generate`, with `hit_cap`, the share of outputs that reached the limit of tokens."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        return by_name({name: scores.values for name, scores in self.sets.items()})
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        return by_name({name: scores.signatures for name, scores in self.sets.items()})
+
+    def intervals(self) -> dict[str, list[float]]:
+        """95 % bootstrap intervals; none for a set of a single row, which says nothing about others."""
+        return by_name({name: scores.intervals() for name, scores in self.sets.items()})
+
+
+def by_name(sets: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """Set -> metric -> value as one dictionary: `test-ko.bleu`. The metrics of the first set have their plain names, too."""
+    first = dict(next(iter(sets.values())))
+    return first | {qualified(name, m): value for name, each in sets.items() for m, value in each.items()}
 
 
 def metrics_document(scores: Scores) -> dict[str, Any]:

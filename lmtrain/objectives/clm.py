@@ -88,13 +88,13 @@ class CausalLM(Defaults):
         network: Any,
         tokenizer: PreTrainedTokenizerBase,
         examples: Examples,
-        count: int,
+        rows: Sequence[int],
         collator: Collator,
         settings: GenerationSettings,
     ) -> list[Sample]:
         """Input (the prompt or the start of a row), the model's continuation, and the original one as reference."""
         samples = []
-        for row in range(min(count, len(examples))):
+        for row in rows:
             content = examples[None, row]
             ids = content["input_ids"]
             cut = min(PROMPT_TOKENS, max(len(ids) // 2, 1))

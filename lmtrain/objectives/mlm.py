@@ -6,7 +6,7 @@ A share of the tokens is hidden, replaced or kept, and predicted from both sides
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -157,13 +157,13 @@ class MaskedLM(Defaults):
         network: Any,
         tokenizer: PreTrainedTokenizerBase,
         examples: Examples,
-        count: int,
+        rows: Sequence[int],
         collator: Collator,
         settings: GenerationSettings,
     ) -> list[Sample]:
         """The start of a row: masked, with the model's predictions filled in, and the original."""
         samples = []
-        for row in range(min(count, len(examples))):
+        for row in rows:
             batch = {name: tensor.to(network.device) for name, tensor in collator([examples[None, row]]).items()}
             labels = batch.pop("labels")[0, :COMPLETION_TOKENS]
             shown = batch["input_ids"][0, :COMPLETION_TOKENS]

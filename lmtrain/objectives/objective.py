@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,11 +97,11 @@ class Objective(Protocol):
         network: Any,
         tokenizer: PreTrainedTokenizerBase,
         examples: Examples,
-        count: int,
+        rows: Sequence[int],
         collator: Collator,
         settings: GenerationSettings,
     ) -> list[Sample]:
-        """What the model writes for the first `count` rows."""
+        """What the model writes for these rows."""
 
     def answer(
         self, network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], options: PromptingOptions

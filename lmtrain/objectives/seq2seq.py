@@ -5,7 +5,7 @@ Pairs of source and target, or plain text made into pairs by a denoising task (T
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -102,13 +102,12 @@ class Seq2SeqLM(Defaults):
         network: Any,
         tokenizer: PreTrainedTokenizerBase,
         examples: Examples,
-        count: int,
+        rows: Sequence[int],
         collator: Collator,
         settings: GenerationSettings,
     ) -> list[Sample]:
         """A source, the model's output, and the target."""
-        rows = list(range(min(count, len(examples))))
-        written = dict(generate_rows(network, tokenizer, examples, rows, settings))
+        written = dict(generate_rows(network, tokenizer, examples, list(rows), settings))
         return [
             {
                 # A denoised text shows the sentinels of what was taken out.

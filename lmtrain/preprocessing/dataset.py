@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,8 @@ class Examples:
     fingerprint: str = ""
     sources: np.ndarray | None = None
     """Source index of each row of the columns; None: all rows come from source 0."""
+    evaluation_sets: tuple[str, ...] = ()
+    """Name of the evaluation set that each source belongs to; empty if they have none."""
     texts: list[tuple[str, ...]] | None = None
     """Source and references of each pair as text, for evaluation."""
     shared: Ragged | None = None
@@ -111,7 +114,18 @@ class Examples:
             for name, column in self.columns.items()
         }
         lengths = self.columns["input_ids"].lengths_of(inside)
-        return {**when, "numbers": inside + self.first, "lengths": lengths, **content}
+        numbers = self._within_sets[inside] if self.evaluation_sets else inside + self.first
+        return {**when, "numbers": numbers, "lengths": lengths, **content}
+
+    @cached_property
+    def _within_sets(self) -> np.ndarray:
+        """[rows of the columns] number of each row within its set, so that no set changes the masks of another."""
+        names = np.array(self.evaluation_sets)[self.source_of_texts()]
+        numbers = np.empty(self.count, np.int64)
+        for name in np.unique(names):
+            own = np.flatnonzero(names == name)
+            numbers[own] = np.arange(len(own))
+        return numbers
 
     @property
     def lengths(self) -> np.ndarray:

@@ -49,7 +49,7 @@ def finish_examples(
         )
     sources = row_sources(rows, np.asarray(origins, np.int64)) if len(ledgers) > 1 else None
     fingerprint = "" if rows.is_chunk else extend_fingerprint("", rows.contents())  # a stream extends its own
-    return Examples(rows.kind, columns, ledgers, limits, fingerprint, sources, **more)
+    return Examples(rows.kind, columns, ledgers, limits, fingerprint, sources, rows.evaluation_sets(), **more)
 
 
 class TokenizedDocuments:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.config.values import Document
+from lmtrain.metrics import base_name, distinct
 from lmtrain.runs.charts import Line, chart
 from lmtrain.runs.comparison_tables import findings, legend, letter, metric_rows, setting_rows
 from lmtrain.runs.file_names import METRICS
@@ -40,7 +41,8 @@ def write(path: Path, document: Document) -> None:
 
 def _curves(runs: Sequence[dict[str, Any]]) -> str:
     logs = [read_lines(Path(run["path"]) / METRICS) if Path(run["path"]).is_dir() else [] for run in runs]
-    shared = dict.fromkeys(name for run in runs for name in run["metrics"] if name not in ("eval_loss", "perplexity"))
+    names = dict.fromkeys(name for run in runs for name in distinct(run["metrics"]))
+    shared = [name for name in names if name != "eval_loss" and base_name(name) != "perplexity"]
     charts = [
         chart(title, [Line(letter(number), points_of(log, key)) for number, log in enumerate(logs)])
         for title, key in (*CURVES, *((name, name) for name in shared))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 from lmtrain.config.values import Document
-from lmtrain.metrics import HIGHER_IS_BETTER
+from lmtrain.metrics import distinct, higher_is_better
 from lmtrain.runs.markdown import markdown_table
 from lmtrain.runtime.console import format_number
 
@@ -28,7 +28,7 @@ def metric_rows(document: Document) -> Rows:
     """A row for each metric, a column for each run; the best value has an asterisk where the runs can be compared."""
     runs = document["runs"]
     rows = []
-    for name in dict.fromkeys(name for run in runs for name in run["metrics"]):
+    for name in dict.fromkeys(name for run in runs for name in distinct(run["metrics"])):
         values = [run["metrics"].get(name) for run in runs]
         best = _best(name, values) if document["comparable"] and name not in document["left_out"] else None
         rows.append(
@@ -50,7 +50,7 @@ def findings(document: Document) -> list[str]:
     lines = [f"not comparable: {reason}" for reason in document["left_out"].values()]
     for pair in document["pairs"]:
         if pair["significant"]:
-            better = (pair["difference"] > 0) == (pair["metric"] in HIGHER_IS_BETTER)
+            better = (pair["difference"] > 0) == higher_is_better(pair["metric"])
             first, second = (pair["a"], pair["b"]) if better else (pair["b"], pair["a"])
             sign = 1 if pair["difference"] > 0 else -1
             low, high = sorted(sign * bound for bound in pair["interval"])
@@ -82,7 +82,7 @@ def _best(name: str, values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     if len(known) < 2 or len(set(known)) == 1:
         return None
-    return max(known) if name in HIGHER_IS_BETTER else min(known)
+    return max(known) if higher_is_better(name) else min(known)
 
 
 def _cell(run: Document, name: str, value: float | None, best: float | None, runs: int) -> str:

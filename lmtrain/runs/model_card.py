@@ -7,7 +7,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lmtrain.config.architectures import HUB_NAME
+from lmtrain.config.evaluation_sets import source_of
 from lmtrain.errors import visible
+from lmtrain.metrics import base_name, distinct
 from lmtrain.runs.file_names import RECIPE
 from lmtrain.runs.markdown import markdown_table
 from lmtrain.runtime.console import format_number
@@ -90,7 +92,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _sources(settings: Mapping[str, Any], split: str) -> list[str]:
-    return list(settings.get(f"data.{split}") or ())
+    return [source_of(value) for value in settings.get(f"data.{split}") or ()]
 
 
 def _metadata(results: Mapping[str, Any], name: str, base: str | None) -> str:
@@ -130,11 +132,11 @@ def _eval_results(results: Mapping[str, Any]) -> list[Any]:
             dataset_type=dataset or "local",
             dataset_name=shown,
             dataset_split="validation" if _sources(settings, "eval") else "train",
-            metric_type=HUB_METRICS.get(metric, metric),
+            metric_type=HUB_METRICS.get(base_name(metric), base_name(metric)),
             metric_name=metric,
             metric_value=value,
         )
-        for metric, value in results["metrics"].items()
+        for metric, value in distinct(results["metrics"]).items()
         if isinstance(value, int | float)
     ]
 
@@ -158,7 +160,7 @@ def _metrics(results: Mapping[str, Any]) -> str:
     if not results["metrics"]:
         return "There were no evaluation data."
     rows = []
-    for name, value in results["metrics"].items():
+    for name, value in distinct(results["metrics"]).items():
         interval = " to ".join(format_number(bound) for bound in intervals.get(name, ()))
         rows.append((name, format_number(value), interval))
     return markdown_table(("metric", "value", "95 % interval"), rows)

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lmtrain.metrics import base_name, distinct
 from lmtrain.runs.charts import Line, chart
 from lmtrain.runs.file_names import METRICS, SAMPLES
 from lmtrain.runs.model_card import shown_name
@@ -40,7 +41,7 @@ def report(folder: Path, results: Document) -> str:
             section("Samples", _samples(samples)),
             section("Rows and tokens", _ledger(results)),
             section("Settings", table([], _settings(results))),
-            section("How the metrics were computed", table([], list(results.get("signatures", {}).items()))),
+            section("How the metrics were computed", table([], list(distinct(results.get("signatures", {})).items()))),
             section("Environment", table([], [(name, str(value)) for name, value in results["environment"].items()])),
             section("Command", f"<pre>{escape(results['command'])}</pre>" if results.get("command") else ""),
         ],
@@ -64,7 +65,7 @@ def _headlines(results: Document) -> str:
     """The metrics with their intervals, and what the training took."""
     intervals, before = results.get("intervals", {}), results.get("initial_metrics", {})
     cards = []
-    for name, value in results["metrics"].items():
+    for name, value in distinct(results["metrics"]).items():
         low_high = " to ".join(map(format_number, intervals.get(name, ())))
         was = f"before: {format_number(before[name])}" if before.get(name) is not None else ""
         below = " · ".join(part for part in (f"95 %: {low_high}" if low_high else "", was) if part)
@@ -114,8 +115,8 @@ def _curves(events: Sequence[Document]) -> str:
 
 def _metrics_of(evaluations: Sequence[Document]) -> list[str]:
     """The metrics, other than the loss, with two values or more. Those of generation have none at step 0."""
-    names = dict.fromkeys(name for event in evaluations for name in event)
-    usual = [name for name in names if name not in ("step", "epoch", "eval_loss", "perplexity")]
+    names = distinct(dict.fromkeys(name for event in evaluations for name in event))
+    usual = [name for name in names if name not in ("step", "epoch", "eval_loss") and base_name(name) != "perplexity"]
     return [name for name in usual if sum(name in event for event in evaluations) > 1]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.config.architectures import ADAPTER
+from lmtrain.metrics import distinct
 from lmtrain.runs.file_names import RECIPE, REPORT
 from lmtrain.runtime.console import format_number
 
@@ -15,9 +16,10 @@ def summary(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the results table: metrics with their 95% intervals, comparisons, gates, training statistics."""
     intervals = results.get("intervals", {})
     rows = [
-        (name, format_number(value) + _interval(intervals.get(name))) for name, value in results["metrics"].items()
+        (name, format_number(value) + _interval(intervals.get(name)))
+        for name, value in distinct(results["metrics"]).items()
     ]
-    for name, comparison in results.get("against", {}).items():
+    for name, comparison in distinct(results.get("against", {})).items():
         low, high = comparison["interval"]
         difference = f"{comparison['difference']:+.4g} [{low:+.4g}, {high:+.4g}], p = {comparison['p_value']:.3g}"
         rows.append((f"{name} against", difference))
@@ -39,7 +41,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 def signatures(results: Mapping[str, Any]) -> list[str]:
     """One line for each signature, with the metrics that share it."""
     names: dict[str, list[str]] = {}
-    for name, signature in results.get("signatures", {}).items():
+    for name, signature in distinct(results.get("signatures", {})).items():
         names.setdefault(signature, []).append(name)
     return [f"{' '.join(alike)}: {signature}" for signature, alike in names.items()]
 

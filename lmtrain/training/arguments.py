@@ -64,7 +64,7 @@ def training_arguments(recipe: Recipe, model_type: str, resumes: bool) -> Traini
         "eval_on_start": evaluates and not resumes,
         "restore_callback_states_from_checkpoint": recipe.eval.early_stop is not None,
         "metric_for_best_model": metrics.trainer_name(recipe.eval.best_metric) if evaluates else None,
-        "greater_is_better": recipe.eval.best_metric in metrics.HIGHER_IS_BETTER,
+        "greater_is_better": bool(metrics.higher_is_better(recipe.eval.best_metric)),
         "per_device_eval_batch_size": recipe.eval.batch_size,
         "remove_unused_columns": False,
         "disable_tqdm": True,

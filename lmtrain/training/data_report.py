@@ -5,7 +5,8 @@ from typing import Any
 
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.ledger import COUNTS, Ledger, total
-from lmtrain.preprocessing.dataset import Limits
+from lmtrain.metrics import base_name
+from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.sampler import BatchSampler, longest_first, padding_fraction
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime.console import Console
@@ -37,8 +38,21 @@ def _show(
             f"{source['source']}: {source['rows_used']:,} rows, {source['tokens_used']:,} tokens"
             + (f", {source['share']:.1%} of every epoch" if recipe.data.weights else "")
         )
+    for name, counts in data.get("evaluation_sets", {}).items() if "eval" in shown else ():
+        chosen_by = name == (recipe.eval.best_metric.rpartition(".")[0] or recipe.data.eval_sets[0])
+        note = f"; its {base_name(recipe.eval.best_metric)} selects the best model" if chosen_by else ""
+        console.note(f"evaluation set {name}: {counts['rows_used']:,} rows, {counts['tokens_used']:,} tokens{note}")
     for line in cut_warnings(data["kind"], shown, prepared.limits):
         console.warn(line)
+
+
+def set_counts(examples: Examples) -> dict[str, dict[str, int]]:
+    """Evaluation set -> its counts of rows and tokens; empty where the sets have no names."""
+    names = examples.evaluation_sets
+    ledgers = {
+        name: [ledger for ledger, of in zip(examples.ledgers, names, strict=True) if of == name] for name in names
+    }
+    return {name: _counts(total(own)) for name, own in ledgers.items()}
 
 
 def cut_warnings(kind: str, ledgers: Mapping[str, Mapping[str, Any]], limits: Limits) -> list[str]:
@@ -81,6 +95,7 @@ def data_document(
         rows = longest_first(held_out.lengths, recipe.eval.batch_size)
         padding = padding_fraction(held_out.lengths_by_column(), rows)
         data["eval"] = {**held_out.ledger.document(), "padding_fraction": padding}
+        data |= {"evaluation_sets": sets} if (sets := set_counts(held_out)) else {}
     if not isinstance(batches, Stream):  # the rows of a stream are never compared
         data |= {"shared_rows": prepared.shared_rows} if held_out else {}
         data["duplicate_rows"] = prepared.duplicate_rows

@@ -235,6 +235,7 @@ def _arrays(prepared: PreparedData) -> CacheEntry:
             "fingerprint": examples.fingerprint,
             "ledgers": [asdict(ledger) for ledger in examples.ledgers],
             "texts": examples.texts,
+            "evaluation_sets": list(examples.evaluation_sets),
             "limits": dict(examples.limits.resolved),
         }
     return arrays, document
@@ -254,7 +255,8 @@ def _from_arrays(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Pre
         read = (arrays[f"{split}-read-0"], arrays[f"{split}-read-1"]) if f"{split}-read-0" in arrays else None
         sources = arrays.get(f"{split}-sources")
         limits = Limits(document["positions"], saved["limits"])
-        return Examples(saved["kind"], columns, ledgers, limits, saved["fingerprint"], sources, texts, read=read)
+        sets = tuple(saved["evaluation_sets"])
+        return Examples(saved["kind"], columns, ledgers, limits, saved["fingerprint"], sources, sets, texts, read=read)
 
     train = examples("train")
     assert train is not None

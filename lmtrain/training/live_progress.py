@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from transformers import TrainerCallback
 
-from lmtrain.metrics import plain_name
+from lmtrain.metrics import distinct, plain_name
 from lmtrain.runtime.console import Console, format_number
 from lmtrain.runtime.streams import is_utf8
 
@@ -59,7 +59,8 @@ class LiveProgress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "eval_loss" in logs:
-            shown = [f"{plain_name(name)} {format_number(logs[name])}" for name in logs if name.startswith("eval_")]
+            values = {plain_name(name): value for name, value in logs.items() if name.startswith("eval_")}
+            shown = [f"{name} {format_number(value)}" for name, value in distinct(values).items()]
             self.evaluated = " · ".join(shown)
             if self.bar:
                 self.bar.update(self.task, evaluated=f"eval_loss {format_number(logs['eval_loss'])}")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from lmtrain.config.recipe import Recipe
 from lmtrain.config.values import flattened
 from lmtrain.data.corpus import Corpus
+from lmtrain.evaluation.records import records
 from lmtrain.evaluation.scores import Scores, metrics_document
 from lmtrain.modeling import lora
 from lmtrain.preprocessing.stream import Stream
@@ -44,7 +45,7 @@ def resolved_settings(
         "model.tokenizer": tokenizer_fingerprint(tokenizer)
         or sha256(json.dumps(tokenizer.get_vocab()).encode()).hexdigest(),
         "data.train": corpus.file_sizes() if recipe.data.streaming else prepared.train.fingerprint,
-        "data.eval": held.fingerprint if held else None,
+        "data.eval": held.fingerprint + " ".join(held.evaluation_sets) if held else None,
         **{f"data.{name}": value for name, value in prepared.limits.resolved.items()},
         "train.learning_rate": arguments.learning_rate,
         "train.precision": dtype,
@@ -130,5 +131,5 @@ def save_model(trainer: ExactTrainer, run: RunCallback, scores: Scores | None, r
             run.console.warn(line)
         asked = run.recipe.eval.predictions
         flag = "--predictions" if asked else "--output-dir"
-        write_lines(Path(asked or folder.path / PREDICTIONS), run.evaluator.records(scores), flag)
+        write_lines(Path(asked or folder.path / PREDICTIONS), records(run.evaluator, scores), flag)
     folder.finish(results)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
-from lmtrain.metrics import HIGHER_IS_BETTER
+from lmtrain.metrics import higher_is_better
 
 Entry = dict[str, Any]
 """A trial as sweep.json lists it."""
@@ -19,7 +19,7 @@ def ranking(trials: Sequence[Entry], metric: str) -> list[Entry]:
     between seeds pooled over all settings (as in an analysis of variance). With a single seed each, nobody knows.
     """
     groups = _groups(trials, metric)
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = -1 if higher_is_better(metric) else 1
     ordered = sorted(groups.values(), key=lambda group: sign * fmean(_values(group, metric)))
     spread = _pooled([_values(group, metric) for group in ordered])
     rows = []

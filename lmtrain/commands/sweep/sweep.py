@@ -17,7 +17,7 @@ from lmtrain.config.loading import to_yaml
 from lmtrain.config.recipe import RECIPES
 from lmtrain.config.resolution import resolve_recipe
 from lmtrain.errors import InputError, UsageError
-from lmtrain.metrics import HIGHER_IS_BETTER
+from lmtrain.metrics import higher_is_better
 from lmtrain.runs.lock import LOCK, held
 from lmtrain.runtime.console import Console, format_number, to_json
 from lmtrain.runtime.files import storage_error, write_text
@@ -129,7 +129,7 @@ class Sweep:
         for trial in trials:
             if self._value(trial) is not None:
                 groups.setdefault(json.dumps(trial.settings), []).append(trial)
-        sign = -1 if self.metric in HIGHER_IS_BETTER else 1
+        sign = -1 if higher_is_better(self.metric) else 1
         ordered = sorted(groups.values(), key=lambda group: sign * fmean(self._value(trial) or 0.0 for trial in group))
         kept = ordered[: max(math.ceil(len(groups) / self.eta), 1)]
         names = ", ".join(_short(group[0].settings) for group in kept[:5])
@@ -138,7 +138,7 @@ class Sweep:
 
     def _learn(self) -> None:
         """One combination after the other, each drawn from the results so far."""
-        learner = Learner(self.ranges, self.grid, self.seed, self.metric in HIGHER_IS_BETTER)
+        learner = Learner(self.ranges, self.grid, self.seed, bool(higher_is_better(self.metric)))
         for number in range(self.trials):
             asked, settings = learner.ask()
             trials = self._trials_of([settings], number * self.seeds)

@@ -1,0 +1,61 @@
+"""The evaluation sets: which rows of the evaluation data are scored together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmtrain.config.eval import PairEval
+from lmtrain.errors import InputError
+from lmtrain.evaluation.bootstrap import Metric
+from lmtrain.evaluation.likelihood import Accuracies, RowSums, likelihood_metrics
+from lmtrain.evaluation.scores import SetScores
+from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
+from lmtrain.preprocessing.dataset import Examples
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Rows of the evaluation data, with metrics of their own."""
+
+    rows: np.ndarray
+    """Row numbers in the evaluation data, in their order."""
+    text_scorer: TextScorer | None = None
+    """Compares generated outputs with references; None for objectives without references."""
+
+    def likelihood(self, sums: RowSums, objective: Accuracies, signature: str) -> dict[str, Metric]:
+        """The likelihood metrics of these rows from the sums of all rows."""
+        own = {name: column[self.rows] for name, column in sums.items()}
+        return likelihood_metrics(own, objective, signature)
+
+    def of_outputs(self, outputs: Sequence[str]) -> dict[str, Metric]:
+        """Lmtrain's own text metrics of these rows from the outputs of all rows."""
+        return self.text_scorer.score(self._own(outputs)) if self.text_scorer else {}
+
+    def with_outputs(self, scores: SetScores, outputs: Sequence[str]) -> SetScores:
+        """The scores, with all text metrics of these rows from the outputs of all rows."""
+        assert self.text_scorer
+        computed = scores.metrics | self.of_outputs(outputs)
+        return SetScores(computed, self.text_scorer.custom_values(self._own(outputs), computed))
+
+    def _own(self, outputs: Sequence[str]) -> list[str]:
+        return [outputs[row] for row in self.rows]
+
+
+def evaluation_sets(examples: Examples, decoding: PairEval | None) -> dict[str, EvaluationSet]:
+    """The sets by name, in the order of the recipe; one of all rows, with an empty name, where they have no names.
+
+    `decoding` are the settings of generation, if outputs are compared with references. Raises UsageError, InputError.
+    """
+    names = examples.evaluation_sets or ("",) * len(examples.ledgers)
+    of_rows = np.array([names[source] for source in examples.source_of_rows()])
+    found = {name: np.flatnonzero(of_rows == name) for name in dict.fromkeys(names)}
+    if empty := [name for name, rows in found.items() if not len(rows)]:
+        raise InputError(f"--eval-data {empty[0]}=…: no row of this set is left to score")
+    return {name: EvaluationSet(rows, _scorer(examples, rows, decoding)) for name, rows in found.items()}
+
+
+def _scorer(examples: Examples, rows: np.ndarray, decoding: PairEval | None) -> TextScorer | None:
+    if decoding is None or examples.texts is None:
+        return None
+    return build_text_scorer([examples.texts[row][1:] for row in rows], decoding)
