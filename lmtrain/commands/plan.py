@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from lmtrain.commands.step_memory import Estimate, Shape, number_of_parameters
+from lmtrain.commands.step_memory import Estimate, Shape, checkpointing, number_of_parameters
 from lmtrain.config.architectures import adapter_base
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
@@ -77,9 +77,7 @@ def _outlined(recipe: Recipe, network: PreTrainedModel, task_type: str | None) -
         with torch.device("meta"):
             lora.adapt(network, recipe.model, task_type, [], [])
     if recipe.train.gradient_checkpointing:
-        # transformers 5.24 has renamed it.
-        enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
-        enable()
+        checkpointing(network, True)
     return network
 
 

@@ -23,6 +23,9 @@ HEADROOM = 1.12
 """What backward adds to the tensors that it finds, measured (benchmarks/plan.md): gradients of activations, freed memory that
 cannot be used again at once."""
 
+RECOMPUTING = 1.9
+"""The same for the block that gradient checkpointing computes again, whose gradients no freed block makes room for."""
+
 TRIALS = 120_000_000
 """Bytes that a CPU process keeps of the trials before the first step: how the model masks and pads."""
 
@@ -59,6 +62,8 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
+    recomputed: int
+    """Activations of the block that backward computes again; 0 without gradient checkpointing."""
     logits: int
     """The loss: logits of some positions at once, and the gradient that they leave."""
 
@@ -66,7 +71,7 @@ class Memory:
     def peak(self) -> int:
         """Gradients come into being while activations go: at the peak, one of both is nearly whole."""
         moving = max(HEADROOM * self.activations + self.logits, self.gradients + self.logits // 2)
-        return int(self.libraries + self.weights + self.optimizer + moving)
+        return int(self.libraries + self.weights + self.optimizer + moving + RECOMPUTING * self.recomputed)
 
     def document(self) -> dict[str, int]:
         return {name: int(value) for name, value in vars(self).items()}
@@ -95,28 +100,38 @@ class Estimate:
             weights += 2 * every  # the copies that autocast makes and keeps for a step
         if self.parts > 1:
             weights += 4 * self._largest_block()
+        kept, recomputed = self._activations(shape)
         return Memory(
             libraries=0 if self.on_gpu else psutil.Process().memory_info().rss + TRIALS,
             weights=weights,
             gradients=4 * trained // self.parts,
             optimizer=int(per_parameter * trained) // self.parts,
-            activations=self._activations(shape),
+            activations=kept,
+            recomputed=recomputed,
             logits=self._logits(shape),
         )
 
-    def _activations(self, shape: Shape) -> int:
-        """Linear in rows: two small batches tell all."""
+    def _activations(self, shape: Shape) -> tuple[int, int]:
+        """(bytes kept for backward, bytes recomputed); both are linear in rows, so that two small batches tell all."""
         if self.width and not self.network.config.is_encoder_decoder and shape.slots < shape.rows * shape.length:
             length = min(self.width, shape.slots)
             rows = max(shape.slots / length, 1.0)
         else:
             length, rows = shape.length, float(shape.rows)
-        one, two = (self.saved(count, length, shape.targets) for count in (1, 2))
-        return int(one + (two - one) * (rows - 1))
+        batches = (self.saved(count, length, shape.targets) for count in (1, 2))
+        kept, recomputed = (int(one + (two - one) * (rows - 1)) for one, two in zip(*batches, strict=True))
+        return kept, recomputed
 
-    def _saved(self, rows: int, length: int, targets: int) -> int:
+    def _saved(self, rows: int, length: int, targets: int) -> tuple[int, int]:
         network = self.network if self.dtype == "fp32" else _half(self.network)
-        return saved_bytes(network, rows, length, targets, self.recipe.train.fast_kernels and not self.on_gpu)
+        kernels = self.recipe.train.fast_kernels and not self.on_gpu
+        kept = saved_bytes(network, rows, length, targets, kernels)
+        if not self.recipe.train.gradient_checkpointing:
+            return kept, 0
+        checkpointing(network, False)
+        whole = saved_bytes(network, rows, length, targets, kernels)
+        checkpointing(network, True)
+        return kept, (whole - kept) // max(_number_of_blocks(network), 1)
 
     def _logits(self, shape: Shape) -> int:
         head = self.network.get_output_embeddings()
@@ -135,6 +150,20 @@ class Estimate:
         blocks = [sum(p.numel() for p in child.parameters()) for module in lists for child in module]
         inside = sum(p.numel() for module in lists[:1] for p in module.parameters())
         return max(blocks, default=0) + number_of_parameters(self.network, trained=False) - inside
+
+
+def _number_of_blocks(network: PreTrainedModel) -> int:
+    """Layers in all lists of them: of an encoder-decoder, in both halves."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    outermost = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    return sum(len(list(network.get_submodule(name).children())) for name in outermost)
+
+
+def checkpointing(network: PreTrainedModel, on: bool) -> None:
+    """Turn gradient checkpointing on or off; transformers 5.24 has renamed it."""
+    verb = "enable" if on else "disable"
+    switch = getattr(network, f"activation_checkpointing_{verb}", None)
+    (switch or getattr(network, f"gradient_checkpointing_{verb}"))()
 
 
 def _half(network: PreTrainedModel) -> PreTrainedModel:

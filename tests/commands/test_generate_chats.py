@@ -92,7 +92,9 @@ def test_samples_continue_the_last_prompt_of_a_chat(model: Path):
     chats = [Chat([*ASKED, ANSWER]), Chat([*ASKED, ANSWER, ASKED[0]])]
     examples = clm.encode(Rows.of("messages", chats), tokenizer, data, Limits(None), True)
     network = AutoModelForCausalLM.from_pretrained(model)
-    samples = clm.sample(network, tokenizer, examples, 2, clm.collator(tokenizer, data, 1), GenerationSettings())
+    samples = clm.sample(
+        network, tokenizer, examples, range(2), clm.collator(tokenizer, data, 1), GenerationSettings()
+    )
     shown = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
     shown = shown.replace("<|im_end|>", "")  # an end of outputs
     assert [(sample["input"], sample["reference"]) for sample in samples] == [(shown, "the cat")] * 2
