@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from lmtrain.runtime.upstream_names import RELIANCES, REST, Reliance
+from lmtrain.runtime.reliance import REST, Reliance
+from lmtrain.runtime.upstream_names import RELIANCES
 
 
 def differences() -> list[str]:

@@ -5,26 +5,7 @@ A release that renames one of them would often not fail: an override is never ca
 listed, because an import or a call of them fails by itself.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-REST = "..."
-"""In a list of parameters: an override passes on, or ignores, whatever else it is given."""
-
-
-@dataclass(frozen=True)
-class Reliance:
-    """A promise of lmtrain, and the names that it rests on."""
-
-    broken: str
-    """What would happen without them."""
-    overridden: Mapping[str, str] = field(default_factory=dict)
-    """Functions that lmtrain overrides or replaces -> the parameters that its own version takes."""
-    called: Mapping[str, str] = field(default_factory=dict)
-    """Functions that lmtrain calls -> the parameters that it passes."""
-    attributes: tuple[str, ...] = ()
-    """Attributes of modules, of classes and of their instances; an entry of a mapping is `mapping[key]`."""
-
+from lmtrain.runtime.reliance import Reliance
 
 TRAINER = "transformers.Trainer"
 CALLBACK = "transformers.TrainerCallback"
@@ -190,7 +171,12 @@ RELIANCES = (
         "trackers would have figures, but neither recipe nor samples",
         attributes=tuple(
             f"transformers.integrations.{name}"
-            for name in ("TensorBoardCallback.tb_writer", "WandbCallback._wandb", "MLflowCallback._ml_flow")
+            for name in (
+                "TensorBoardCallback.tb_writer",
+                "WandbCallback._wandb",
+                "TrackioCallback._trackio",
+                "MLflowCallback._ml_flow",
+            )
         ),
     ),
     Reliance(

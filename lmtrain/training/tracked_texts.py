@@ -25,6 +25,7 @@ class TrackedTexts(TrainerCallback):
         known: dict[str, Any] = {
             "TensorBoardCallback": _TensorBoard,
             "WandbCallback": _Wandb,
+            "TrackioCallback": _Trackio,
             "MLflowCallback": _MLflow,
         }
         self.trackers: list[Any] = [adapter(names[name]) for name, adapter in known.items() if name in names]
@@ -67,6 +68,20 @@ class _Wandb:
             columns = list(samples[0])
             rows = [[str(sample.get(name, "")) for name in columns] for sample in samples]
             self.wandb.log({"samples": self.wandb.Table(columns=columns, data=rows), "train/global_step": step})
+
+
+class _Trackio:
+    def __init__(self, callback: Any):
+        self.trackio = callback._trackio
+
+    def recipe(self, text: str) -> None:
+        self.trackio.config.update({"recipe": text}, allow_val_change=True)
+
+    def samples(self, step: int, samples: Samples) -> None:
+        if samples:
+            columns = list(samples[0])
+            rows = [[str(sample.get(name, "")) for name in columns] for sample in samples]
+            self.trackio.log({"samples": self.trackio.Table(columns=columns, data=rows), "train/global_step": step})
 
 
 class _MLflow:

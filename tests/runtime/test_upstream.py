@@ -20,8 +20,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lmtrain as package
 from lmtrain.runtime import upstream
+from lmtrain.runtime.reliance import Reliance
 from lmtrain.runtime.upstream import assigned, differences, instance_attributes, resolve
-from lmtrain.runtime.upstream_names import RELIANCES, Reliance
+from lmtrain.runtime.upstream_names import RELIANCES
 from lmtrain.training.checkpointing import CheckpointingTrainer
 from lmtrain.training.trainer import ExactTrainer
 

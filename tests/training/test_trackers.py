@@ -1,6 +1,11 @@
 """Experiment trackers, each with the real package and without a network: figures, recipe and samples."""
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,6 +47,40 @@ def test_mlflow_has_figures_recipe_and_samples(material: Path, monkeypatch: pyte
     assert "objective: clm" in (folder / "recipe.yaml").read_text() and len(list(folder.glob("samples/*.jsonl"))) == 2
     while mlflow.active_run():
         mlflow.end_run()
+
+
+def test_trackio_has_figures_recipe_and_samples(material: Path):
+    pytest.importorskip("trackio")
+    flags = ["-L", "32", "--val-split", "0.1", "--max-steps", "6", "--eval-every", "3", "--samples", "2", "-o", "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "lmtrain",
+        "clm",
+        *map(str, scratch("gpt2")),
+        "-d",
+        str(material / "text.jsonl"),
+        *flags,
+    ]
+    folder = str(Path("board").absolute())  # read when trackio is imported
+    subprocess.run([*command, "--report-to", "trackio"], env={**os.environ, "TRACKIO_DIR": folder}, check=True)
+    evaluations = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    found = stored(Path("board/huggingface.db"))
+    values = {line["train/global_step"]: line["eval/loss"] for line in found["metrics"] if "eval/loss" in line}
+    assert values == pytest.approx({line["step"]: line["eval_loss"] for line in evaluations if "eval_loss" in line})
+    assert values[6] == pytest.approx(json.loads(Path("run/results.json").read_text())["metrics"]["eval_loss"])
+    assert "objective: clm" in found["configs"][-1]["recipe"]
+    assert [line["train/global_step"] for line in found["metrics"] if "samples" in line] == [3, 6]
+
+
+def stored(database: Path) -> dict[str, list[dict]]:
+    """The documents that trackio keeps, by table."""
+    with closing(sqlite3.connect(database)) as connection:
+        columns = {"metrics": "metrics", "configs": "config"}
+        return {
+            table: [json.loads(row[0]) for row in connection.execute(f"select {column} from {table} order by id")]
+            for table, column in columns.items()
+        }
 
 
 def test_a_tracker_that_is_missing_is_refused_before_work(material: Path):
