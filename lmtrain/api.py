@@ -236,7 +236,7 @@ def prompt(given: Document, objective: str | None, console: Console) -> list[dic
     set_environment(given.get("run", {}).get("offline"))
     request, objective, kind, column = saved_model.generate_request(given, objective)
     model_checks.check_model(objective, request.model)
-    found, empty, notes = prompts.read(request.data, column)
+    found, empty, notes = prompts.read(request.data, column, saved_model.joint_of(objective))
     for line in notes:
         console.note(line)
     if empty:

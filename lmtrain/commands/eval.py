@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
+from lmtrain.evaluation.building import build_evaluator
 from lmtrain.evaluation.comparison import compare
-from lmtrain.evaluation.evaluator import build_evaluator
 from lmtrain.evaluation.predictions import read_predictions
 from lmtrain.evaluation.records import records
 from lmtrain.evaluation.scores import metrics_document
@@ -40,8 +40,8 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     """
     started = time.monotonic()
     others = read_predictions(against, "--against ") if against else []
-    objective = OBJECTIVES[recipe.objective]
     config = load_config(recipe.model, recipe.objective)
+    objective = OBJECTIVES[recipe.objective].fitted(config, rows.kind, [])
     dtype = precision(recipe.train.precision, config.model_type)
     accelerator = Accelerator(
         mixed_precision="no" if dtype == "fp32" else dtype, cpu=not torch.accelerator.is_available()

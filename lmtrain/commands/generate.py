@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from lmtrain.config.eval import Generate
+from lmtrain.config.labelled_data import PAIR_SEPARATOR
 from lmtrain.config.recipe import GenerateRequest
 from lmtrain.data.chats import Chat, chat_notes
 from lmtrain.data.prompts import Prompt
@@ -44,8 +45,8 @@ class LoadedForPrompts:
 
 def load_for_prompts(request: GenerateRequest, objective_name: str, console: Console) -> LoadedForPrompts:
     """Load the model of a request, report on it and seed the draws. Raises an LmtrainError."""
-    objective = OBJECTIVES[objective_name]
     config = load_config(request.model, objective_name)
+    objective = OBJECTIVES[objective_name].fitted(config, None, [])
     dtype = precision(request.train.precision, config.model_type)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with console.working("loading tokenizer and model"):
@@ -92,12 +93,17 @@ def generate(
         with torch.no_grad(), loaded.autocast():
             answers = objective.answer(network, tokenizer, batch, options)
         for prompt, answer in zip(batch, answers, strict=True):
-            asked = prompt.question().messages if isinstance(prompt, Chat) else prompt
+            asked = prompt.question().messages if isinstance(prompt, Chat) else _shown(prompt)
             found.append({"input": asked, **answer})
             console.answer(found[-1], streamed=streamed)
         if console.reader_left:
             break
     return found
+
+
+def _shown(prompt: str) -> str | list[str]:
+    """The prompt; both texts of a pair."""
+    return prompt.split(PAIR_SEPARATOR) if PAIR_SEPARATOR in prompt else prompt
 
 
 def _chat_notes(prompts: list[Prompt]) -> list[str]:

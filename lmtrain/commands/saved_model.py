@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from lmtrain.config import architectures, assertions, model_checks
+from lmtrain.config.architectures import CLASSIFY
 from lmtrain.config.evaluation_sets import source_of
+from lmtrain.config.labelled_data import PAIR_SEPARATOR
 from lmtrain.config.loading import build, from_environment, merge, objective_of, read_yaml
 from lmtrain.config.model import Model
 from lmtrain.config.options import leaves
@@ -60,7 +62,10 @@ def generate_request(given: Document, objective: str | None) -> tuple[GenerateRe
     """
     name, own, objective = _model_settings(given, objective)
     direction = {n: own.get("data", {}).get(n) for n in ("source_prefix", "source_lang", "target_lang")}
-    inputs = (own.get("data", {}).get(f"{name}_column") for name in ("source", "prompt", "messages", "text"))
+    data = own.get("data", {})
+    inputs = [data.get(f"{name}_column") for name in ("source", "prompt", "messages", "text")]
+    if pair := data.get("text_pair_column"):
+        inputs = [f"{{{data['text_column']}}}{PAIR_SEPARATOR}{{{pair}}}"]
     evaluation = own.get("eval", {})
     longest = own.get("data", {}).get("max_target_length")
     decoding = {n: evaluation.get(n) for n in ("length_penalty", "no_repeat_ngram_size")} | {
@@ -76,6 +81,11 @@ def generate_request(given: Document, objective: str | None) -> tuple[GenerateRe
         environment.get("data", {}).pop("data", None)  # LMTRAIN_DATA is meant for training
     request = build(GenerateRequest, merge(known, environment, given), COMMAND_LINE)
     return request, objective, _kind_of_rows(name), next(filter(None, inputs), None)
+
+
+def joint_of(objective: str) -> str:
+    """What is put between columns that belong to one prompt."""
+    return PAIR_SEPARATOR if objective == CLASSIFY else "\n"
 
 
 def _model_settings(given: Document, objective: str | None) -> tuple[str, Document, str]:

@@ -14,9 +14,10 @@ from typing import Any, TypeGuard
 
 from transformers import AutoConfig, set_seed
 
-from lmtrain.config.architectures import TABLES, TRAINED, adapter_base, made_for, read_config, types_of
+from lmtrain.config.architectures import CLASSIFY, TABLES, TRAINED, adapter_base, made_for, read_config, types_of
 from lmtrain.config.data import Data, PairData
 from lmtrain.config.evaluation_sets import name_and_source, source_of
+from lmtrain.config.labelled_data import ClassData
 from lmtrain.config.loading import build
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import RECIPES, Recipe
@@ -98,14 +99,13 @@ def _small_model(recipe: Recipe, folder: Path, console: Console) -> Document:
     model = recipe.model
     if model.encoder:
         return _small_pair(model, console)
-    model_type = (
-        model.name if model.from_scratch and made_for(model.name) else architecture_of(model.name, recipe.objective)
-    )
+    pretrained = "mlm" if recipe.objective == CLASSIFY else recipe.objective  # a classifier's encoder
+    model_type = model.name if model.from_scratch and made_for(model.name) else architecture_of(model.name, pretrained)
     config = sizes(model_type)
     if model.from_scratch:
         return {"name": model_type, "config": config, "tokenizer": _small_tokenizer(model.tokenizer)}
     console.note(f"a small {model_type} with random weights replaces {model.name}")
-    objective = OBJECTIVES[recipe.objective]
+    objective = OBJECTIVES[pretrained]
     tokenizer = train_tokenizer.train_tokenizer(
         f"bpe:{VOCABULARY}", list(_sentences()), objective.special_tokens_for(recipe.data)
     )
@@ -201,7 +201,14 @@ def _sentences() -> Iterator[str]:
 def _kind(data: Data) -> str:
     """The kind of rows that the recipe's column options describe, or the simplest kind that its objective reads."""
     named = [kind for kind in data.kinds if any(getattr(data, option, None) for option in OPTIONS[kind])]
-    return named[0] if named else data.kinds[-1]
+    if named or not isinstance(data, ClassData):
+        return named[0] if named else data.kinds[-1]
+    return "tagged" if data.train[0].partition("#")[0].endswith(".conll") else "labelled"
+
+
+def _pair_column(data: Data) -> str | None:
+    """The column of the second text, of data that name one."""
+    return data.text_pair_column if isinstance(data, ClassData) else None
 
 
 def _is_parallel(data: Data) -> TypeGuard[PairData]:
@@ -221,7 +228,16 @@ def _write_rows(stem: Path, data: Data) -> None:
     values: list[tuple[Any, ...]] = [(text, answer) for text, answer in zip(texts, answers, strict=True)]
     if kind == "messages":
         values = [([{"role": "user", "content": a}, {"role": "assistant", "content": b}],) for a, b in values]
+    if kind == "labelled":
+        values = [
+            (text, *([answer] if _pair_column(data) else []), ("odd", "even")[n % 2])
+            for n, (text, answer) in enumerate(values)
+        ]
+    if kind == "tagged":
+        values = [(words := text.split(), ["B-NUM", *["O"] * (len(words) - 1)]) for text, _ in values]
     paths = [getattr(data, option) or option.removesuffix("_column") for option in OPTIONS[kind]]
+    if pair := _pair_column(data):
+        paths.insert(1, pair)
     lines = [json.dumps(_nested(paths, value), ensure_ascii=False) for value in values]
     stem.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

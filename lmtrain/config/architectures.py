@@ -24,6 +24,11 @@ The first table that lists a model type decides its objective: BERT is also in t
 it would see the tokens that it predicts.
 """
 
+CLASSIFY = "classify"
+"""The objective of encoders with a head for labels. It is made from a model of mlm, or continues one with such a head."""
+
+HEADS = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES")
+
 TRAINED = re.compile(r"(bpe|wordpiece|unigram):(\d+)|(char|byte)")
 GONE = (
     "transfo-xl",
@@ -81,8 +86,14 @@ def adapter_base(name: str) -> str | None:
     return base
 
 
+def is_classifier(architectures: list[str] | None) -> bool:
+    """Whether a model of these classes gives labels to texts or words."""
+    return any(name.endswith(("ForSequenceClassification", "ForTokenClassification")) for name in architectures or ())
+
+
 def types_of(objective: str) -> list[str]:
     """The model types of an objective."""
+    objective = "mlm" if objective == CLASSIFY else objective
     return [model_type for model_type in model_table(TABLES[objective][0]) if made_for(model_type) == objective]
 
 
@@ -92,7 +103,10 @@ def objective_of_folder(name: str) -> str | None:
         return objective_of_folder(base)
     if not Path(name).is_dir():
         return None
-    model_type = str(read_config(Path(name))["model_type"])
+    config = read_config(Path(name))
+    model_type = str(config["model_type"])
+    if is_classifier(config.get("architectures")):
+        return CLASSIFY
     objective = made_for(model_type)
     if objective is None:
         raise InputError(f"{name} ({model_type}) is not a language model that clm, mlm or seq2seq can train")
@@ -108,6 +122,10 @@ def check_objective(model_type: str, objective: str, shown: str | None = None) -
         raise InputError(f"{named}: transformers 5 removed this architecture; the last releases that have it are 4.x")
     if right is None:
         raise InputError(f"{named} is not a language model that clm, mlm or seq2seq can train")
+    if objective == CLASSIFY and right == "mlm":
+        if not any(model_type in model_table(table) for table in HEADS):
+            raise InputError(f"{named}: transformers has no classifier of this architecture")
+        return
     if right != objective:
         raise InputError(f"{named} is {TABLES[right][1]}: use lmtrain {right}")
 

@@ -54,6 +54,11 @@ class Split(Section):
         """The KINDS that these settings read."""
         return self.KINDS
 
+    @property
+    def joint(self) -> str:
+        """What is put between columns that belong to one input."""
+        return "\n"
+
 
 class Data(Split):
     weights: Annotated[list[float], BeforeValidator(numbers)] = option([], flag="data_weights", hidden=True)
@@ -259,29 +264,3 @@ class Prompts(Direction):
     """Encoding of text files. Default: UTF-8, or UTF-16 if the file starts with a byte order mark."""
     columns: Columns = option([], hidden=True)
     """Names of the columns of .csv and .tsv files without a header, e.g. id,question."""
-
-
-class LabelledData(Split):
-    KINDS = ("labelled", "tagged")
-
-    eval: Strings = option([], flag="eval_data", aliases=("validation_file", "eval_data"))
-    val_split: float = option(0.2, aliases=("validation_split",), gt=0, lt=1)
-    """Without --eval-data: fraction of the rows held out for evaluation, shuffled by --seed as in training."""
-    text_column: str | None = option(None, aliases=("dataset_text_field",))
-    """Column of the texts to classify. Default: detected from the column names and reported."""
-    label_column: str | None = option(None)
-    """Column of the labels: text, numbers, or true and false."""
-    tokens_column: str | None = option(None)
-    """For tagging: column of the words, as a list or as text that is split at whitespace."""
-    tags_column: str | None = option(None)
-    """For tagging: column of the tags, one per word. A text file is read as CoNLL: one word per line, its tag last."""
-
-    @model_validator(mode="after")
-    def _has_one_evaluation_set(self) -> Self:
-        if self.eval_sets:
-            raise ValueError("--eval-data NAME=…: probe has a single evaluation set; leave out the name")
-        return self
-
-    @property
-    def unit(self) -> str:
-        return "sentence"

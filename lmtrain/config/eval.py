@@ -66,6 +66,10 @@ class MaskEval(Eval):
         return tuple(name for name in self.METRICS if name != "pseudo_perplexity" or self.pseudo_perplexity)
 
 
+class ClassEval(Eval):
+    METRICS = ("eval_loss", *metrics.PROBE_METRICS)
+
+
 class Decoding(Section):
     num_beams: int = option(1, ge=1)
     """Number of beams for generation; 1 is greedy search."""

@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from lmtrain import metrics
 from lmtrain.config.assertions import check_assertions
-from lmtrain.config.data import ClmData, Data, LabelledData, MlmData, PairData, Prompts
-from lmtrain.config.eval import Eval, Gates, Generate, MaskEval, PairEval, Probing
+from lmtrain.config.data import ClmData, Data, MlmData, PairData, Prompts
+from lmtrain.config.eval import ClassEval, Eval, Gates, Generate, MaskEval, PairEval, Probing
+from lmtrain.config.labelled_data import ClassData, LabelledData
 from lmtrain.config.model import Encoders, Model
 from lmtrain.config.options import ONLY_TYPED, SECTIONS, Leaf, Section, leaves, option
 from lmtrain.config.train import SHARDABLE, Run, Train
@@ -23,8 +24,8 @@ from lmtrain.config.values import Document
 class Recipe(Section):
     """The settings of a run. The three subclasses differ in their sections `data` and `eval`."""
 
-    objective: Literal["clm", "mlm", "seq2seq"] = option(..., aliases=("task",))
-    """Training objective: clm, mlm or seq2seq."""
+    objective: Literal["clm", "mlm", "seq2seq", "classify"] = option(..., aliases=("task",))
+    """Training objective: clm, mlm, seq2seq or classify."""
     model: Model
     data: Data
     train: Train = Field(default_factory=Train)
@@ -148,6 +149,20 @@ class Seq2seq(Recipe):
     eval: PairEval = Field(default_factory=PairEval)
 
 
+class Classify(Recipe):
+    """Give texts, pairs of texts or words their labels: BERT, RoBERTa, ModernBERT. For classifiers and taggers."""
+
+    objective: Literal["classify"] = "classify"
+    data: ClassData
+    eval: ClassEval = Field(default_factory=ClassEval)
+
+    @model_validator(mode="after")
+    def _head_is_trained(self) -> Self:
+        if self.model.lora:
+            raise ValueError("--lora: classify trains the whole encoder; leave it out")
+        return self
+
+
 class GenerateRequest(Section):
     """Try a model: continue a text (clm), fill its masks (mlm) or transform it (seq2seq)."""
 
@@ -178,7 +193,7 @@ class ProbeRequest(Section):
         return [Model(**{**settings, "name": name}) for name in self.model.name]
 
 
-RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq}
+RECIPES: dict[str, type[Recipe]] = {"clm": Clm, "mlm": Mlm, "seq2seq": Seq2seq, "classify": Classify}
 
 DECLARED: tuple[type[Section], ...] = (*RECIPES.values(), GenerateRequest, ProbeRequest)
 """All classes that declare options."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lmtrain.config.data import Data, Split
 from lmtrain.data.cache import Cache
+from lmtrain.data.labels import LABELLED, labels_of_row, sorted_labels
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.reading import Position, RowReader, chunks, load
 from lmtrain.data.rows import Rows
@@ -104,6 +105,13 @@ class Corpus:
         key = self.cache.key("rows", self.key)
         _, document = self.cache.remember(key, lambda: ({}, {"kind": self.splits.train.kind}), self.unchanged)
         return str(document["kind"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The distinct labels of the training rows, in the order of their class numbers; empty for rows without labels."""
+        if self.kind not in LABELLED:
+            return []
+        return sorted_labels(label for _, own in self.splits.train.values for label in labels_of_row(own))
 
     @cached_property
     def train_reader(self) -> RowReader:

@@ -152,6 +152,9 @@ def choose(first: Record, data: Split, where: str, hint: str = "") -> Selection:
         if len(given) == len(OPTIONS[kind]):
             for path in given:
                 require(first, path, where, hint)
+            if pair := options.get("text_pair_column"):
+                given[0] = f"{{{given[0]}}}{data.joint}{{{pair}}}"
+                require(first, given[0], where, hint)
             paths = tuple(as_template(first, path) for path in given)
             return as_chats(Selection(kind, paths, detected=False), first, data.kinds)
         if given:
@@ -161,21 +164,22 @@ def choose(first: Record, data: Split, where: str, hint: str = "") -> Selection:
         return selection
     if selection := usual_chats(first, data.kinds):
         return selection
-    if selection := _familiar(first, data.kinds, where) or only_chats(first, data.kinds):
+    if selection := _familiar(first, data, where) or only_chats(first, data.kinds):
         return selection
     flags = " or ".join(" ".join(f"--{o.replace('_', '-')}" for o in OPTIONS[kind]) for kind in reversed(data.kinds))
     raise InputError(f"{where}: which column to use? It has {column_names(first)}; name it with {flags}{hint}")
 
 
-def _familiar(first: Record, kinds: Sequence[str], where: str) -> Selection | None:
+def _familiar(first: Record, data: Split, where: str) -> Selection | None:
     """Detect columns by their names. Raises InputError for a name that occurs twice."""
     for kind, familiar in FAMILIAR:
         names = [as_spelled(first, name) for name in familiar]
-        if kind in kinds and all(lookup(first, name) is not ABSENT for name in names):
-            paths = (joined(first, names[0]), *names[1:]) if kind in ("prompt", "pairs", "labelled") else tuple(names)
+        if kind in data.kinds and all(lookup(first, name) is not ABSENT for name in names):
+            joins = kind in ("prompt", "pairs", "labelled")
+            paths = (joined(first, names[0], data.joint), *names[1:]) if joins else tuple(names)
             for path in paths:
                 require(first, path, where)
-            return as_chats(Selection(kind, paths, detected=True), first, kinds)
+            return as_chats(Selection(kind, paths, detected=True), first, data.kinds)
     return None
 
 
@@ -186,7 +190,7 @@ def as_spelled(first: Record, name: str) -> str:
     return next((column for column in first if column.lower() == name), name)
 
 
-def joined(first: Record, name: str) -> str:
+def joined(first: Record, name: str, joint: str = "\n") -> str:
     """The column of an input, or a template of it and of the columns of text that belong to it."""
     if not isinstance(first.get(name), str | None):
         return name  # a chat
@@ -197,7 +201,7 @@ def joined(first: Record, name: str) -> str:
     names = [*before, name, *after]
     if [part.lower() for part in names] == ["question", "context"]:
         return QUESTION.format(*names)
-    return "\n".join(f"{{{part}}}" for part in names) if names[1:] else name
+    return joint.join(f"{{{part}}}" for part in names) if names[1:] else name
 
 
 def _is_text(first: Record, name: str) -> bool:

@@ -4,6 +4,7 @@ import sys
 from itertools import chain, islice
 
 from lmtrain.config.data import Prompts, TextData
+from lmtrain.config.labelled_data import PAIR_SEPARATOR
 from lmtrain.data import messages
 from lmtrain.data.chat_layouts import chat_names
 from lmtrain.data.chats import Chat
@@ -16,7 +17,7 @@ from lmtrain.errors import InputError, UsageError, visible
 
 TEXTS = (
     *("source", "question", "instruction", "text", "input", "document", "article", "dialogue", "content"),
-    "sentence",
+    *("sentence", "premise", "sentence1", "question1"),
 )
 COLUMNS = ("prompt", *messages.COLUMNS, *TEXTS)
 """Names of the column of the prompts, in order of preference; TEXTS hold no chats."""
@@ -25,11 +26,11 @@ Prompt = str | Chat
 """A text, or a chat; if it ends with an answer, the model is not shown this one."""
 
 
-def read(section: Prompts, of_run: str | None = None) -> tuple[list[Prompt], int, list[str]]:
+def read(section: Prompts, of_run: str | None = None, joint: str = "\n") -> tuple[list[Prompt], int, list[str]]:
     """Return (prompts, number of empty ones, notes on the data), from --prompt, else --data, else standard input.
 
     Each line of a text file or of standard input is a prompt. In rows a prompt is made as the model's run made its
-    inputs: from the column or template `of_run`. Raises InputError, UsageError.
+    inputs: from the column or template `of_run`; `joint` is between columns that belong together. Raises InputError, UsageError.
     """
     if section.prompt and section.data:
         raise UsageError("--prompt and --data: give only one of them")
@@ -55,9 +56,9 @@ def read(section: Prompts, of_run: str | None = None) -> tuple[list[Prompt], int
         if not records:
             continue
         first = FirstValues(records)
-        path = _path(first, section.column, of_run, table)
+        path = _path(first, section.column, of_run, table, joint)
         if not table.is_text:
-            notes[f"{table.name}: using '{visible(path, 200)}' as the prompt"] = None
+            notes[f"{table.name}: using '{visible(path.replace(PAIR_SEPARATOR, ' | '), 200)}' as the prompt"] = None
         if path not in first or isinstance(first[path], str):
             notes |= dict.fromkeys(f"{table.name}: {line}" for line in left_out([path], records, "--column"))
         found += (_prompt(entry, path, table.location(number)) for number, entry in chain(peeked, numbered))
@@ -68,7 +69,7 @@ def read(section: Prompts, of_run: str | None = None) -> tuple[list[Prompt], int
     return prompts, len(found) - len(prompts), [*notes_on(tables), *notes]
 
 
-def _path(first: FirstValues, column: str | None, of_run: str | None, table: Table) -> str:
+def _path(first: FirstValues, column: str | None, of_run: str | None, table: Table, joint: str) -> str:
     """The column or the template of the prompts. Raises InputError."""
     if column:
         require(first, column, table.name, table.hint)
@@ -83,7 +84,7 @@ def _path(first: FirstValues, column: str | None, of_run: str | None, table: Tab
                 f"{table.name}: no column '{visible(missing[0])}', but the model was trained on '{visible(of_run, 200)}'; "
                 "add the column, or name another column or template with --column"
             )
-    path = joined(first, _usual_column(first, table))
+    path = joined(first, _usual_column(first, table), joint)
     for name in template_fields(first, path) or [path]:
         require(first, name, table.name)
     return path

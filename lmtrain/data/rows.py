@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from lmtrain.data.chats import Chat
+from lmtrain.data.labels import LABELLED, plain_text
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.tables import Table
 
@@ -124,6 +125,9 @@ class Rows:
         values = iter(self.values)
         if self.kind == "text":
             yield from (islice(values, len(document)) for document in self.documents())
+            return
+        if self.kind in LABELLED:
+            yield from ((plain_text(content),) for content, _ in values)
             return
         for value in values:
             strings = value.texts() if isinstance(value, Chat) else value

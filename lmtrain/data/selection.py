@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lmtrain.config.labelled_data import PAIR_SEPARATOR
 from lmtrain.data.chats import Chat
 from lmtrain.data.columns import (
     ABSENT,
@@ -45,7 +46,7 @@ class Selection:
     """Whether the columns were detected by name, rather than given by flags."""
 
     def __str__(self) -> str:
-        return " and ".join(f"'{visible(path, 200)}'" for path in self.paths)
+        return " and ".join(f"'{visible(path.replace(PAIR_SEPARATOR, ' | '), 200)}'" for path in self.paths)
 
     def value(self, record: Record, counts: Counter[str] | None = None) -> Any:
         """The value of a record, or None where it is empty. `counts` counts what is converted. Raises BadRow.

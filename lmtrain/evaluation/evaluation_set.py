@@ -1,14 +1,16 @@
 """The evaluation sets: which rows of the evaluation data are scored together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmtrain.config.eval import PairEval
+from lmtrain.data.labels import Labels
 from lmtrain.errors import InputError
 from lmtrain.evaluation.bootstrap import Metric
-from lmtrain.evaluation.likelihood import Accuracies, RowSums, likelihood_metrics
+from lmtrain.evaluation.label_metrics import label_metrics
+from lmtrain.evaluation.likelihood import RowSums, metrics_of_sums
 from lmtrain.evaluation.scores import SetScores
 from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
 from lmtrain.preprocessing.dataset import Examples
@@ -23,10 +25,15 @@ class EvaluationSet:
     text_scorer: TextScorer | None = None
     """Compares generated outputs with references; None for objectives without references."""
 
-    def likelihood(self, sums: RowSums, objective: Accuracies, signature: str) -> dict[str, Metric]:
-        """The likelihood metrics of these rows from the sums of all rows."""
+    def likelihood(self, sums: RowSums, names: Collection[str], signature: str) -> dict[str, Metric]:
+        """The likelihood metrics of these rows from the sums of all rows; those without their sums are left out."""
         own = {name: column[self.rows] for name, column in sums.items()}
-        return likelihood_metrics(own, objective, signature)
+        return metrics_of_sums(own, names, signature)
+
+    def of_labels(self, true: Labels, predicted: Labels, signature: str, entities: bool) -> dict[str, Metric]:
+        """The metrics of predicted labels, or of tags of `entities`, from the labels of all rows."""
+        own, given = ([labels[row] for row in self.rows] for labels in (true, predicted))
+        return label_metrics(own, given, signature, entities)
 
     def of_outputs(self, outputs: Sequence[str]) -> dict[str, Metric]:
         """Lmtrain's own text metrics of these rows from the outputs of all rows."""

@@ -11,18 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain import metrics
-from lmtrain.config.assertions import name_of
 from lmtrain.config.eval import Eval
-from lmtrain.config.recipe import Recipe
-from lmtrain.errors import UsageError
-from lmtrain.evaluation.baseline import Setup, check_baseline
-from lmtrain.evaluation.evaluation_set import EvaluationSet, evaluation_sets
+from lmtrain.data.labels import Labels
+from lmtrain.evaluation.entities import OUTSIDE
+from lmtrain.evaluation.evaluation_set import EvaluationSet
 from lmtrain.evaluation.likelihood import RowSums
 from lmtrain.evaluation.pseudo_perplexity import PseudoLikelihood
-from lmtrain.evaluation.scores import Scores, SetScores, by_name, signature
+from lmtrain.evaluation.scores import Scores, SetScores
 from lmtrain.modeling.loss import TokenLoss, evaluating
-from lmtrain.modeling.tokenizer import vocabulary_hash
 from lmtrain.objectives.generation import ROWS_AT_ONCE, GenerationSettings, generate_rows, generation_arguments
 from lmtrain.objectives.objective import Objective
 from lmtrain.objectives.samples import Sample
@@ -65,9 +61,27 @@ class Evaluator:
             sums, predicted_tokens = self._likelihood(network, accelerator)
             if "pseudo_perplexity" in self.section.metric_names:
                 sums |= self._pseudo_likelihood(network, accelerator)
-            found = {n: SetScores(s.likelihood(sums, self.objective, self.signature)) for n, s in self.sets.items()}
-            scores = Scores(found, sums, predicted_tokens)
+            names = self.section.metric_names
+            found = {name: own.likelihood(sums, names, self.signature) for name, own in self.sets.items()}
+            if self.objective.labels:
+                true, predicted = self._labels(predicted_tokens)
+                found = {
+                    n: found[n] | own.of_labels(true, predicted, self.signature, self.tags_entities)
+                    for n, own in self.sets.items()
+                }
+            scores = Scores({name: SetScores(own) for name, own in found.items()}, sums, predicted_tokens)
             return self._with_outputs(scores, network, accelerator) if generate and self.generates else scores
+
+    def _labels(self, predicted: Ragged) -> tuple[Labels, Labels]:
+        """(the true labels of each row, those that were predicted)."""
+        names, column = self.objective.labels, self.examples.columns["labels"]
+        true = [[names[number] for number in column[row] if number != IGNORED] for row in range(len(self.examples))]
+        return true, [[names[number] for number in predicted[row][: len(own)]] for row, own in enumerate(true)]
+
+    @property
+    def tags_entities(self) -> bool:
+        """Whether labels are tags of entities, that is whether a word may be outside of all."""
+        return self.examples.kind == "tagged" and OUTSIDE in self.objective.labels
 
     @property
     def generates(self) -> bool:
@@ -206,66 +220,6 @@ class Evaluator:
             )
             found += [{**({"set": name} if name else {}), **sample} for sample in written]
         return found
-
-
-def build_evaluator(
-    recipe: Recipe,
-    objective: Objective,
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    collator: Collator,
-    loss: TokenLoss,
-    precision: str,
-    console: Console,
-) -> Evaluator:
-    """Build the evaluator of a recipe.
-
-    Raises UsageError, InputError for metrics that cannot be computed, and for a baseline that cannot be compared with.
-    """
-    section, limits = recipe.eval, examples.limits
-    if "num_bytes" not in examples.columns:
-        _refuse(recipe, "bits_per_byte", f"not computed for {examples.kind} rows with this tokenizer; use eval_loss")
-    generation = GenerationSettings()
-    if decoding := section.generation:
-        # One token more than the longest target has: an output of that length still ends by itself.
-        longest = min(limits["max_target_length"] + 1, limits.positions or 1 << 30)
-        generation = GenerationSettings(
-            decoding.num_beams,
-            decoding.max_new_tokens or longest,
-            decoding.length_penalty,
-            decoding.no_repeat_ngram_size,
-        )
-    settings = objective.signature(recipe.data, examples.kind, recipe.train.seed)
-    settings = {**settings, "tokenizer": vocabulary_hash(tokenizer)[:8]}
-    signed = signature(limits.resolved, settings, precision)
-    own = [name for name in section.metric_names if name not in metrics.TEXT_METRICS]
-    sets = evaluation_sets(examples, section.generation)
-    own_signatures = by_name({evaluation_set: dict.fromkeys(own, signed) for evaluation_set in sets})
-    setup = Setup(examples.fingerprint or None, own_signatures)
-    for line in check_baseline(recipe.gates, recipe.objective, setup, recipe.run.allow_drift):
-        console.warn(line)
-    return Evaluator(
-        objective=objective,
-        examples=examples,
-        tokenizer=tokenizer,
-        collator=collator,
-        loss=loss,
-        section=section,
-        generation=generation,
-        sets=sets,
-        signature=signed,
-        console=console,
-    )
-
-
-def _refuse(recipe: Recipe, metric: str, reason: str) -> None:
-    """Raise UsageError if the recipe wants a metric that is not computed."""
-    wanted = {"--best-metric": recipe.eval.best_metric} | {
-        f"--assert {e}": name_of(e) for e in recipe.gates.assertions
-    }
-    for flag, name in wanted.items():
-        if metrics.base_name(name) == metric:
-            raise UsageError(f"{flag}: {metric} is {reason}")
 
 
 def _scored_bytes(content: dict[str, Any], labels: torch.Tensor) -> int:

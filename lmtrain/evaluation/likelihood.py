@@ -1,7 +1,6 @@
 """The metrics that are a function of two sums over rows, such as the loss."""
 
 from collections.abc import Callable, Collection
-from typing import Protocol
 
 import numpy as np
 
@@ -23,21 +22,6 @@ FORMULAS: dict[str, tuple[str, str, Formula]] = {
     "pseudo_perplexity": ("pseudo_nll", "pseudo_tokens", metrics.perplexity),
 }
 """Metric -> (sum, sum, function of both)."""
-
-
-class Accuracies(Protocol):
-    """The names that an objective has for its accuracies."""
-
-    @property
-    def accuracy(self) -> str: ...
-    @property
-    def top5(self) -> str | None: ...
-
-
-def likelihood_metrics(sums: RowSums, objective: Accuracies, signature: str) -> dict[str, Metric]:
-    """The likelihood metrics of an objective; those without their sums are left out."""
-    own = (objective.accuracy, objective.top5)
-    return metrics_of_sums(sums, [name for name in FORMULAS if "accuracy" not in name or name in own], signature)
 
 
 def metrics_of_sums(sums: RowSums, names: Collection[str], signature: str) -> dict[str, Metric]:

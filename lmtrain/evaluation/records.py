@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from lmtrain import metrics
 from lmtrain.evaluation.evaluator import Evaluator
 from lmtrain.evaluation.scores import Scores, plain_number
@@ -32,7 +30,5 @@ def _texts(evaluator: Evaluator, scores: Scores) -> Iterator[dict[str, Any]]:
     for row in range(len(examples)):
         batch = evaluator.collator([examples[None, row]])
         labels, shown = batch["labels"][0].numpy(), batch["input_ids"][0].numpy()
-        scored = labels != IGNORED
-        predicted, truth = shown.copy(), np.where(scored, labels, shown)
-        predicted[scored] = scores.predicted_tokens[row][: scored.sum()]
-        yield evaluator.objective.describe_row(evaluator.tokenizer, shown, predicted, truth, scored)
+        best = scores.predicted_tokens[row][: (labels != IGNORED).sum()]
+        yield evaluator.objective.describe_row(evaluator.tokenizer, shown, labels, best)

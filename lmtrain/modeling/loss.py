@@ -135,7 +135,11 @@ class TokenLoss:
         return inputs, nullcontext()
 
     def _shifted(self, values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values [rows, length, …], labels [rows, length]) so that position t is scored on label t."""
+        """(values [rows, length, …], labels [rows, length]) so that position t is scored on label t.
+
+        The logits [rows, classes] of a text's label become those of its only position.
+        """
+        values = values if values.dim() == 3 else values[:, None]
         return (values[:, : -self.shift], labels[:, self.shift :]) if self.shift else (values, labels)
 
     def aligned(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

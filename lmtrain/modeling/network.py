@@ -1,5 +1,6 @@
 """The network: from the hub, from a folder, or from scratch."""
 
+from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any, cast
 
@@ -13,16 +14,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lmtrain.config.architectures import adapter_base
+from lmtrain.config.architectures import adapter_base, is_classifier
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
 from lmtrain.modeling import lora, merging
-from lmtrain.modeling.configuration import LOADING, not_loaded, sized_config
+from lmtrain.modeling.configuration import LOADING, not_loaded, set_labels, sized_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
 from lmtrain.modeling.encoder_decoder import is_cross_attention, join, set_special_tokens
 from lmtrain.modeling.loss import decoder_inputs
 from lmtrain.modeling.tokenizer import added_tokens
 from lmtrain.preprocessing.vocabulary import id_count, vocabulary_ids
+
+POOLER = ".pooler."
+"""What the heads of some encoders read; masked language models have none."""
 
 POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
@@ -57,18 +61,20 @@ def load_network(
     auto_model: Any,
     task_type: str | None = None,
     kernels: bool = True,
+    labels: Sequence[str] = (),
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The network in float32, and notes for the user.
+    """The network in float32, and notes for the user. Its head has these `labels`, if there are any.
 
     With `model.lora` the network has an adapter of peft's `task_type`, and only the adapter is trainable. Without it, a
     model that is an adapter is merged into its base. `kernels` allows faster implementations of the same functions.
     Raises InputError for weights that are damaged or do not fit, UsageError for an adapter that the network cannot have.
     """
     if model.from_scratch:
-        network, notes = _from_scratch(model, config, tokenizer, auto_model)
+        network, notes = _from_scratch(model, config, tokenizer, auto_model, labels)
     elif model.encoder:
         network, notes = _pair(model, config, tokenizer)
     else:
+        set_labels(config, labels)
         network, notes = _pretrained(model, config, tokenizer, auto_model, task_type)
     if kernels:
         fuse_gelu(network)
@@ -116,9 +122,10 @@ def _pretrained(
 
 
 def _from_scratch(
-    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any, labels: Sequence[str]
 ) -> tuple[PreTrainedModel, list[str]]:
     config = sized_config(config, model, tokenizer)
+    set_labels(config, labels)
     try:
         network: PreTrainedModel = auto_model.from_config(
             config, trust_remote_code=model.trust_remote_code, **_attention(model)
@@ -253,10 +260,15 @@ def _check_weights(network: PreTrainedModel, report: dict[str, Any], name: str, 
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if headless:
         missing = [key for key in missing if not key.startswith("pooler.")]
-    if report["mismatched_keys"]:
-        raise InputError(f"{name}: weights of another shape than config.json says: {_some(report['mismatched_keys'])}")
-    same_class = type(network).__name__ in (network.config.architectures or [])
-    lost = [key for key in missing if same_class or headless or key.startswith(body)]
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
+    labels = is_classifier([type(network).__name__])
+    if wrong := [key for key in mismatched if not labels or key.startswith(body)]:
+        raise InputError(f"{name}: weights of another shape than config.json says: {_some(wrong)}")
+    missing += mismatched  # a head for other labels
+    same_class = type(network).__name__ in (network.config.architectures or []) and not mismatched
+    lost = [
+        key for key in missing if same_class or headless or (key.startswith(body) and not (labels and POOLER in key))
+    ]
     if lost:
         raise InputError(f"{name}: weights are missing: {_some(lost)}; the file is damaged or not of this model")
     strange = [key for key in unexpected if key.startswith(body) and ".pooler." not in f".{key}"]

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from lmtrain.config.data import Data
 from lmtrain.config.recipe import Recipe
+from lmtrain.data.labels import LABELLED
 from lmtrain.modeling.document_mask import (
     TOLERANCE,
     attention_mask,
@@ -149,6 +150,8 @@ def is_applicable(recipe: Recipe, data: Data, kind: str) -> bool:
 
     Packed text, as `data` says, fills its rows already, and a compiled model wants few shapes.
     """
+    if kind in LABELLED:  # the label of a text is read at the start of its row
+        return False
     return not recipe.train.compile and not (kind == "text" and (data.packs_documents or data.packs_blocks))
 
 

@@ -52,7 +52,6 @@ class CausalLM(Defaults):
     task_type = "CAUSAL_LM"
     special_tokens = SpecialTokens(SEQUENCE_TOKENS, "<s> $A")
     shift = 1
-    accuracy, top5 = "token_accuracy", None
     streams_answers = True
 
     @property

@@ -1,13 +1,14 @@
 """What an objective does unless its own file says otherwise."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
 from lmtrain.objectives.samples import RowTexts, describe_row
-from lmtrain.preprocessing.batch import Batch
+from lmtrain.preprocessing.batch import IGNORED, Batch
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
 
@@ -15,8 +16,13 @@ class Defaults:
     """The parts of the protocol `Objective` that need no code in most objectives."""
 
     special_tokens: SpecialTokens
+    labels: tuple[str, ...] = ()
     streams_answers = False
     writes = True
+
+    def fitted(self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]) -> Self:
+        """As it is: a language model has no labels."""
+        return self
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         """The same for all data."""
@@ -40,9 +46,17 @@ class Defaults:
         self,
         tokenizer: PreTrainedTokenizerBase,
         shown: np.ndarray,
-        predicted: np.ndarray,
-        truth: np.ndarray,
-        scored: np.ndarray,
+        labels: np.ndarray,
+        best: np.ndarray,
     ) -> RowTexts:
         """The row, its predictions under teacher forcing, and the scored tokens."""
+        predicted, truth, scored = filled(shown, labels, best)
         return describe_row(tokenizer, shown, predicted, truth, scored)
+
+
+def filled(shown: np.ndarray, labels: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the ids with predictions where labels are, with the labels there, whether there is one), all [length]."""
+    scored = labels != IGNORED
+    predicted, truth = shown.copy(), np.where(scored, labels, shown)
+    predicted[scored] = best
+    return predicted, truth, scored

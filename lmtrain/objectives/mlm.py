@@ -19,7 +19,7 @@ from lmtrain.config.data import Data, MlmData
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
-from lmtrain.objectives.defaults import Defaults
+from lmtrain.objectives.defaults import Defaults, filled
 from lmtrain.objectives.generation import COMPLETION_TOKENS, GenerationSettings, decode
 from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, text_of
 from lmtrain.objectives.samples import RowTexts, Sample
@@ -60,7 +60,6 @@ class MaskedLM(Defaults):
         "[CLS] $A [SEP]",
     )
     shift = 0
-    accuracy, top5 = "masked_accuracy", "masked_accuracy_top5"
     writes = False
 
     @property
@@ -167,11 +166,8 @@ class MaskedLM(Defaults):
             batch = {name: tensor.to(network.device) for name, tensor in collator([examples[None, row]]).items()}
             labels = batch.pop("labels")[0, :COMPLETION_TOKENS]
             shown = batch["input_ids"][0, :COMPLETION_TOKENS]
-            scored = labels != IGNORED
-            best = network(**batch).logits[0, :COMPLETION_TOKENS].argmax(-1)
-            predicted, truth = torch.where(scored, best, shown), torch.where(scored, labels, shown)
-            arrays = (tensor.cpu().numpy() for tensor in (shown, predicted, truth, scored))
-            texts = self.describe_row(tokenizer, *arrays)
+            best = network(**batch).logits[0, :COMPLETION_TOKENS].argmax(-1)[labels != IGNORED]
+            texts = self.describe_row(tokenizer, *(tensor.cpu().numpy() for tensor in (shown, labels, best)))
             samples.append(
                 {"input": texts["source"], "output": texts["prediction"], "reference": texts["references"][0]}
             )
@@ -218,11 +214,11 @@ class MaskedLM(Defaults):
         self,
         tokenizer: PreTrainedTokenizerBase,
         shown: np.ndarray,
-        predicted: np.ndarray,
-        truth: np.ndarray,
-        scored: np.ndarray,
+        labels: np.ndarray,
+        best: np.ndarray,
     ) -> RowTexts:
         """The row masked, with the predictions filled in, and the original."""
+        predicted, truth, scored = filled(shown, labels, best)
         masked = np.where(scored, tokenizer.mask_token_id, shown)
         return {
             "source": tokenizer.decode(masked.tolist()),

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
+from lmtrain.objectives.classification import Classification
 from lmtrain.objectives.clm import CausalLM
 from lmtrain.objectives.generation import GenerationSettings
 from lmtrain.objectives.mlm import MaskedLM
@@ -28,7 +29,11 @@ class Objective(Protocol):
 
     @property
     def name(self) -> str:
-        """The command: clm, mlm or seq2seq."""
+        """The command: clm, mlm, seq2seq or classify."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the model chooses from, in the order of their class numbers; empty for a language model."""
 
     @property
     def auto_model(self) -> Any:
@@ -47,14 +52,6 @@ class Objective(Protocol):
         """1: position t predicts token t + 1; 0: logits and labels are aligned."""
 
     @property
-    def accuracy(self) -> str:
-        """The name of the accuracy of the best prediction."""
-
-    @property
-    def top5(self) -> str | None:
-        """The name of the accuracy of the five best predictions, where it is reported."""
-
-    @property
     def streams_answers(self) -> bool:
         """Whether `generate` can show an answer token by token."""
 
@@ -65,6 +62,9 @@ class Objective(Protocol):
     @property
     def view(self) -> View:
         """How `preview` shows a row."""
+
+    def fitted(self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]) -> Objective:
+        """The objective for this model and rows of this kind with these labels. Raises InputError."""
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         """The special tokens of a tokenizer that is trained for this data section."""
@@ -112,12 +112,13 @@ class Objective(Protocol):
         self,
         tokenizer: PreTrainedTokenizerBase,
         shown: np.ndarray,
-        predicted: np.ndarray,
-        truth: np.ndarray,
-        scored: np.ndarray,
+        labels: np.ndarray,
+        best: np.ndarray,
     ) -> RowTexts:
-        """A scored row in words; all arrays [length], `scored` (bool) marks the positions with a label."""
+        """A scored row in words: input ids [length], labels, and the best prediction where a label is not IGNORED."""
 
 
-OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in (CausalLM(), MaskedLM(), Seq2SeqLM())}
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective for objective in (CausalLM(), MaskedLM(), Seq2SeqLM(), Classification())
+}
 """Command -> objective."""

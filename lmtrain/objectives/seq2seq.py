@@ -43,7 +43,6 @@ class Seq2SeqLM(Defaults):
     task_type = "SEQ_2_SEQ_LM"
     special_tokens = SpecialTokens(SEQUENCE_TOKENS, "$A </s>")
     shift = 0
-    accuracy, top5 = "token_accuracy", None
 
     @property
     def view(self) -> View:

@@ -21,6 +21,12 @@ class Token:
     role: str
     label: int | None = None
     """The id to predict at this position, if any."""
+    name: str | None = None
+    """The label to predict here, if it is no token."""
+
+    @property
+    def is_trained(self) -> bool:
+        return self.label is not None or self.name is not None
 
 
 Lines = dict[str, list[Token]]
@@ -87,5 +93,5 @@ def fractions(batches: list[list[RowLines]], view: View, slots: int) -> tuple[fl
     """
     lines = [lines[name] for batch in batches for _, lines in batch for name in view.measures]
     tokens = sum(token.role != "pad" for line in lines for token in line)
-    trained = sum(token.label is not None for line in lines for token in line)
+    trained = sum(token.is_trained for line in lines for token in line)
     return 1 - tokens / max(slots, 1), trained / max(tokens, 1)

@@ -1,5 +1,6 @@
 """The three views of `preview`: the role of each token in a batch of an objective, and how a role is displayed."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,34 @@ MASKED_VIEW = View(
         ),
         "kept": Look("kept", "kept as it is, and predicted", "(cat)", CYAN, form="({token})"),
         "ignored": Look("ignored", "read, not predicted", "cat", GREY),
+        "pad": PAD,
+    },
+)
+
+
+def label_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
+    """Roles: `labelled` (the first token of a text or of a word, which gets the label) and `ignored`."""
+    ids, labels, real = arrays_of(batch)
+    names = {int(number): str(name) for number, name in network.config.id2label.items()}
+    at = np.full(ids.shape, IGNORED)
+    at[:, : labels.shape[1]] = labels
+    role = np.where(at != IGNORED, "labelled", "ignored")
+    lines = tokens_of(ids, role, np.full(ids.shape, IGNORED), real)
+    return [
+        {"tokens": [replace(token, name=names.get(label)) for token, label in zip(line, row, strict=True)]}
+        for line, row in zip(lines, at.tolist(), strict=True)
+    ]
+
+
+LABEL_VIEW = View(
+    "The model reads the whole text and learns to predict its label from the state of its first token, or the tag of each word "
+    "from the word's first token. No token is predicted.",
+    label_roles,
+    {
+        "labelled": Look(
+            "labelled", "the model gives the label positive here", "[cat=positive]", GREEN, form="[{token}={label}]"
+        ),
+        "ignored": Look("ignored", "read; no label here", "cat", GREY),
         "pad": PAD,
     },
 )

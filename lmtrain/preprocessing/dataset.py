@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.data.labels import LABELLED
 from lmtrain.data.ledger import Ledger, total
 from lmtrain.errors import UsageError
 from lmtrain.preprocessing.batch import IGNORED
@@ -114,8 +115,11 @@ class Examples:
             for name, column in self.columns.items()
         }
         lengths = self.columns["input_ids"].lengths_of(inside)
-        numbers = self._within_sets[inside] if self.evaluation_sets else inside + self.first
-        return {**when, "numbers": numbers, "lengths": lengths, **content}
+        return {**when, "numbers": self.numbers(inside), "lengths": lengths, **content}
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of which the masks of these rows of the columns are a function."""
+        return self._within_sets[rows] if self.evaluation_sets else rows + self.first
 
     @cached_property
     def _within_sets(self) -> np.ndarray:
@@ -136,7 +140,8 @@ class Examples:
         """[rows] tokens of each row, per column that the model reads (a pair has two)."""
         if self.read is not None:
             return [*self.read]
-        columns = [self.columns[name].lengths for name in ("input_ids", "labels") if name in self.columns]
+        read = ("input_ids",) if self.kind in LABELLED else ("input_ids", "labels")
+        columns = [self.columns[name].lengths for name in read if name in self.columns]
         if self.shared is None:
             return columns
         return [np.add.reduceat(column[self.shared.values], self.shared.offsets[:-1]) for column in columns]

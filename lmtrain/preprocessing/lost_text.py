@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.data.chats import Chat
+from lmtrain.data.labels import LABELLED, plain_text
 from lmtrain.data.rows import Rows
 from lmtrain.errors import visible
 from lmtrain.preprocessing.dataset import Examples
@@ -92,6 +93,8 @@ def sample(rows: Rows, learnt: bool = False) -> list[str]:
     values = [rows.values[index] for index in range(0, len(rows.values), step)]
     if rows.kind == "text":
         texts = values
+    elif rows.kind in LABELLED:
+        texts = [plain_text(value[0]) for value in values]
     elif learnt and rows.kind in ("pairs", "prompt"):
         texts = [value[1] for value in values]
     else:
@@ -107,7 +110,8 @@ def count_unknown(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Non
         return
     counts = np.zeros(len(examples.ledgers), np.int64)
     repeats = examples.columns["trained"].values if examples.kind == "text" and "trained" in examples.columns else None
-    for column in (examples.columns[name] for name in READ if name in examples.columns):
+    read = READ[:1] if examples.kind in LABELLED else READ  # there a label is no token
+    for column in (examples.columns[name] for name in read if name in examples.columns):
         # Windows with a stride show a token several times; it is trained once.
         found = column.values == unknown if repeats is None else (column.values == unknown) & repeats
         at = np.flatnonzero(found[: column.offsets[-1]])

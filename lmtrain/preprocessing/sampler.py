@@ -231,7 +231,7 @@ def count_trained(examples: Examples, collate: Collator, epoch: int | None) -> N
     )
     for start, end in pairwise(bounds.tolist()):
         content: dict[str, Any] = {n: c.values[c.offsets[start] : c.offsets[end]] for n, c in examples.columns.items()}
-        numbers = np.arange(start, end) + examples.first
+        numbers = examples.numbers(np.arange(start, end))
         row = {"epoch": epoch, "progress": 0.0, "numbers": numbers, "lengths": ids.lengths[start:end], **content}
         _, labels = collate.scored(row)
         scored = labels != IGNORED

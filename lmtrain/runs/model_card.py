@@ -17,8 +17,21 @@ from lmtrain.runtime.console import format_number
 HUB_DATA = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::[\w.-]+)?(?:@[\w.-]+)?(?:#\d+)?")
 """A dataset of the Hub as --data names it: `org/name:config@split#rows`."""
 
-AUTO_CLASSES = {"clm": "AutoModelForCausalLM", "mlm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM"}
-PIPELINE_TAGS = {"clm": "text-generation", "mlm": "fill-mask"}
+AUTO_CLASSES = {
+    "clm": "AutoModelForCausalLM",
+    "mlm": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classify": "AutoModelForSequenceClassification",
+    "tagged": "AutoModelForTokenClassification",
+}
+"""Objective, or kind of its rows -> the class that loads its models."""
+
+PIPELINE_TAGS = {
+    "clm": "text-generation",
+    "mlm": "fill-mask",
+    "classify": "text-classification",
+    "tagged": "token-classification",
+}
 """Objective -> the task of its models on the Hub; encoder-decoders have one where the languages are known."""
 
 HYPERPARAMETERS = (
@@ -51,7 +64,7 @@ def card(results: Mapping[str, Any], name: str) -> str:
         f"# {title}",
         "Trained from random weights." if settings["model.from_scratch"] else f"Trained from {base_text(settings)}.",
         f"## Evaluation\n\n{_metrics(results)}",
-        f"## How to load it\n\n```python\n{_loading(results['objective'], settings, base)}\n```",
+        f"## How to load it\n\n```python\n{_loading(_by_kind(AUTO_CLASSES, results), settings, base)}\n```",
         f"## Training data\n\n{_data(results)}",
         f"## Training\n\n{_training(results)}",
         f"## Repeat the run\n\nThe file `{RECIPE}` has every setting:\n\n```\nlmtrain run {RECIPE}\n```",
@@ -110,7 +123,7 @@ def _metadata(results: Mapping[str, Any], name: str, base: str | None) -> str:
         library_name="peft" if settings["model.lora"] else "transformers",
         license=settings.get("run.license"),
         model_name=name,
-        pipeline_tag="translation" if translates else PIPELINE_TAGS.get(objective),
+        pipeline_tag="translation" if translates else _by_kind(PIPELINE_TAGS, results),
         tags=["lmtrain", objective, *(["lora"] if settings["model.lora"] else [])],
         eval_results=_eval_results(results) or None,
     )
@@ -125,7 +138,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[Any]:
     named = _sources(settings, "eval") or _sources(settings, "train")
     dataset = _dataset(named[0]) if len(named) == 1 else None
     shown = ", ".join(shown_name(part) for part in named[:3]) or "held-out rows"
-    task = PIPELINE_TAGS.get(results["objective"], "text2text-generation")
+    task = _by_kind(PIPELINE_TAGS, results) or "text2text-generation"
     return [
         EvalResult(
             task_type=task,
@@ -166,9 +179,13 @@ def _metrics(results: Mapping[str, Any]) -> str:
     return markdown_table(("metric", "value", "95 % interval"), rows)
 
 
-def _loading(objective: str, settings: Mapping[str, Any], base: str | None) -> str:
+def _by_kind(table: Mapping[str, str], results: Mapping[str, Any]) -> str | None:
+    """The entry of the kind of rows, else that of the objective."""
+    return table.get(results["data"].get("kind", "")) or table.get(results["objective"])
+
+
+def _loading(auto: str | None, settings: Mapping[str, Any], base: str | None) -> str:
     """Code that loads the model from the folder that the reader has."""
-    auto = AUTO_CLASSES[objective]
     if settings["model.lora"]:
         origin = base or shown_name(str(settings["model.name"]))
         return (

@@ -21,7 +21,8 @@ from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.data.locations import located
 from lmtrain.errors import UsageError
-from lmtrain.evaluation.evaluator import Evaluator, build_evaluator
+from lmtrain.evaluation.building import build_evaluator
+from lmtrain.evaluation.evaluator import Evaluator
 from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.document_mask import Packing, choose_packing
 from lmtrain.modeling.loss import TokenLoss, depends_on_padding, ends_with_head, has_own_loss
@@ -43,7 +44,7 @@ from lmtrain.training.callbacks import RunCallback
 from lmtrain.training.data_report import show_ledgers
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
 from lmtrain.training.health import Health
-from lmtrain.training.hosts import check_shared
+from lmtrain.training.hosts import check_shared, of_first
 from lmtrain.training.live_progress import LiveProgress
 from lmtrain.training.loaded_model import load_model
 from lmtrain.training.results import checkpoint_bytes, resolved_settings
@@ -69,9 +70,10 @@ def assemble(
     """
     check_end(recipe, continued)
     config = load_config(recipe.model, recipe.objective)
+    labels = of_first(corpus.labels if PartialState().is_main_process else [])
+    objective = OBJECTIVES[recipe.objective].fitted(config, corpus.kind, labels)
     arguments = training_arguments(recipe, config.model_type, continued.checkpoint is not None)
     console.main_process = PartialState().is_main_process
-    objective = OBJECTIVES[recipe.objective]
     model = load_model(recipe, config, objective, corpus, console)
     packing = choose_packing(model.network, recipe.data, corpus.kind, objective.shift == 1)
     collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)

@@ -1,7 +1,6 @@
 """The tokenizer and the network of a run, loaded as its recipe says."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -10,7 +9,7 @@ from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import InputError
-from lmtrain.modeling.configuration import LOADING, sized_config
+from lmtrain.modeling.configuration import LOADING, set_labels, sized_config
 from lmtrain.modeling.network import check_vocabulary, load_network, positions
 from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.objective import Objective
@@ -69,22 +68,26 @@ def load_model(
                 objective.auto_model,
                 objective.task_type if corpus else None,
                 kernels=recipe.train.fast_kernels,
+                labels=objective.labels,
             )
         else:
-            network, notes = outline(recipe.model, config, tokenizer, objective.auto_model), []
+            network, notes = outline(recipe.model, config, tokenizer, objective), []
     if corpus and weights and kind == "messages":
         network.generation_config.eos_token_id = chat.end_ids(tokenizer)  # an answer ends where its turn does
     return LoadedModel(config, tokenizer, network, [*tokenizer_notes, *notes], warnings)
 
 
 def outline(
-    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, objective: Objective
 ) -> PreTrainedModel:
     """The network on the meta device, without weights. Raises InputError as loading it would."""
     config = sized_config(config, model, tokenizer) if model.from_scratch else config
+    set_labels(config, objective.labels)
     try:
         with torch.device("meta"):
-            network: PreTrainedModel = auto_model.from_config(config, trust_remote_code=model.trust_remote_code)
+            network: PreTrainedModel = objective.auto_model.from_config(
+                config, trust_remote_code=model.trust_remote_code
+            )
     except LOADING as error:
         raise InputError(f"{model.name}: no {config.model_type} can be built like this: {error}") from None
     check_vocabulary(network, tokenizer, model.name)

@@ -39,8 +39,8 @@ class Outlined:
 
 def outline_training(recipe: Recipe, corpus: Corpus, processes: int, console: Console) -> Outlined:
     """Make the batches of the first of some `processes` as training makes them. Raises as training does."""
-    objective = OBJECTIVES[recipe.objective]
     config = load_config(recipe.model, recipe.objective)
+    objective = OBJECTIVES[recipe.objective].fitted(config, corpus.kind, corpus.labels)
     model = load_model(recipe, config, objective, corpus, console, weights=False)
     packing = assume_packing(recipe.data, corpus.kind)
     collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)

@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from lmtrain.commands.probe import classifier, encoder
-from lmtrain.config.data import LabelledData, MlmData
+from lmtrain.config.data import MlmData
 from lmtrain.config.eval import Probing
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.config.model import Model
 from lmtrain.data import corpus
 from lmtrain.data.readers import columnar
 from lmtrain.data.reading import load
 from lmtrain.modeling.loss import evaluating
+from lmtrain.preprocessing import words as words_of_text
 from lmtrain.runtime.console import Console
 
 
@@ -151,7 +153,7 @@ def test_text_vector_is_the_mean_state_and_word_vector_the_state_of_its_first_to
     ],
 )
 def test_first_token_of_each_word_from_character_spans(words: list, spans: list, first_tokens: list):
-    assert encoder._first_tokens(words, spans).tolist() == first_tokens
+    assert words_of_text.first_tokens(words, spans).tolist() == first_tokens
 
 
 def test_regression_reaches_the_minimum_of_newtons_method():

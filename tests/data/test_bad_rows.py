@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.config.data import ClmData, LabelledData, PairData
+from lmtrain.config.data import ClmData, PairData
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.data import reading
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError

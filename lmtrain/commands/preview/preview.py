@@ -153,7 +153,8 @@ def document(seen: Shown) -> dict[str, Any]:
 
 def _row(seen: Shown, texts: list[int], lines: Lines) -> dict[str, Any]:
     def described(token: Token) -> dict[str, Any]:
-        label = {} if token.label is None else {"label": token.label}
+        label: dict[str, Any] = {} if token.label is None else {"label": token.label}
+        label |= {} if token.name is None else {"label_text": token.name}
         other = {} if token.label in (None, token.id) else {"label_text": render.escape_bytes(seen.texts(token.label))}
         return {
             "id": token.id,

@@ -153,6 +153,9 @@ def draw_tokens(line: list[Token], starts: set[int], view: View, texts: TokenTex
 
 def _draw(token: Token, look: Look, texts: TokenTexts, completed: str) -> tuple[str, str]:
     """(leading space or "", the token in the form of its role)."""
+    if token.name is not None:
+        lead, text = drawable(texts(token.id), "")
+        return lead, look.form.format(token=text, label=visible(token.name, 40))
     truth = token.id if token.label is None else token.label
     lead, text = drawable(texts(token.id), completed if token.id == truth else "")
     other, label = drawable(texts(truth), completed)

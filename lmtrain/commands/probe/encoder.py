@@ -14,13 +14,14 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmtrain.config.architectures import made_for
 from lmtrain.config.model import Model
-from lmtrain.errors import InputError, UsageError
+from lmtrain.errors import UsageError
 from lmtrain.modeling.configuration import load_config
 from lmtrain.modeling.loss import PADDING_TOLERANCE, evaluating
 from lmtrain.modeling.network import load_encoder, positions
 from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.sampler import longest_first
+from lmtrain.preprocessing.words import check_is_fast, first_tokens, joined
 from lmtrain.runtime.console import Console
 
 DEFAULT_MAX_LENGTH = 512
@@ -79,16 +80,12 @@ class Encoder:
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> EncodedRows:
         """Tokenize sentences of words, cut at `max_length`, and find each word's first token. Raises InputError."""
-        if not self.tokenizer.is_fast:
-            raise InputError(
-                f"{self.tokenizer.name_or_path}: the tokenizer has no fast version, which tagged words need: only a "
-                "fast one gives the characters of each token"
-            )
-        texts = [" ".join(words) for words in sentences]
+        check_is_fast(self.tokenizer)
+        texts = [joined(words) for words in sentences]
         encoding = self._tokenize(texts, offsets=True)
         spans = encoding["offset_mapping"]
-        first_tokens = [_first_tokens(words, own) for words, own in zip(sentences, spans, strict=True)]
-        return EncodedRows(encoding["input_ids"], first_tokens, self._count_truncated(texts, encoding["input_ids"]))
+        found = [first_tokens(words, own) for words, own in zip(sentences, spans, strict=True)]
+        return EncodedRows(encoding["input_ids"], found, self._count_truncated(texts, encoding["input_ids"]))
 
     def _tokenize(self, texts: Sequence[str], offsets: bool = False) -> BatchEncoding:
         options = {"return_offsets_mapping": True} if offsets else {}
@@ -140,24 +137,6 @@ class Encoder:
         alone = self.vectors(*texts.batch([short]))[0]
         padded = self.vectors(*texts.batch([short, long]))[0]
         return bool((alone - padded).abs().max() > PADDING_TOLERANCE * alone.abs().max())
-
-
-def _first_tokens(words: Sequence[str], spans: list[tuple[int, int]]) -> np.ndarray:
-    """[words] position of the first token of each word of a sentence joined by spaces; -1 if there is none.
-
-    `spans` are the (start, end) characters of the tokens. The tokenizer's own word ids would not do: tokenizers split
-    words differently (some at hyphens), and byte-level ones need a space before the first word.
-    """
-    positions_of_words = np.full(len(words), -1)
-    token = start = 0
-    for index, word in enumerate(words):
-        end = start + len(word)
-        while token < len(spans) and (spans[token][1] <= start or spans[token][0] == spans[token][1]):
-            token += 1
-        if token < len(spans) and spans[token][0] < end:
-            positions_of_words[index] = token
-        start = end + 1
-    return positions_of_words
 
 
 def load(model: Model, max_length: int | None, console: Console) -> Encoder:

@@ -4,15 +4,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import chain
 
-from lmtrain.commands.probe.entities import OUTSIDE
 from lmtrain.config.assertions import check_assertions
-from lmtrain.config.data import LabelledData
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.data.corpus import Splits, check_leaks, read
+from lmtrain.data.labels import Labels
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError
-
-Labels = list[list[str]]
-"""The labels of each row: one of a text, one per word of a tagged sentence."""
+from lmtrain.evaluation.entities import OUTSIDE
 
 ENTITY_METRICS = ("accuracy", "entity_precision", "entity_recall", "entity_f1")
 LABEL_METRICS = ("accuracy", "macro_f1")

@@ -14,19 +14,20 @@ import numpy as np
 
 from lmtrain.commands.probe.classifier import fine_tune, train_on_frozen
 from lmtrain.commands.probe.encoder import EncodedRows, Encoder, load
-from lmtrain.commands.probe.entities import OUTSIDE
-from lmtrain.commands.probe.label_metrics import label_metrics
-from lmtrain.commands.probe.labels import Labels, baseline, classes_of, has_entity_tags, labels_of, most_frequent
+from lmtrain.commands.probe.labels import baseline, classes_of, has_entity_tags, labels_of, most_frequent
 from lmtrain.config.eval import Probing
 from lmtrain.config.model import Model
 from lmtrain.config.recipe import ProbeRequest
 from lmtrain.data.corpus import Splits
+from lmtrain.data.labels import Labels
 from lmtrain.data.ledger import extend_fingerprint, total
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.baseline import Setup, check_baseline
 from lmtrain.evaluation.bootstrap import Metric
+from lmtrain.evaluation.entities import OUTSIDE
+from lmtrain.evaluation.label_metrics import label_metrics
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment
 from lmtrain.runtime.memory import peak_memory, release_memory
@@ -99,7 +100,7 @@ def probe(request: ProbeRequest, splits: Splits, console: Console) -> dict[str, 
     _report_data(task, splits, request, console)
     unknown = _warn_of_unknown_labels(task, console)
     method, predictions = baseline(task.train, task.held_out)
-    baseline_metrics = label_metrics(labels_of(task.held_out), predictions, task.entities, "")
+    baseline_metrics = label_metrics(labels_of(task.held_out), predictions, "", task.entities)
     scores = [_probe_encoder(model, request.probe, task, console) for model in request.encoders()]
     models = [scores[0].document, *({**own.document, "against": _compare(own, scores[0])} for own in scores[1:])]
     last = models[-1]
@@ -179,7 +180,7 @@ def _probe_encoder(model: Model, section: Probing, task: Task, console: Console)
     learn = fine_tune if section.fine_tune else train_on_frozen
     predictions, settings = learn(encoder, train, targets, held_out, len(task.classes), section, console)
     signature = _signature(section, task, encoder, settings)
-    metrics = label_metrics(labels_of(task.held_out), task.to_labels(predictions, held_out), task.entities, signature)
+    metrics = label_metrics(labels_of(task.held_out), task.to_labels(predictions, held_out), signature, task.entities)
     document = {
         "model": model.name,
         "metrics": {name: metric.value for name, metric in metrics.items()},

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lmtrain.config.data import ClmData, LabelledData, PairData
+from lmtrain.config.data import ClmData, PairData
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.data import reading
 from lmtrain.data.columns import BadRow
 from lmtrain.data.readers import columnar

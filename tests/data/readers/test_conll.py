@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.config.data import LabelledData
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.data import reading
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError

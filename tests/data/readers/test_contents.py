@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lmtrain.config.data import ClmData, LabelledData, PairData, Split
+from lmtrain.config.data import ClmData, PairData, Split
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.data import reading, rows
 from lmtrain.data.readers import contents
 from lmtrain.errors import InputError

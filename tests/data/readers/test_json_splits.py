@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.config.data import ClmData, LabelledData
+from lmtrain.config.data import ClmData
+from lmtrain.config.labelled_data import LabelledData
 from lmtrain.data import reading
 from lmtrain.data.locations import absolute_data
 from lmtrain.data.rows import Rows

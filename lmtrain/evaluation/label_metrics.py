@@ -4,12 +4,12 @@ from itertools import chain
 
 import numpy as np
 
-from lmtrain.commands.probe.entities import count_matches
-from lmtrain.commands.probe.labels import Labels
+from lmtrain.data.labels import Labels
 from lmtrain.evaluation.bootstrap import Metric
+from lmtrain.evaluation.entities import count_matches
 
 
-def label_metrics(true: Labels, predicted: Labels, entities: bool, signature: str) -> dict[str, Metric]:
+def label_metrics(true: Labels, predicted: Labels, signature: str, entities: bool) -> dict[str, Metric]:
     """Accuracy and, with `entities`, precision, recall and F1 of entities, else macro F1 over the labels."""
     correct = np.array(
         [[sum(map(str.__eq__, *pair)), len(pair[0])] for pair in zip(true, predicted, strict=True)], float
