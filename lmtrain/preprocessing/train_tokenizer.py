@@ -49,7 +49,7 @@ def train_tokenizer(
     template = special_tokens.template
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template,
-        pair=f"{template} {template.replace('$A', '$B')}",
+        pair=f"{template} $B{template.partition('$A')[2]}",  # BERT's: [CLS] first [SEP] second [SEP]
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
     tokenizer.add_special_tokens([*special_tokens.extra])
