@@ -56,7 +56,7 @@ def tokenizer_train(
     data: DataFlag,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder to write.")],
     kind: Annotated[str, typer.Option(help="bpe:N, wordpiece:N, unigram:N, char or byte.")] = "bpe:8000",
-    objective: Annotated[str, typer.Option(help="clm, mlm or seq2seq: decides the special tokens.")] = "clm",
+    objective: Annotated[str, typer.Option(help="clm, mlm, seq2seq or classify: decides the special tokens.")] = "clm",
     text_column: Column = None,
     encoding: Encoding = None,
     columns: ColumnNames = None,
@@ -68,7 +68,7 @@ def tokenizer_train(
     if not TRAINED.fullmatch(kind):
         raise UsageError(f"--kind {kind}: write bpe:8000, wordpiece:8000, unigram:8000, char or byte")
     if objective not in RECIPES:
-        raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
+        raise UsageError(f"--objective {objective}: {', '.join(RECIPES)}")
     check_new(output_dir)
     rows = _text_rows(data, text_column, encoding, columns, on_bad, console := Console())
     with loading_libraries(console):

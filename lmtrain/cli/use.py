@@ -21,7 +21,7 @@ Objective = Annotated[
     str | None,
     typer.Option(
         "--objective",
-        help="clm, mlm or seq2seq. Default: what the model was made for.",
+        help="clm, mlm, seq2seq or classify. Default: what the model was made for.",
         show_default=False,
         rich_help_panel="Model",
         metavar="NAME",

@@ -163,7 +163,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     ]
     console.result(found, rows, title=f"{found['objective']}: {found['model']}")
     if found["padding_fraction"] > MUCH_PADDING:
+        packing = "" if found["objective"] == "classify" else "--packing puts several texts into a row; "
         console.note(
-            "much of each batch is padding: --packing puts several texts into a row; --group-by-length avoids padding, "
-            "but a step then teaches less"
+            f"much of each batch is padding: {packing}--group-by-length avoids padding, but a step then teaches less"
         )

@@ -95,7 +95,7 @@ def _model_settings(given: Document, objective: str | None) -> tuple[str, Docume
     if not name:
         raise UsageError("--model is missing: give a hub id, a folder or a run folder")
     if objective is not None and objective not in RECIPES:
-        raise UsageError(f"--objective {objective}: clm, mlm or seq2seq")
+        raise UsageError(f"--objective {objective}: clm, mlm, seq2seq or classify")
     own = _recipe_of_run(name)
     objective = objective or own.get("objective") or objective_of_model(Model(**given["model"]))
     return name, own if own.get("objective") == objective else {}, objective

@@ -61,7 +61,7 @@ def objective_of(document: Document, where: str) -> str:
     objective = document.get("objective", document.get("task"))
     if objective not in RECIPES:
         got = "it is missing" if objective is None else f"got {objective!r}"
-        raise UsageError(f"{where}: objective must be clm, mlm or seq2seq; {got}")
+        raise UsageError(f"{where}: objective must be clm, mlm, seq2seq or classify; {got}")
     return str(objective)
 
 
