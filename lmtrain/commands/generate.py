@@ -21,6 +21,7 @@ from lmtrain.objectives.objective import OBJECTIVES, Objective
 from lmtrain.objectives.prompting import Answer, PromptingOptions
 from lmtrain.preprocessing import lost_text
 from lmtrain.preprocessing.languages import set_languages
+from lmtrain.runs.saved_run import noted_labels
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import precision
 
@@ -46,13 +47,14 @@ class LoadedForPrompts:
 def load_for_prompts(request: GenerateRequest, objective_name: str, console: Console) -> LoadedForPrompts:
     """Load the model of a request, report on it and seed the draws. Raises an LmtrainError."""
     config = load_config(request.model, objective_name)
-    objective = OBJECTIVES[objective_name].fitted(config, None, [])
+    labels, kind = noted_labels(request.model.name)
+    objective = OBJECTIVES[objective_name].fitted(config, kind, labels)
     dtype = precision(request.train.precision, config.model_type)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with console.working("loading tokenizer and model"):
         tokenizer, tokenizer_notes, warnings = load_tokenizer(request.model)
         set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
-        network, notes = load_network(request.model, config, tokenizer, objective.auto_model)
+        network, notes = load_network(request.model, config, tokenizer, objective.auto_model, labels=objective.labels)
     for line in [*tokenizer_notes, *notes]:
         console.note(line)
     for line in warnings:

@@ -13,6 +13,7 @@ from lmtrain.modeling.network import load_network
 from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.runs.file_names import RECIPE, RESULTS
+from lmtrain.runs.saved_run import noted_labels
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.files import atomic_folder, storage_error
 
@@ -27,7 +28,9 @@ def merge(model: Model, objective: str, output_dir: Path, console: Console) -> N
     with console.working("loading the adapter and its base"):
         config = load_config(model, objective)
         tokenizer, notes, warnings = load_tokenizer(model)
-        network, more = load_network(model, config, tokenizer, OBJECTIVES[objective].auto_model)
+        labels, kind = noted_labels(model.name)
+        fitted = OBJECTIVES[objective].fitted(config, kind, labels)
+        network, more = load_network(model, config, tokenizer, fitted.auto_model, labels=fitted.labels)
         dtype = merging.saved_dtype(str(adapter_base(model.name)))
     notes += more
     if dtype != torch.float32:

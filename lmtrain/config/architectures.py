@@ -27,6 +27,9 @@ it would see the tokens that it predicts.
 CLASSIFY = "classify"
 """The objective of encoders with a head for labels. It is made from a model of mlm, or continues one with such a head."""
 
+LABEL_TASKS = ("SEQ_CLS", "TOKEN_CLS")
+"""peft's tasks of adapters that give labels."""
+
 HEADS = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES")
 
 TRAINED = re.compile(r"(bpe|wordpiece|unigram):(\d+)|(char|byte)")
@@ -100,7 +103,8 @@ def types_of(objective: str) -> list[str]:
 def objective_of_folder(name: str) -> str | None:
     """The objective of the model in a folder; None if `name` is not a folder. Raises InputError."""
     if base := adapter_base(name):
-        return objective_of_folder(base)
+        gives_labels = read_json(Path(name) / ADAPTER).get("task_type") in LABEL_TASKS
+        return CLASSIFY if gives_labels else objective_of_folder(base)
     if not Path(name).is_dir():
         return None
     config = read_config(Path(name))

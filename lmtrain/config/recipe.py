@@ -156,12 +156,6 @@ class Classify(Recipe):
     data: ClassData
     eval: ClassEval = Field(default_factory=ClassEval)
 
-    @model_validator(mode="after")
-    def _head_is_trained(self) -> Self:
-        if self.model.lora:
-            raise ValueError("--lora: classify trains the whole encoder; leave it out")
-        return self
-
 
 class GenerateRequest(Section):
     """Try a model: continue a text (clm), fill its masks (mlm) or transform it (seq2seq)."""

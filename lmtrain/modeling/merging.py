@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lmtrain.config.architectures import ADAPTER, read_json
+from lmtrain.config.architectures import ADAPTER, LABEL_TASKS, read_json
 from lmtrain.errors import InputError
 from lmtrain.modeling.lora import BROKEN, PREFIX, WEIGHTS, first_line, load_generation_config
 from lmtrain.preprocessing.vocabulary import id_count
 
-NO_LANGUAGE_MODEL = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+OTHER_TASKS = (*LABEL_TASKS, "QUESTION_ANS")
 """peft's tasks of models that write no text and fill no mask."""
 
 ROWS_AXIS = {"weight": 0, "base_layer.weight": 0, "lora_embedding_A": 1, "lora_B.weight": 0}
@@ -36,8 +36,11 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """As safetensors names the types that models are trained in."""
 
 
-def check(name: str, base: PretrainedConfig) -> list[str]:
-    """Before weights are read: notes on what peft ignores of an adapter. Raises InputError for one that cannot be merged."""
+def check(name: str, base: PretrainedConfig, has_labels: bool) -> list[str]:
+    """Before weights are read: notes on what peft ignores of an adapter. `has_labels`: the model is to give labels.
+
+    Raises InputError for an adapter that cannot be merged.
+    """
     import peft
 
     path = Path(name) / ADAPTER
@@ -50,7 +53,7 @@ def check(name: str, base: PretrainedConfig) -> list[str]:
             f"{name}: an adapter of kind {kind} adds to what the model reads instead of changing weights, so it cannot be "
             "merged; only peft itself runs it"
         )
-    if task in NO_LANGUAGE_MODEL:
+    if task in OTHER_TASKS and not (has_labels and task in LABEL_TASKS):
         raise InputError(f"{name}: an adapter for {task}, not for a language model, so its head has no place here")
     if getattr(base, "quantization_config", None):
         raise InputError(

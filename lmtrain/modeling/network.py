@@ -75,7 +75,7 @@ def load_network(
         network, notes = _pair(model, config, tokenizer)
     else:
         set_labels(config, labels)
-        network, notes = _pretrained(model, config, tokenizer, auto_model, task_type)
+        network, notes = _pretrained(model, config, tokenizer, auto_model, task_type, bool(labels))
     if kernels:
         fuse_gelu(network)
     return network, notes
@@ -98,11 +98,13 @@ def _pretrained(
     tokenizer: PreTrainedTokenizerBase,
     auto_model: Any,
     task_type: str | None,
+    has_labels: bool,
 ) -> tuple[PreTrainedModel, list[str]]:
     base = adapter_base(model.name)
-    notes = merging.check(model.name, config) if base else []
+    notes = merging.check(model.name, config, has_labels) if base else []
     network, report = _from_weights(model, base or model.name, config, auto_model)
-    notes += _check_weights(network, report, base or model.name, headless=auto_model is AutoModel)
+    of_weights = _check_weights(network, report, base or model.name, headless=auto_model is AutoModel)
+    notes += [] if base and has_labels else of_weights  # the head comes with the adapter
     if base:
         notes += merging.fit_tables(network, tokenizer, model.name)
     check_vocabulary(network, tokenizer, model.name)

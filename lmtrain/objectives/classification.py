@@ -22,7 +22,7 @@ from transformers import (
 from lmtrain.config.architectures import is_classifier
 from lmtrain.config.data import Data
 from lmtrain.config.labelled_data import PAIR_SEPARATOR, ClassData
-from lmtrain.data.labels import labels_of_row
+from lmtrain.data.labels import LABELLED, labels_of_row
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, visible
@@ -77,7 +77,7 @@ class Classification(Defaults):
         Without `labels` those of the model are taken. Raises InputError where there are none.
         """
         own, words = _labels_of(config)
-        words = kind == "tagged" if kind is not None else words
+        words = kind == "tagged" if kind in LABELLED else words
         if not labels and not own:
             raise InputError(
                 f"{config.name_or_path or config.model_type}: this model gives no labels; train it with classify"

@@ -58,13 +58,13 @@ HYPERPARAMETERS = (
 def card(results: Mapping[str, Any], name: str) -> str:
     """The text of the model card; `name` is that of the run folder. No path of this machine is in it."""
     settings = results["settings"]
-    base = base_model(settings)
+    base, labels = base_model(settings), len(results["data"].get("labels", ()))
     title = f"{shown_name(results['model'])}, trained with lmtrain {results['objective']}"
     parts = [
         f"# {title}",
         "Trained from random weights." if settings["model.from_scratch"] else f"Trained from {base_text(settings)}.",
         f"## Evaluation\n\n{_metrics(results)}",
-        f"## How to load it\n\n```python\n{_loading(_by_kind(AUTO_CLASSES, results), settings, base)}\n```",
+        f"## How to load it\n\n```python\n{_loading(_by_kind(AUTO_CLASSES, results), settings, base, labels)}\n```",
         f"## Training data\n\n{_data(results)}",
         f"## Training\n\n{_training(results)}",
         f"## Repeat the run\n\nThe file `{RECIPE}` has every setting:\n\n```\nlmtrain run {RECIPE}\n```",
@@ -184,14 +184,15 @@ def _by_kind(table: Mapping[str, str], results: Mapping[str, Any]) -> str | None
     return table.get(results["data"].get("kind", "")) or table.get(results["objective"])
 
 
-def _loading(auto: str | None, settings: Mapping[str, Any], base: str | None) -> str:
+def _loading(auto: str | None, settings: Mapping[str, Any], base: str | None, labels: int) -> str:
     """Code that loads the model from the folder that the reader has."""
     if settings["model.lora"]:
         origin = base or shown_name(str(settings["model.name"]))
+        classes = f", num_labels={labels}" if labels else ""
         return (
             f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
             'folder = "."  # this folder, or its name on the Hub\n'
-            f'model = PeftModel.from_pretrained({auto}.from_pretrained("{origin}"), folder)\n'
+            f'model = PeftModel.from_pretrained({auto}.from_pretrained("{origin}"{classes}), folder)\n'
             "tokenizer = AutoTokenizer.from_pretrained(folder)"
         )
     return (

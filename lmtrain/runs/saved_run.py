@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmtrain.config.architectures import ADAPTER
 from lmtrain.config.assertions import holds, name_of
 from lmtrain.config.values import Document
 from lmtrain.errors import InputError
@@ -56,6 +57,16 @@ def read_run(path: str) -> SavedRun:
             f"{file}: contains no metrics; expected a results.json or the output of `lmtrain eval --json`"
         )
     return SavedRun(path, document)
+
+
+def noted_labels(name: str) -> tuple[list[str], str | None]:
+    """(labels, kind of rows) of a run whose folder has no configuration with them, because it is an adapter."""
+    try:
+        results = read_run(name).results if (Path(name) / ADAPTER).is_file() else {}
+    except InputError:
+        results = {}
+    data = results.get("data") or {}
+    return list(data.get("labels") or ()), data.get("kind")
 
 
 def find_runs(folder: Path) -> Iterator[Path]:

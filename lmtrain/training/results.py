@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from lmtrain.config.architectures import is_classifier
 from lmtrain.config.recipe import Recipe
 from lmtrain.config.values import flattened
 from lmtrain.data.corpus import Corpus
@@ -95,12 +96,19 @@ def results_document(
             "seconds": time.monotonic() - started,
             "peak_memory_bytes": peak_memory(),
         },
-        "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(slots, 1)),
+        "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(slots, 1)) | _labels(trainer),
         "gates": [],
         "settings": settings_document(recipe, prepared.limits.resolved, trainer.args),
         **origin(),
         "environment": environment(trainer.args.world_size, recipe.train.seed),
     }
+
+
+def _labels(trainer: ExactTrainer) -> dict[str, list[str]]:
+    """The labels of a classifier, which an adapter's folder has nowhere else."""
+    names = {int(number): str(name) for number, name in (trainer.model.config.id2label or {}).items()}
+    is_labelled = is_classifier([type(trainer.model).__name__])
+    return {"labels": [names[number] for number in sorted(names)]} if is_labelled else {}
 
 
 def settings_document(recipe: Recipe, lengths: Mapping[str, int], arguments: TrainingArguments) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,34 @@ def test_labels_that_are_numbers_are_sorted_by_value():
     assert [labels[str(n)] for n in range(11)] == [str(n) for n in range(11)]
 
 
+@pytest.mark.parametrize("make", [reviews, sentences_with_names])
+def test_an_adapter_is_scored_merged_and_continued_with_its_labels(make: Callable, bert: Path):
+    make("train.jsonl", 120), make("test.jsonl", 40, seed=2)
+    data = ("--data", "train.jsonl", "--eval-data", "test.jsonl")
+    run = ("classify", "--model", bert, "--lora", *data, "--learning-rate", 5e-3, "--max-steps", 20)
+    done = trained(*run, "-o", "run")
+    assert done["data"]["labels"] == sorted(done["data"]["labels"]) != []
+    again = trained("eval", "--model", "run")
+    assert again["metrics"] == pytest.approx(done["metrics"], rel=1e-5)
+    assert lmtrain("merge", "run", "-o", "merged").code == 0
+    merged = trained("eval", "--model", "merged", "--data", "test.jsonl")
+    assert merged["metrics"] == pytest.approx(done["metrics"], rel=1e-4)
+    assert "labels" in answered("--model", "run", "--prompt", "the film")[0] or make is sentences_with_names
+    further = trained("classify", "--model", "run", "--lora", *data, "--max-steps", 0, "-o", "further")
+    assert further["metrics"] == pytest.approx(done["metrics"], rel=1e-5)
+
+
+def test_a_paused_adapter_goes_on_bit_for_bit(bert: Path):
+    reviews("train.jsonl", 120)
+    flags = ("--data", "train.jsonl", "--max-steps", 8, "--save-every", 4, "--eval-every", 4, "--log-every", 1)
+    run = ("classify", "--model", bert, "--lora", *flags)
+    trained(*run, "-o", "whole")
+    trained(*run, "--stop-at", 4, "-o", "paused")
+    trained(*run, "--resume", "auto", "-o", "paused")
+    name = "adapter_model.safetensors"
+    assert outcome_of("paused", name) == outcome_of("whole", name)
+
+
 # --- other commands --------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +290,6 @@ def test_an_unknown_label_is_named_with_its_row():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--lora",), "--lora"),
         (("--streaming", "--max-steps", 2), "all labels must be known before training"),
         (("--text-pair-column", "x"), "needs --text-column and --label-column"),
         (("--assert", "entity_f1>0.5"), "entity_f1 is not computed for these labels"),
