@@ -92,6 +92,10 @@ class Recipe(Section):
                 raise ValueError("--shard zero3: does not work with encoder-decoders; use fsdp2 or zero2")
             if self.train.compile:
                 raise ValueError("--shard: does not work with --compile; leave out one of them")
+        if self.train.average and (self.run.shard != "none" or (self.run.nodes or 1) > 1):
+            raise ValueError("--average: needs whole weights on one host; leave out --shard and --nodes")
+        if self.train.average and self.train.average_keep == "better" and not self.evaluates:
+            raise ValueError("--average: needs evaluation data to be judged by; or --average-keep always")
         if self.run.async_save and self.run.shard != "fsdp2":
             raise ValueError("--async-save: only with --shard fsdp2")
         if self.run.shard_offload and self.run.shard == "none":

@@ -1,9 +1,10 @@
 """The sections `train` and `run`: training settings, and where and how to run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from lmtrain.config.averaging import Average, parse_average
 from lmtrain.config.options import Section, option
 from lmtrain.config.values import Every, Strings, duration
 
@@ -63,10 +64,36 @@ class Train(Section):
     """Steps between checkpoints, or 'epoch'."""
     keep: int = option(2, aliases=("save_total_limit",), ge=1, hidden=True)
     """Number of checkpoints to keep, including the best one."""
+    average: str | None = option(None, hidden=True)
+    """Try averaged weights at the end: last:N, the mean of the last N checkpoints, or ema:DECAY, a moving average over the steps, e.g. ema:0.999."""
+    average_keep: Literal["better", "always"] = option("better", hidden=True)
+    """With --average: keep the average only if it is better by --best-metric, or always."""
     on_nonfinite: str = option("stop", pattern=r"^(stop|skip([ :=]\d+)?)$", hidden=True)
     """Loss or gradient that is not finite: stop before the update, or 'skip N' to skip up to N updates."""
     report_to: Strings = option(["none"], hidden=True)
     """Experiment trackers: tensorboard, wandb, trackio, … or none. Repeatable."""
+
+    @model_validator(mode="after")
+    def _average_is_known(self) -> Self:
+        try:
+            parse_average(self.average)
+        except ValueError as error:
+            raise ValueError(f"--average {self.average}: {error}") from None
+        if self.average and self.optim.startswith("schedule_free"):
+            raise ValueError(f"--average: {self.optim} averages the weights itself; leave out one of the two")
+        if self.average_keep == "always" and not self.average:
+            raise ValueError("--average-keep: only with --average")
+        return self
+
+    @property
+    def averaging(self) -> Average | None:
+        """What is averaged; None without --average."""
+        return parse_average(self.average)
+
+    @property
+    def checkpoints_kept(self) -> int:
+        """Checkpoints that stay: at least those of which the mean is taken, and the best one."""
+        return max(self.keep, self.averaging.checkpoints + 1) if self.averaging else self.keep
 
     @property
     def fast_kernels(self) -> bool:

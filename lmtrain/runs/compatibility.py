@@ -22,6 +22,7 @@ MAY_CHANGE = frozenset(
         "max_time",
         "save_every",
         "keep",
+        "average_keep",
         "log_every",
         "report_to",
         "on_nonfinite",

@@ -36,6 +36,8 @@ NOT_ARGUMENTS = {
     "on_nonfinite",
     "keep",
     "kernels",
+    "average",
+    "average_keep",
 }
 
 

@@ -17,6 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from lmtrain.config.averaging import EMA
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.data.locations import located
@@ -40,6 +41,7 @@ from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, precision
 from lmtrain.training import deepspeed
 from lmtrain.training.arguments import training_arguments
+from lmtrain.training.averaging import MovingAverage
 from lmtrain.training.callbacks import RunCallback
 from lmtrain.training.data_report import show_ledgers
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
@@ -133,7 +135,7 @@ def assemble(
         evaluator=evaluator,
         padding_free=padding_free,
         identity=identity,
-        keep=recipe.train.keep,
+        keep=recipe.train.checkpoints_kept,
         warn=console.warn,
         sharding=Sharding(recipe.run.shard_offload, recipe.run.async_save) if sharded else None,
     )
@@ -199,6 +201,8 @@ def _add_callbacks(
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries the result alone
     trainer.add_callback(callback)
     trainer.add_callback(texts)
+    if (average := recipe.train.averaging) and average.kind == EMA:
+        trainer.add_callback(MovingAverage(trainer, average.decay))
     trainer.add_callback(Health(trainer, OBJECTIVES[recipe.objective]))
     trainer.add_callback(LiveProgress(console))
     if patience := recipe.eval.early_stop:
@@ -227,7 +231,7 @@ def _open_folder(
     console: Console,
 ) -> None:
     """Create the run folder, or take it back to the step that the run continues from."""
-    check_disk_space(folder, checkpoint_bytes(network), recipe.train.keep)
+    check_disk_space(folder, checkpoint_bytes(network), recipe.train.checkpoints_kept)
     folder.create(located(recipe), recipe.run.overwrite, dict(limits.resolved))
     if recipe.run.resume:
         folder.rewind(step_of(continued.checkpoint) if continued.checkpoint else -1)

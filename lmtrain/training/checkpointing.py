@@ -51,6 +51,8 @@ class CheckpointingTrainer(Trainer):
     """Those at the last checkpoint."""
     rows_at_once: int | None
     """Rows that fit into memory at once; None if a whole batch does."""
+    average: dict[str, torch.Tensor] | None
+    """The moving average of the trained weights, where there is one."""
     skipped: int
     """Updates skipped because they were not finite."""
     saved_at: int
@@ -181,6 +183,7 @@ class CheckpointingTrainer(Trainer):
             "stream": stream.to_json() if stream else None,
             "rows_at_once": self.rows_at_once,
             "skipped": self.skipped,
+            "average": self.average,
             "still_to_do": pending,
         }
 
@@ -227,6 +230,7 @@ class CheckpointingTrainer(Trainer):
         self.resumed = training_state.load(path)
         self.tokens_before = self.tokens_saved = self.resumed["tokens"]
         self.rows_at_once, self.skipped = self.resumed["rows_at_once"], self.resumed["skipped"]
+        self.average = self.resumed.get("average")  # checkpoints of earlier versions have none
         if isinstance(self.batches, Stream):
             state = StreamState.from_json(self.resumed["stream"])
             if state.chunk != self.batches.chunk:

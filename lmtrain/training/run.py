@@ -18,6 +18,7 @@ from lmtrain.runtime.files import storage_error
 from lmtrain.runtime.memory import is_out_of_memory, retain_memory
 from lmtrain.runtime.processes import is_first_process
 from lmtrain.training.assembly import Assembly, assemble
+from lmtrain.training.averaging import try_average
 from lmtrain.training.data_report import show_stream_ledger
 from lmtrain.training.hosts import of_first, on_every_host
 from lmtrain.training.live_progress import LiveProgress
@@ -56,9 +57,9 @@ def train(
                     trainer.train(str(resumed) if resumed else None)
         trainer.finish_save()
         trainer.take_weights_to_use()
-        scores = callback.final_scores()
+        scores, averaged = try_average(recipe, trainer, callback, callback.final_scores())
         status = "interrupted" if callback.paused else "completed"
-        results = results_document(recipe, trainer, callback, scores, run.data, started, status)
+        results = results_document(recipe, trainer, callback, scores, run.data, started, status) | averaged
         if not callback.paused:
             save_model(trainer, callback, scores, results)
         elif console.main_process:

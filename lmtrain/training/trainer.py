@@ -76,6 +76,8 @@ class ExactTrainer(CheckpointingTrainer):
         self.finite = torch.ones((), dtype=torch.bool, device=self.args.device)
         self.grad_norm: Any = 0.0
         self.skipped = 0
+        self.average: dict[str, torch.Tensor] | None = None
+        """The moving average of the trained weights in float64, by name, where there is one."""
         self.pause: int | None = None
         """The step at which the run pauses, before its last one."""
         self.rows_at_once: int | None = None
