@@ -83,7 +83,7 @@ def test_eval_and_generate_open_no_connection(t5: Path, bert: Path, gpt2: Path, 
     [
         (["--data", "text"], 2, "--model is missing"),
         (["--model", "gpt2!"], 3, "no such folder"),
-        (["--model", "RUN", "--objective", "cml"], 2, "clm, mlm or seq2seq"),
+        (["--model", "RUN", "--objective", "cml"], 2, "clm, mlm, seq2seq or classify"),
         (["--model", "RUN", "--objective", "mlm", "--data", "x.jsonl"], 3, "use lmtrain clm"),
         (["--model", "RUN", "--num-beams", "3"], 2, "--num-beams: not an option of clm"),
         (["--model", "RUN", "--stride", "128"], 2, "--stride 128: has to be less than --max-length 128"),
