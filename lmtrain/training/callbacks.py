@@ -71,7 +71,7 @@ class RunCallback(TrainerCallback):
     # --- events
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.monotonic()
+        self.began = self.trainer.elapsed.began = time.monotonic()
         if pause := self.recipe.run.stop_at:
             step = steps_of(pause, state.max_steps)
             self.trainer.pause = step if step < state.max_steps else None

@@ -20,7 +20,7 @@ from lmtrain.runs import checkpoint
 from lmtrain.runtime.console import to_json
 from lmtrain.training import training_state
 from lmtrain.training.hosts import of_first
-from lmtrain.training.snapshots import Save, StepSnapshot, discarded_on_failure
+from lmtrain.training.snapshots import Elapsed, Save, StepSnapshot, discarded_on_failure
 
 
 class CheckpointingTrainer(Trainer):
@@ -51,6 +51,7 @@ class CheckpointingTrainer(Trainer):
     """Those at the last checkpoint."""
     rows_at_once: int | None
     """Rows that fit into memory at once; None if a whole batch does."""
+    elapsed: Elapsed
     average: dict[str, torch.Tensor] | None
     """The moving average of the trained weights, where there is one."""
     skipped: int
@@ -184,6 +185,7 @@ class CheckpointingTrainer(Trainer):
             "rows_at_once": self.rows_at_once,
             "skipped": self.skipped,
             "average": self.average,
+            "elapsed": self.elapsed.now(),
             "still_to_do": pending,
         }
 
@@ -230,7 +232,8 @@ class CheckpointingTrainer(Trainer):
         self.resumed = training_state.load(path)
         self.tokens_before = self.tokens_saved = self.resumed["tokens"]
         self.rows_at_once, self.skipped = self.resumed["rows_at_once"], self.resumed["skipped"]
-        self.average = self.resumed.get("average")  # checkpoints of earlier versions have none
+        # Checkpoints of earlier versions have neither.
+        self.average, self.elapsed.before = self.resumed.get("average"), self.resumed.get("elapsed", (0.0, 0.0))
         if isinstance(self.batches, Stream):
             state = StreamState.from_json(self.resumed["stream"])
             if state.chunk != self.batches.chunk:

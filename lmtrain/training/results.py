@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -71,7 +70,6 @@ def results_document(
     run: RunCallback,
     scores: Scores | None,
     prepared: PreparedData,
-    started: float,
     status: str,
 ) -> dict[str, Any]:
     """The content of results.json."""
@@ -79,6 +77,7 @@ def results_document(
     logged = [entry.get("loss") for entry in state.log_history]
     losses = [loss for loss in logged if loss is not None and math.isfinite(loss)]  # None: not finite, in a checkpoint
     seen, trained, slots = trainer.tokens_saved if status == "failed" else trainer.count()
+    seconds, training = trainer.elapsed.now()
     stream = trainer.batches if isinstance(trainer.batches, Stream) else None
     return {
         "objective": recipe.objective,
@@ -92,8 +91,8 @@ def results_document(
             **({"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}),
             "tokens_seen": seen,
             "tokens_trained": trained,
-            "tokens_per_second": (seen - trainer.tokens_before[0]) / max(time.monotonic() - run.began, 1e-9),
-            "seconds": time.monotonic() - started,
+            "tokens_per_second": seen / max(training, 1e-9),
+            "seconds": seconds,
             "peak_memory_bytes": peak_memory(),
         },
         "data": data_document(recipe, prepared, trainer.batches, 1 - seen / max(slots, 1)) | _labels(trainer),

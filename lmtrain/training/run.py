@@ -46,7 +46,8 @@ def train(
     run = assemble(recipe, corpus, folder, continued, console)
     trainer, callback = run.trainer, run.callback
     group.note_run(folder.path, _resuming(folder, recipe))
-    with _recorded(recipe, run, started), _explained(folder), callback.stoppable():
+    trainer.elapsed.started = started
+    with _recorded(recipe, run), _explained(folder), callback.stoppable():
         if is_wanted(recipe) and not trainer.is_deepspeed_enabled:  # which exists from the first step on
             preflight(trainer, callback.evaluator, run.data.train, folder.checkpoints, console)
         with on_every_host(continued.checkpoint) as resumed:
@@ -59,7 +60,7 @@ def train(
         trainer.take_weights_to_use()
         scores, averaged = try_average(recipe, trainer, callback, callback.final_scores())
         status = "interrupted" if callback.paused else "completed"
-        results = results_document(recipe, trainer, callback, scores, run.data, started, status) | averaged
+        results = results_document(recipe, trainer, callback, scores, run.data, status) | averaged
         if not callback.paused:
             save_model(trainer, callback, scores, results)
         elif console.main_process:
@@ -91,7 +92,7 @@ def stepping(trainer: ExactTrainer, recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(recipe: Recipe, run: Assembly, started: float) -> Iterator[None]:
+def _recorded(recipe: Recipe, run: Assembly) -> Iterator[None]:
     """Write results.json also for a run that fails or is interrupted."""
     status = "interrupted"
     try:
@@ -101,7 +102,7 @@ def _recorded(recipe: Recipe, run: Assembly, started: float) -> Iterator[None]:
         raise
     finally:
         if status == "failed" or run.callback.stopped_by:
-            results = results_document(recipe, run.trainer, run.callback, None, run.data, started, status)
+            results = results_document(recipe, run.trainer, run.callback, None, run.data, status)
             with suppress(OSError):  # a full disk has been reported already
                 if run.callback.console.main_process:
                     run.callback.folder.finish(results)

@@ -1,5 +1,6 @@
 """What of a run is kept for a while: its state at the edge of a step, and a checkpoint that is being written."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -23,6 +24,23 @@ class StepSnapshot:
     loss: torch.Tensor
     """Sum over the steps since the last log."""
     stream: StreamState | None
+
+
+@dataclass
+class Elapsed:
+    """How long a run takes, in seconds, over all resumes."""
+
+    started: float
+    """When this process started the run, by the monotonic clock."""
+    began: float
+    """When it began to train."""
+    before: tuple[float, float] = (0.0, 0.0)
+    """What `now` was at the checkpoint that the run resumes from."""
+
+    def now(self) -> tuple[float, float]:
+        """(seconds of the run, seconds of its training, evaluations included)."""
+        now = time.monotonic()
+        return self.before[0] + now - self.started, self.before[1] + now - self.began
 
 
 @dataclass(frozen=True)

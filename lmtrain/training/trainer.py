@@ -23,7 +23,7 @@ from lmtrain.preprocessing.stream import Stream
 from lmtrain.runtime import memory, signals
 from lmtrain.training import out_of_memory, training_state
 from lmtrain.training.checkpointing import CheckpointingTrainer
-from lmtrain.training.snapshots import StepSnapshot
+from lmtrain.training.snapshots import Elapsed, StepSnapshot
 
 
 class Finished(Exception):  # not an error: nothing is wrong
@@ -76,6 +76,7 @@ class ExactTrainer(CheckpointingTrainer):
         self.finite = torch.ones((), dtype=torch.bool, device=self.args.device)
         self.grad_norm: Any = 0.0
         self.skipped = 0
+        self.elapsed = Elapsed(time.monotonic(), time.monotonic())
         self.average: dict[str, torch.Tensor] | None = None
         """The moving average of the trained weights in float64, by name, where there is one."""
         self.pause: int | None = None

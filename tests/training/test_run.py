@@ -436,6 +436,16 @@ def test_a_resumed_run_counts_stops_and_reports_like_the_whole_one(material: Pat
     assert steps == sorted(set(steps))
 
 
+def test_seconds_and_tokens_of_a_resumed_run_are_of_all_of_it(material: Path):
+    run = ("clm", *scratch("gpt2"), "--data", material / "text.jsonl", "--val-split", 0, "--max-steps", 8, "-o", "run")
+    paused = trained(*run, "--stop-at", 4)["train"]
+    resumed = trained(*run, "--resume", "auto")["train"]
+    assert resumed["seconds"] > paused["seconds"]
+    assert resumed["tokens_seen"] > paused["tokens_seen"]
+    assert resumed["tokens_seen"] / resumed["tokens_per_second"] > paused["tokens_seen"] / paused["tokens_per_second"]
+    assert resumed["tokens_per_second"] > resumed["tokens_seen"] / resumed["seconds"]
+
+
 def test_a_folder_that_is_no_run_is_not_resumed_into(material: Path):
     Path("mine").mkdir()
     Path("mine/README.md").write_text("mine")
