@@ -72,7 +72,7 @@ def try_average(
     fate = "kept" if takes else "not better, so it is not kept"
     run.console.note(f"average {recipe.train.average}{of_steps}: {name} {shown}: {fate}" if shown else
                      f"average {recipe.train.average}{of_steps}: {fate}")  # fmt: skip
-    document = {"average": recipe.train.average, "steps": steps, "metric": name, **values, "kept": takes}
+    document = {"method": recipe.train.average, "steps": steps, "metric": name, **values, "kept": takes}
     return (found if takes else scores), {"averaging": document}
 
 
