@@ -4,7 +4,7 @@ import sys
 
 from lmtrain.runtime.heap import restart_with_compact_heap
 
-TRAINING = ("clm", "mlm", "seq2seq", "run", "bench")
+TRAINING = ("clm", "mlm", "seq2seq", "classify", "run", "bench")
 """Commands that train."""
 
 

@@ -21,7 +21,7 @@ from lmtrain.modeling.loss import evaluating
 from lmtrain.objectives.objective import OBJECTIVES
 from lmtrain.preprocessing.dataset import Examples
 from lmtrain.preprocessing.sampler import count_trained, longest_first, padding_fraction
-from lmtrain.runs.saved_run import noted_labels
+from lmtrain.runs.saved_run import check_labels
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, leave_process_group, precision
 from lmtrain.runtime.files import write_lines
@@ -42,7 +42,7 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     started = time.monotonic()
     others = read_predictions(against, "--against ") if against else []
     config = load_config(recipe.model, recipe.objective)
-    objective = OBJECTIVES[recipe.objective].fitted(config, rows.kind, noted_labels(recipe.model.name)[0])
+    objective = OBJECTIVES[recipe.objective].fitted(config, rows.kind, check_labels(recipe.model.name, rows.kind, []))
     dtype = precision(recipe.train.precision, config.model_type)
     accelerator = Accelerator(
         mixed_precision="no" if dtype == "fp32" else dtype, cpu=not torch.accelerator.is_available()

@@ -24,6 +24,7 @@ MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "*config.json",
+    "labels.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmtrain.config import architectures, assertions, model_checks
 from lmtrain.config.architectures import CLASSIFY
 from lmtrain.config.evaluation_sets import source_of
-from lmtrain.config.labelled_data import PAIR_SEPARATOR
+from lmtrain.config.labelled_data import PAIR_SEPARATOR, joined_pair
 from lmtrain.config.loading import build, from_environment, merge, objective_of, read_yaml
 from lmtrain.config.model import Model
 from lmtrain.config.options import leaves
@@ -65,7 +65,7 @@ def generate_request(given: Document, objective: str | None) -> tuple[GenerateRe
     data = own.get("data", {})
     inputs = [data.get(f"{name}_column") for name in ("source", "prompt", "messages", "text")]
     if pair := data.get("text_pair_column"):
-        inputs = [f"{{{data['text_column']}}}{PAIR_SEPARATOR}{{{pair}}}"]
+        inputs = [joined_pair(data["text_column"], pair)]
     evaluation = own.get("eval", {})
     longest = own.get("data", {}).get("max_target_length")
     decoding = {n: evaluation.get(n) for n in ("length_penalty", "no_repeat_ngram_size")} | {
@@ -125,7 +125,8 @@ def _recipe_of_run(name: str) -> Document:
         return {}
     document = read_yaml(path)
     data, evaluation, train = ({**(document.get(section) or {})} for section in ("data", "eval", "train"))
-    evaluation.pop("predictions", None)
+    for name in ("predictions", "best_metric"):
+        evaluation.pop(name, None)
     data = {key: value for key, value in data.items() if key not in TRAINING_ALONE or key == "val_split"}
     if "metric" in evaluation:
         evaluation["metric"] = [metric for metric in evaluation["metric"] if metric in TEXT_METRICS]

@@ -27,6 +27,9 @@ it would see the tokens that it predicts.
 CLASSIFY = "classify"
 """The objective of encoders with a head for labels. It is made from a model of mlm, or continues one with such a head."""
 
+LABELS = "labels.json"
+"""The labels of an adapter, beside it: the configuration of its base does not have them."""
+
 LABEL_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 """peft's tasks of adapters that give labels."""
 

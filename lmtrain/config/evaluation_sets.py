@@ -16,8 +16,9 @@ def name_and_source(value: str) -> tuple[str, str]:
 
     The path of a file that exists is never taken apart, e.g. lang=ko/part-0.parquet.
     """
-    match = NAMED.fullmatch(value)
-    if not match or Path(value).exists() or (has_magic(value) and any(Path().glob(value))):
+    match, path = NAMED.fullmatch(value), re.sub(r"#\d+$", "", value)
+    places = (value, path, path.rpartition("@")[0] or path)
+    if not match or any(Path(place).exists() for place in places) or (has_magic(path) and any(Path().glob(path))):
         return "", value
     return match[1], match[2]
 

@@ -12,6 +12,11 @@ PAIR_SEPARATOR = "\x1e"
 """Between the two texts of a pair of sentences, until they are tokens."""
 
 
+def joined_pair(first: str, second: str) -> str:
+    """The template of a pair of texts; each is a column or a template itself."""
+    return PAIR_SEPARATOR.join(part if "{" in part else f"{{{part}}}" for part in (first, second))
+
+
 class Labelled(Split):
     """The columns of labelled texts and of tagged words."""
 

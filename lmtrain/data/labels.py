@@ -1,8 +1,11 @@
 """Labelled rows: texts or pairs of texts with a label, sentences of words with a tag each."""
 
+import re
 from collections.abc import Iterable
 
 from lmtrain.config.labelled_data import PAIR_SEPARATOR
+
+NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 
 LABELLED = ("labelled", "tagged")
 """The kinds of rows that have labels."""
@@ -24,4 +27,6 @@ def labels_of_row(label: str | list[str]) -> list[str]:
 def sorted_labels(labels: Iterable[str]) -> list[str]:
     """The distinct labels in the order of their class numbers: numbers by value, otherwise alphabetically."""
     found = set(labels)
-    return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+    return (
+        sorted(found, key=lambda label: (float(label), label)) if all(map(NUMBER.fullmatch, found)) else sorted(found)
+    )

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 from lmtrain.config.data import Split
+from lmtrain.config.labelled_data import joined_pair
 from lmtrain.data.chat_layouts import as_chats, only_chats, usual_chats
 from lmtrain.data.columns import (
     ABSENT,
@@ -153,7 +154,7 @@ def choose(first: Record, data: Split, where: str, hint: str = "") -> Selection:
             for path in given:
                 require(first, path, where, hint)
             if pair := options.get("text_pair_column"):
-                given[0] = f"{{{given[0]}}}{data.joint}{{{pair}}}"
+                given[0] = joined_pair(given[0], pair)
                 require(first, given[0], where, hint)
             paths = tuple(as_template(first, path) for path in given)
             return as_chats(Selection(kind, paths, detected=False), first, data.kinds)

@@ -13,6 +13,7 @@ from lmtrain.evaluation.label_metrics import label_metrics
 from lmtrain.evaluation.likelihood import RowSums, metrics_of_sums
 from lmtrain.evaluation.scores import SetScores
 from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
+from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.preprocessing.dataset import Examples
 
 
@@ -57,9 +58,15 @@ def evaluation_sets(examples: Examples, decoding: PairEval | None) -> dict[str, 
     names = examples.evaluation_sets or ("",) * len(examples.ledgers)
     of_rows = np.array([names[source] for source in examples.source_of_rows()])
     found = {name: np.flatnonzero(of_rows == name) for name in dict.fromkeys(names)}
-    if empty := [name for name, rows in found.items() if not len(rows)]:
-        raise InputError(f"--eval-data {empty[0]}=…: no row of this set is left to score")
+    if empty := [name for name, rows in found.items() if not _has_label(examples, rows)]:
+        raise InputError(f"--eval-data {empty[0] or '…'}: nothing of it is left to score")
     return {name: EvaluationSet(rows, _scorer(examples, rows, decoding)) for name, rows in found.items()}
+
+
+def _has_label(examples: Examples, rows: np.ndarray) -> bool:
+    """Whether any of these rows can be scored, as far as their labels are known before a batch is made."""
+    column = examples.columns.get("labels")
+    return bool(len(rows)) and (column is None or any((column[row] != IGNORED).any() for row in rows.tolist()))
 
 
 def _scorer(examples: Examples, rows: np.ndarray, decoding: PairEval | None) -> TextScorer | None:

@@ -1,10 +1,10 @@
 """The numbers in results.json besides the metrics, by their paths: what an `--assert` with a dotted name may use."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lmtrain.config.recipe import ProbeRequest, Recipe
 from lmtrain.data.ledger import COUNTS
-from lmtrain.metrics import PROBE_METRICS, TEXT_METRICS
+from lmtrain.metrics import PROBE_METRICS, TEXT_METRICS, qualified
 
 ROWS = ("rows_read", "rows_empty", "rows_bad", "rows_dropped", "rows_used")
 LEDGER = (*COUNTS, "padding_fraction")
@@ -23,14 +23,14 @@ def of_training(recipe: Recipe) -> list[str]:
     if recipe.evaluates:
         # Nothing is generated before the first step.
         first = (name for name in recipe.eval.metric_names if name not in TEXT_METRICS)
-        found += [*_of_evaluation(recipe), *_in("initial_metrics", first)]
+        found += [*_of_evaluation(recipe), *_in("initial_metrics", _of_sets(recipe, [*first]))]
     return [*found, *_ENVIRONMENT]
 
 
 def of_evaluation(recipe: Recipe, against: bool) -> list[str]:
     """The figures in the results of `lmtrain eval`."""
     found = [*_in("eval", _COST), *_of_evaluation(recipe), *_ENVIRONMENT]
-    return found + _comparisons(recipe.eval.metric_names) if against else found
+    return found + _comparisons(_of_sets(recipe, recipe.eval.metric_names)) if against else found
 
 
 def of_probe(request: ProbeRequest) -> list[str]:
@@ -41,9 +41,14 @@ def of_probe(request: ProbeRequest) -> list[str]:
 
 
 def _of_evaluation(recipe: Recipe) -> list[str]:
-    of_sets = [path for name in recipe.data.eval_sets for path in _in(name, recipe.eval.metric_names)]
+    of_sets = [name for name in _of_sets(recipe, recipe.eval.metric_names) if "." in name]
     generation = _in("generation", ["hit_cap", "num_beams", "max_new_tokens"]) if recipe.eval.generation else []
     return [*of_sets, *_in("data.eval", LEDGER), *generation]
+
+
+def _of_sets(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """The metrics under their plain names, and under those of each named set."""
+    return [*names, *(qualified(own, name) for own in recipe.data.eval_sets for name in names)]
 
 
 def _comparisons(names: Iterable[str]) -> list[str]:

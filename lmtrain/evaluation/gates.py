@@ -13,7 +13,7 @@ from lmtrain.config.eval import Gates
 from lmtrain.config.values import Document
 from lmtrain.errors import GateFailed
 from lmtrain.evaluation.baseline import compared_metrics, differences, is_allowed, setup_of
-from lmtrain.metrics import higher_is_better
+from lmtrain.metrics import distinct, higher_is_better
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,21 @@ def _assertion(expression: str, results: Document) -> Gate:
     return Gate(expression, value, holds(expression, value))
 
 
-def _at_path(path: str, results: Document) -> Any:
+def _at_path(path: str, results: Any) -> Any:
     """The value at a path such as `train.last_loss`; None where there is none."""
-    value: Any = results
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    if not isinstance(results, dict):
+        return None
+    if path in results:  # the metric of a named set has a dot in its name
+        return results[path]
+    first, _, rest = path.partition(".")
+    inner = results.get(first)
+    if not rest or not isinstance(inner, dict):
+        return None
+    found = _at_path(rest, inner)
+    if found is None and "." in rest:  # against.dev.bleu.difference
+        key, _, last = rest.rpartition(".")
+        found = _at_path(last, inner.get(key)) if isinstance(inner.get(key), dict) else None
+    return found
 
 
 def finite(value: object) -> float | None:
@@ -109,7 +118,7 @@ def _regression(name: str, now: object, before: object, section: Gates, refused:
 
 def uncompared(results: Document, baseline: Document) -> list[str]:
     """The metrics that only one of results and baseline has, or of which nobody knows the better direction."""
-    names = dict.fromkeys([*results["metrics"], *baseline["metrics"]])
+    names = distinct(dict.fromkeys([*results["metrics"], *baseline["metrics"]]))
     both = compared_metrics(baseline, results["metrics"])
     return [name for name in names if name not in both]
 

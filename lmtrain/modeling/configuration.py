@@ -1,6 +1,5 @@
 """The configuration of a model: from the hub, from a folder, or from scratch. No weights are read."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +110,6 @@ def sized_config(config: PretrainedConfig, model: Model, tokenizer: PreTrainedTo
         return config
     except LOADING as error:
         raise UsageError(f"--model-config: {str(error).splitlines()[-1].strip()}") from None
-
-
-def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
-    """Give the configuration these labels; without any it stays as it is."""
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-        config.problem_type = None
 
 
 SCALED = {name: {"scale_embedding": True} for name in ("marian", "pegasus")}

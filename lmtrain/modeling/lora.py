@@ -7,6 +7,7 @@ it. Files are those of peft: PeftModel.from_pretrained loads them. peft is impor
 the import takes a quarter of a second.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from lmtrain.config.architectures import LABELS, is_classifier
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
 from lmtrain.modeling.sharding import is_sharded, load_whole
@@ -143,10 +145,20 @@ def save_settings(network: PreTrainedModel, folder: Path | str) -> None:
     if is_adapted(network):
         with _inference_mode(network) as config:
             config.save_pretrained(str(folder))
+        _save_labels(network, Path(folder))
     else:
         network.config.save_pretrained(folder)
     if network.can_generate():
         network.generation_config.save_pretrained(folder)
+
+
+def _save_labels(network: PreTrainedModel, folder: Path) -> None:
+    """Write the labels that the adapted model gives, if it gives any."""
+    name = type(network).__name__
+    if is_classifier([name]):
+        names = {int(number): str(label) for number, label in (network.config.id2label or {}).items()}
+        document = {"labels": [names[number] for number in sorted(names)], "words": "TokenClass" in name}
+        (folder / LABELS).write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_weights(network: PreTrainedModel, folder: Path) -> None:

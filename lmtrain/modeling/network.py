@@ -18,7 +18,8 @@ from lmtrain.config.architectures import adapter_base, is_classifier
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
 from lmtrain.modeling import lora, merging
-from lmtrain.modeling.configuration import LOADING, not_loaded, set_labels, sized_config
+from lmtrain.modeling.classifier_head import renew_head, set_labels
+from lmtrain.modeling.configuration import LOADING, not_loaded, sized_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
 from lmtrain.modeling.encoder_decoder import is_cross_attention, join, set_special_tokens
 from lmtrain.modeling.loss import decoder_inputs
@@ -74,8 +75,10 @@ def load_network(
     elif model.encoder:
         network, notes = _pair(model, config, tokenizer)
     else:
-        set_labels(config, labels)
+        others = bool(labels) and set_labels(config, labels)
         network, notes = _pretrained(model, config, tokenizer, auto_model, task_type, bool(labels))
+        if others and is_classifier(config.architectures) and not adapter_base(model.name):
+            notes.append(f"the head is new and starts at random, because the labels are others: {renew_head(network)}")
     if kernels:
         fuse_gelu(network)
     return network, notes

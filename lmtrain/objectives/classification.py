@@ -6,7 +6,7 @@ word has a tag, which it predicts from the word's first token (Devlin et al., "B
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -25,11 +25,12 @@ from lmtrain.config.labelled_data import PAIR_SEPARATOR, ClassData
 from lmtrain.data.labels import LABELLED, labels_of_row
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
-from lmtrain.errors import InputError, visible
+from lmtrain.errors import InputError, UsageError, visible
+from lmtrain.modeling.network import positions
 from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.generation import GenerationSettings, decode
 from lmtrain.objectives.mlm import MaskedLM
-from lmtrain.objectives.prompting import Answer, PromptingOptions, check_length, text_of
+from lmtrain.objectives.prompting import Answer, PromptingOptions, text_of
 from lmtrain.objectives.samples import RowTexts, Sample
 from lmtrain.objectives.token_roles import View
 from lmtrain.objectives.views import LABEL_VIEW
@@ -78,6 +79,11 @@ class Classification(Defaults):
         """
         own, words = _labels_of(config)
         words = kind == "tagged" if kind in LABELLED else words
+        if not labels and own and kind in LABELLED and words != _labels_of(config)[1]:
+            does = ("gives texts a label", "tags words") if words else ("tags words", "gives texts a label")
+            raise InputError(
+                f"{config.name_or_path or config.model_type}: this model {does[0]}, but the rows need one that {does[1]}"
+            )
         if not labels and not own:
             raise InputError(
                 f"{config.name_or_path or config.model_type}: this model gives no labels; train it with classify"
@@ -89,62 +95,55 @@ class Classification(Defaults):
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
     ) -> Examples:
-        """Columns `input_ids`, `labels` (one a row, or one a token) and, for pairs, `token_type_ids`. Raises InputError."""
+        """Columns `input_ids`, `labels` (one a row, or one a token) and, where there are pairs, `token_type_ids`.
+
+        Raises UsageError for a length that leaves no room for text, InputError for a label that is not known.
+        """
         assert isinstance(data, ClassData)
         limits = limits.resolve("max_length", data.max_length or min(limits.positions or LONGEST, LONGEST))
-        ledgers, origins = start_ledgers(rows), []
-        columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}
-        for index, whole, content in self._encoded(rows, tokenizer, limits["max_length"]):
-            left, ledger = len(content["input_ids"]), ledgers[rows.source(index)]
-            if whole <= left:
-                ledger.use(left)
-            elif not apply_long_policy(ledger, whole, left, rows.location(index), data.on_long):
-                continue
-            for name, ids in content.items():
-                columns.setdefault(name, []).append(ids)
-            origins.append(index)
-        ragged = {name: Ragged.of(own) for name, own in columns.items()}
-        return finish_examples(ragged, ledgers, rows, origins, limits)
-
-    def _encoded(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int
-    ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Yield (index of the row, its tokens before it was cut, its columns)."""
-        index_of = {label: number for number, label in enumerate(self.labels)}
+        length, pairs = limits["max_length"], not self.words and any(PAIR_SEPARATOR in text for text, _ in rows.values)
+        if length <= tokenizer.num_special_tokens_to_add(pair=pairs):
+            raise UsageError(f"--max-length {length}: leaves no room between the special tokens")
         if self.words:
             check_is_fast(tokenizer)
+        ledgers, origins, unscored = start_ledgers(rows), [], 0
+        columns: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"token_type_ids": []} if pairs else {})
         for index, (content, label) in enumerate(rows.values):
-            if unknown := next((own for own in labels_of_row(label) if own not in index_of), None):
-                known = ", ".join(visible(own) for own in self.labels[:10])
-                raise InputError(
-                    f"{rows.location(index)}: the label '{visible(unknown)}' is not known; there are {known}"
-                )
-            numbers = [index_of[own] for own in labels_of_row(label)]
-            if self.words:
-                yield index, *self._tagged(content, numbers, tokenizer, length)
+            numbers = self._numbers(labels_of_row(label), rows.location(index))
+            parts = [joined(content)] if self.words else content.split(PAIR_SEPARATOR, 1)
+            encoded = tokenizer(
+                *parts, truncation=True, max_length=length, return_offsets_mapping=self.words, verbose=False
+            )
+            ids, ledger = encoded["input_ids"], ledgers[rows.source(index)]
+            whole = len(tokenizer(*parts, verbose=False)["input_ids"]) if len(ids) >= length else len(ids)
+            if whole <= len(ids):
+                ledger.use(len(ids))
+            elif not apply_long_policy(ledger, whole, len(ids), rows.location(index), data.on_long):
                 continue
-            text, pair, second = content.partition(PAIR_SEPARATOR)
-            parts = (text, second) if pair else (text,)
-            encoded = tokenizer(*parts, truncation=True, max_length=length, verbose=False)
-            full = len(encoded["input_ids"]) >= length
-            whole = len(tokenizer(*parts, verbose=False)["input_ids"]) if full else len(encoded["input_ids"])
-            types = {"token_type_ids": encoded["token_type_ids"]} if pair and "token_type_ids" in encoded else {}
-            yield index, whole, {"input_ids": encoded["input_ids"], "labels": numbers, **types}
+            labels = np.array(numbers)
+            if self.words:
+                places = first_tokens(content, encoded["offset_mapping"])
+                labels = np.full(len(ids), IGNORED)
+                labels[places[places >= 0]] = np.array(numbers)[places >= 0]
+                unscored += int((places < 0).sum())
+            own = {"input_ids": ids, "labels": labels, "token_type_ids": encoded.get("token_type_ids", [0] * len(ids))}
+            for name, column in columns.items():
+                column.append(own[name])
+            origins.append(index)
+        warnings = (
+            (f"{unscored:,} words are cut off or have no token, so their tags are not scored",) if unscored else ()
+        )
+        ragged = {name: Ragged.of(own) for name, own in columns.items()}
+        if "token_type_ids" not in tokenizer.model_input_names:
+            ragged.pop("token_type_ids", None)
+        return finish_examples(ragged, ledgers, rows, origins, limits, warnings=warnings)
 
-    @staticmethod
-    def _tagged(
-        words: list[str], numbers: list[int], tokenizer: PreTrainedTokenizerBase, length: int
-    ) -> tuple[int, dict[str, Any]]:
-        """(tokens before the sentence was cut, columns): a word's tag is the label of its first token."""
-        encoded = tokenizer(joined(words), return_offsets_mapping=True, verbose=False)
-        ids, places = encoded["input_ids"], first_tokens(words, encoded["offset_mapping"])
-        labels = np.full(len(ids), IGNORED)
-        labels[places[places >= 0]] = np.array(numbers)[places >= 0]
-        if len(ids) > length:
-            short = tokenizer(joined(words), truncation=True, max_length=length, verbose=False)["input_ids"]
-            kept = len(short) - sum(i in set(tokenizer.all_special_ids) for i in short[-1:])
-            return len(ids), {"input_ids": short, "labels": [*labels[:kept], *[IGNORED] * (len(short) - kept)]}
-        return len(ids), {"input_ids": ids, "labels": labels}
+    def _numbers(self, labels: list[str], where: str) -> list[int]:
+        """The class numbers of labels. Raises InputError for one that is not known."""
+        if unknown := next((own for own in labels if own not in self.labels), None):
+            known = ", ".join(visible(own) for own in self.labels[:10])
+            raise InputError(f"{where}: the label '{visible(unknown)}' is not known; there are {known}")
+        return [self.labels.index(own) for own in labels]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> LabelCollator:
         return LabelCollator(pad_id(tokenizer), self.words)
@@ -184,11 +183,11 @@ class Classification(Defaults):
         answers: list[Answer] = []
         for prompt in prompts:
             words = text_of(prompt).split()
-            text, _, second = text_of(prompt).partition(PAIR_SEPARATOR)
-            parts = [joined(words)] if self.words else [text, second] if second else [text]
-            encoded = tokenizer(*parts, return_tensors="pt", return_offsets_mapping=self.words, verbose=False)
+            parts = [joined(words)] if self.words else text_of(prompt).split(PAIR_SEPARATOR, 1)
+            length = min(positions(network) or LONGEST, LONGEST)
+            cut = {"truncation": True, "max_length": length, "verbose": False}
+            encoded = tokenizer(*parts, return_tensors="pt", return_offsets_mapping=self.words, **cut)
             spans = encoded.pop("offset_mapping")[0].tolist() if self.words else []
-            check_length(network, encoded["input_ids"].shape[1], prompt)
             shares = network(**encoded.to(network.device)).logits[0].float().softmax(-1).cpu()
             if self.words:
                 places = first_tokens(words, spans)

@@ -110,8 +110,7 @@ def count_unknown(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Non
         return
     counts = np.zeros(len(examples.ledgers), np.int64)
     repeats = examples.columns["trained"].values if examples.kind == "text" and "trained" in examples.columns else None
-    read = READ[:1] if examples.kind in LABELLED else READ  # there a label is no token
-    for column in (examples.columns[name] for name in read if name in examples.columns):
+    for column in (examples.columns[name] for name in _read(examples)):
         # Windows with a stride show a token several times; it is trained once.
         found = column.values == unknown if repeats is None else (column.values == unknown) & repeats
         at = np.flatnonzero(found[: column.offsets[-1]])
@@ -119,6 +118,12 @@ def count_unknown(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Non
         counts += np.bincount(examples.source_of_texts()[rows], minlength=len(counts))
     for ledger, count in zip(examples.ledgers, counts, strict=True):
         ledger.tokens_unknown = int(count)
+
+
+def _read(examples: Examples) -> list[str]:
+    """The columns of tokens that the model reads or writes; the label of a text or of a word is no token."""
+    read = READ[:1] if examples.kind in LABELLED else READ
+    return [name for name in read if name in examples.columns]
 
 
 def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Loss:
@@ -160,9 +165,9 @@ def _there_and_back(
 
 
 def _on_unknown(tokenizer: PreTrainedTokenizerBase, examples: Examples, loss: Loss, where: str) -> str | None:
-    columns = [examples.columns[name] for name in READ if name in examples.columns]
+    columns = [examples.columns[name] for name in _read(examples)]
     count, total = examples.ledger.tokens_unknown, sum(int(column.lengths.sum()) for column in columns)
-    labels = examples.columns.get("labels")
+    labels = examples.columns.get("labels") if "labels" in _read(examples) else None
     learnt = 0 if labels is None else int(np.count_nonzero(labels.values == unknown_id(tokenizer)))
     only_marks = loss.marks and not loss.lost
     if not count or only_marks or not (learnt or loss.scripts or count / total >= MATTERS):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmtrain.config.architectures import ADAPTER
+from lmtrain.config.architectures import ADAPTER, LABELS, read_json
 from lmtrain.config.assertions import holds, name_of
 from lmtrain.config.values import Document
 from lmtrain.errors import InputError
@@ -60,13 +60,28 @@ def read_run(path: str) -> SavedRun:
 
 
 def noted_labels(name: str) -> tuple[list[str], str | None]:
-    """(labels, kind of rows) of a run whose folder has no configuration with them, because it is an adapter."""
-    try:
-        results = read_run(name).results if (Path(name) / ADAPTER).is_file() else {}
-    except InputError:
-        results = {}
-    data = results.get("data") or {}
-    return list(data.get("labels") or ()), data.get("kind")
+    """(labels, kind of rows) of an adapter that gives labels; none of other models, whose configuration has them.
+
+    Raises InputError.
+    """
+    file = Path(name) / LABELS
+    if not (file.is_file() and (Path(name) / ADAPTER).is_file()):
+        return [], None
+    document = read_json(file)
+    return [str(label) for label in document.get("labels") or ()], "tagged" if document.get("words") else "labelled"
+
+
+def check_labels(name: str, kind: str, labels: Collection[str]) -> list[str]:
+    """The labels to train the model `name` with: those of the data, or of an adapter that has them all.
+
+    Raises InputError for an adapter with other labels, or for other rows.
+    """
+    own, of_kind = noted_labels(name)
+    if own and (of_kind != kind or not set(labels) <= set(own)):
+        raise InputError(
+            f"{name}: an adapter for the labels {', '.join(own[:10])} does not fit these rows; train a new one"
+        )
+    return own or list(labels)
 
 
 def find_runs(folder: Path) -> Iterator[Path]:

@@ -37,6 +37,7 @@ from lmtrain.runs import compatibility
 from lmtrain.runs.checkpoint import ResumePoint, step_of
 from lmtrain.runs.file_names import RECIPE
 from lmtrain.runs.run_folder import RunFolder, check_disk_space
+from lmtrain.runs.saved_run import check_labels
 from lmtrain.runtime.console import Console
 from lmtrain.runtime.device import environment, precision
 from lmtrain.training import deepspeed
@@ -73,7 +74,9 @@ def assemble(
     check_end(recipe, continued)
     config = load_config(recipe.model, recipe.objective)
     labels = of_first(corpus.labels if PartialState().is_main_process else [])
-    objective = OBJECTIVES[recipe.objective].fitted(config, corpus.kind, labels)
+    objective = OBJECTIVES[recipe.objective].fitted(
+        config, corpus.kind, check_labels(recipe.model.name, corpus.kind, labels)
+    )
     arguments = training_arguments(recipe, config.model_type, continued.checkpoint is not None)
     console.main_process = PartialState().is_main_process
     model = load_model(recipe, config, objective, corpus, console)
@@ -167,7 +170,7 @@ def fit_training(
 ) -> TokenLoss:
     """The loss for training this model. Raises UsageError if the model's own loss cannot be smoothed."""
     rows = [examples[0, row] for row in range(min(len(examples), 4))]
-    own = has_own_loss(network, collator(rows), objective.shift)
+    own = not objective.labels and has_own_loss(network, collator(rows), objective.shift)
     if own and recipe.train.label_smoothing:
         raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
     return replace(

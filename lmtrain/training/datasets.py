@@ -102,7 +102,9 @@ def prepare_data(
     key = None
     if (fingerprint := tokenizer_fingerprint(tokenizer)) and corpus.key:
         model_class = str(objective.auto_model.__name__)
-        key = corpus.cache.key(corpus.key, fingerprint, model_class, limits.positions, packed.model_dump())
+        key = corpus.cache.key(
+            corpus.key, fingerprint, model_class, objective.labels, limits.positions, packed.model_dump()
+        )
     prepared = _from_arrays(*_made_once(corpus, key, make))
     if corpus.release_rows():
         release_memory()

@@ -9,7 +9,8 @@ from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import InputError
-from lmtrain.modeling.configuration import LOADING, set_labels, sized_config
+from lmtrain.modeling.classifier_head import set_labels
+from lmtrain.modeling.configuration import LOADING, sized_config
 from lmtrain.modeling.network import check_vocabulary, load_network, positions
 from lmtrain.modeling.tokenizer import load_tokenizer
 from lmtrain.objectives.objective import Objective

@@ -13,6 +13,7 @@ from lmtrain.objectives.objective import OBJECTIVES, Objective
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.sampler import BatchSampler
 from lmtrain.preprocessing.stream import Stream
+from lmtrain.runs.saved_run import check_labels
 from lmtrain.runtime.console import Console
 from lmtrain.training.datasets import PreparedData, prepare_data, training_batches
 from lmtrain.training.loaded_model import LoadedModel, load_model
@@ -40,7 +41,9 @@ class Outlined:
 def outline_training(recipe: Recipe, corpus: Corpus, processes: int, console: Console) -> Outlined:
     """Make the batches of the first of some `processes` as training makes them. Raises as training does."""
     config = load_config(recipe.model, recipe.objective)
-    objective = OBJECTIVES[recipe.objective].fitted(config, corpus.kind, corpus.labels)
+    objective = OBJECTIVES[recipe.objective].fitted(
+        config, corpus.kind, check_labels(recipe.model.name, corpus.kind, corpus.labels)
+    )
     model = load_model(recipe, config, objective, corpus, console, weights=False)
     packing = assume_packing(recipe.data, corpus.kind)
     collator = objective.collator(model.tokenizer, recipe.data, recipe.train.seed)

@@ -85,6 +85,17 @@ def test_the_best_model_is_that_of_the_named_set(sets: tuple[str, ...]):
     assert best["dev"] != best["contrary"]
 
 
+def test_a_run_with_a_best_metric_of_a_set_is_scored_on_other_data(sets: tuple[str, ...]):
+    pairs("train.jsonl", 0, 60)
+    run = ("seq2seq", *scratch("t5"), "--data", "train.jsonl", *sets, "--metric", "chrf", "--max-steps", 1)
+    gate = ("--assert", "initial_metrics.test-ko.eval_loss>0")
+    trained(*run, "--best-metric", "test-ko.chrf", *gate, "-o", "run")
+    assert "chrf" in trained("eval", "--model", "run", "--data", "b.jsonl")["metrics"]
+    trained("eval", "--model", "run", "--predictions", "run.jsonl")
+    against = ("--against", "run.jsonl", "--assert", "against.test-ko.chrf.difference>=0")
+    assert trained("eval", "--model", "run", *against)["gates"][0]["holds"]
+
+
 def test_gates_name_the_set(sets: tuple[str, ...]):
     pairs("train.jsonl", 0, 60)
     run = ("seq2seq", *scratch("t5"), "--data", "train.jsonl", *sets, *TEXT_METRICS, "--max-steps", 1)
@@ -132,10 +143,11 @@ def test_a_path_with_an_equals_sign_is_a_path():
     pairs("a.jsonl", 0, 20)
     pairs("lang=ko/b.jsonl", 20, 30)
     run = ("seq2seq", *scratch("t5"), "--data", "a.jsonl", "--metric", "chrf", "--max-steps", 1)
-    for number, value in enumerate(("lang=ko/b.jsonl", "lang=ko/*.jsonl", "lang=ko")):
+    for number, value in enumerate(("lang=ko/b.jsonl", "lang=ko/*.jsonl", "lang=ko", "lang=ko/b.jsonl#5")):
         done = trained(*run, "--eval-data", value, "-o", f"run{number}")
         assert not any("." in name for name in done["metrics"])
-        assert done["data"]["eval"]["rows_used"] == 10
+        assert done["data"]["eval"]["rows_used"] == (5 if "#" in value else 10)
+    assert trained(*run, "--eval-data", "a.jsonl", "--data", "lang=ko/b.jsonl#5", "-o", "run9")
 
 
 def test_compare_tests_each_set(sets: tuple[str, ...]):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import lmtrain, outcome_of, scratch, trained
+from tiny_models import SIZES
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -187,11 +188,80 @@ def test_a_classifier_keeps_its_head_for_its_own_labels_and_gets_another_one_for
 
 
 def test_labels_that_are_numbers_are_sorted_by_value():
-    rows = [{"text": f"the film {n}", "label": n % 11} for n in range(44)]
+    rows = [{"text": f"the film {n}", "label": n % 13 - 2} for n in range(52)]
     write("train.jsonl", rows)
     trained("classify", *MODEL, "--data", "train.jsonl", "--max-steps", 1, "-o", "run")
     labels = json.loads(Path("run/config.json").read_text())["id2label"]
-    assert [labels[str(n)] for n in range(11)] == [str(n) for n in range(11)]
+    assert [labels[str(n)] for n in range(13)] == [str(n - 2) for n in range(13)]
+
+
+def test_other_labels_get_another_head_even_if_there_are_as_many():
+    reviews("train.jsonl", 60)
+    trained("classify", *MODEL, "--data", "train.jsonl", "--max-steps", 5, "-o", "run")
+    write("other.jsonl", [{**row, "label": row["label"] + "?"} for row in read("train.jsonl")])
+    outcome = lmtrain("classify", "--model", "run", "--data", "other.jsonl", "--max-steps", 0, "-o", "other")
+    assert "the head is new and starts at random, because the labels are others: dropout, classifier" in outcome.err
+    before, after = (AutoModelForSequenceClassification.from_pretrained(name) for name in ("run", "other"))
+    assert not torch.equal(before.classifier.weight, after.classifier.weight)
+    assert torch.equal(before.bert.pooler.dense.weight, after.bert.pooler.dense.weight)
+
+
+def test_cached_rows_have_the_numbers_of_the_labels_of_the_model():
+    reviews("two.jsonl", 60)
+    write("three.jsonl", [*read("two.jsonl"), *({"text": "the film", "label": "mixed"} for _ in range(9))])
+    trained("classify", *MODEL, "--tokenizer", "byte", "--data", "two.jsonl", "--max-steps", 1, "-o", "two")
+    trained("classify", *MODEL, "--tokenizer", "byte", "--data", "three.jsonl", "--max-steps", 30, "-o", "three")
+    flags = ("classify", "--model", "three", "--data", "two.jsonl", "--max-steps", 0)
+    cached = trained(*flags, "-o", "cached")
+    assert cached["metrics"] == trained(*flags, "--no-cache", "-o", "read")["metrics"]
+    known = {row["text"]: row["label"] for row in read("two.jsonl")}
+    assert all(row["references"] == [known[row["source"]]] for row in read("cached/predictions.jsonl"))
+
+
+def test_a_model_whose_own_loss_wants_other_shapes_is_trained():
+    reviews("train.jsonl", 40)
+    sizes = ",".join(f"{name}={value}" for name, value in SIZES["deberta-v2"].items())
+    model = ("--model", "deberta-v2", "--from-scratch", "--model-config", sizes, "--tokenizer", "wordpiece:200")
+    done = trained("classify", *model, "--data", "train.jsonl", "--max-steps", 2, "-o", "run")
+    assert done["metrics"]["accuracy"] >= 0
+
+
+def test_a_sentence_that_is_cut_on_the_left_keeps_the_tags_of_its_words():
+    sentences_with_names("train.jsonl", 40)
+    trained("classify", *MODEL, "--data", "train.jsonl", "--max-steps", 1, "-o", "run")
+    settings = json.loads(Path("run/tokenizer_config.json").read_text())
+    Path("run/tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
+    rows = [{"tokens": [*FILLER[:6], "anna", "seoul"], "tags": [*["O"] * 6, "B-PER", "B-LOC"]}]
+    write("test.jsonl", rows)
+    done = trained("eval", "--model", "run", "--data", "test.jsonl", "--max-length", 4, "--predictions", "out.jsonl")
+    (row,) = read("out.jsonl")
+    assert (
+        row["references"] == [["B-PER", "B-LOC"]][: len(row["source"].split())] or row["references"][0][-1] == "B-LOC"
+    )
+    assert done["data"]["eval"]["rows_truncated"] == 1
+
+
+def test_single_texts_and_pairs_can_be_mixed(bert: Path):
+    reviews("train.jsonl", 30), pairs("pairs.jsonl", 30)
+    done = trained(
+        "classify", "--model", bert, "--data", "train.jsonl", "--data", "pairs.jsonl", "--max-steps", 1, "-o", "run"
+    )
+    assert done["data"]["labels"] == ["negative", "other", "positive", "same"]
+
+
+def test_a_template_can_be_the_first_text_of_a_pair():
+    pairs("train.jsonl", 30)
+    flags = ("--text-column", "{premise} / {label}", "--text-pair-column", "hypothesis", "--label-column", "label")
+    trained("classify", *MODEL, "--tokenizer", "byte", "--data", "train.jsonl", *flags, "--max-steps", 1, "-o", "run")
+    assert all("{" not in row["source"] and "/" in row["source"] for row in read("run/predictions.jsonl"))
+
+
+def test_rows_of_another_kind_are_refused_by_eval():
+    sentences_with_names("train.jsonl", 40)
+    trained("classify", *MODEL, "--data", "train.jsonl", "--max-steps", 1, "-o", "run")
+    write("test.jsonl", [{"text": "the film", "label": "O"}])
+    outcome = lmtrain("eval", "--model", "run", "--data", "test.jsonl")
+    assert outcome.code == 3 and "this model tags words, but the rows need one that gives texts a label" in outcome.err
 
 
 @pytest.mark.parametrize("make", [reviews, sentences_with_names])
@@ -207,6 +277,11 @@ def test_an_adapter_is_scored_merged_and_continued_with_its_labels(make: Callabl
     merged = trained("eval", "--model", "merged", "--data", "test.jsonl")
     assert merged["metrics"] == pytest.approx(done["metrics"], rel=1e-4)
     assert "labels" in answered("--model", "run", "--prompt", "the film")[0] or make is sentences_with_names
+    saved = trained("eval", "--model", sorted(Path("run/checkpoints").iterdir())[-1], "--data", "test.jsonl")
+    assert saved["metrics"].keys() == done["metrics"].keys()
+    pairs("others.jsonl", 30)
+    other = lmtrain("classify", "--model", "run", "--lora", "--data", "others.jsonl", "--max-steps", 1)
+    assert other.code == 3 and "an adapter for the labels" in other.err
     further = trained("classify", "--model", "run", "--lora", *data, "--max-steps", 0, "-o", "further")
     assert further["metrics"] == pytest.approx(done["metrics"], rel=1e-5)
 
