@@ -106,8 +106,9 @@ def types_of(objective: str) -> list[str]:
 def objective_of_folder(name: str) -> str | None:
     """The objective of the model in a folder; None if `name` is not a folder. Raises InputError."""
     if base := adapter_base(name):
+        of_base = objective_of_folder(base)
         gives_labels = read_json(Path(name) / ADAPTER).get("task_type") in LABEL_TASKS
-        return CLASSIFY if gives_labels else objective_of_folder(base)
+        return CLASSIFY if gives_labels and of_base in (None, "mlm", CLASSIFY) else of_base
     if not Path(name).is_dir():
         return None
     config = read_config(Path(name))

@@ -26,7 +26,6 @@ from lmtrain.data.labels import LABELLED, labels_of_row
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
-from lmtrain.modeling.network import positions
 from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.generation import GenerationSettings, decode
 from lmtrain.objectives.mlm import MaskedLM
@@ -180,6 +179,8 @@ class Classification(Defaults):
         self, network: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], options: PromptingOptions
     ) -> list[Answer]:
         """The label of each text with the probabilities of the best ones; the tag of each word of it."""
+        from lmtrain.modeling.network import positions
+
         answers: list[Answer] = []
         for prompt in prompts:
             words = text_of(prompt).split()

@@ -236,7 +236,7 @@ def test_training_evaluation_saving_and_resuming_call_every_override(material: P
         monkeypatch.setattr(own, name, counted(getattr(own, name), key, calls))
     often = ["--lr", 0.5, "--lr-scheduler", "constant", "--eval-every", 1, "--save-every", 1]
     data = ["--data", material / "text.jsonl", "--val-split", 0.1, "--samples", 1]
-    flags = ["clm", *scratch("gpt2"), *data, *often, "-o", "run"]
+    flags = ["clm", *scratch("gpt2"), *data, *often, "--average", "ema:0.9", "-o", "run"]
     for last in (["--max-steps", 2], ["--max-steps", 3, "--resume", "auto"]):
         outcome = lmtrain(*flags, *last)
         assert outcome.code == 0, outcome.err
