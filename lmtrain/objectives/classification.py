@@ -121,10 +121,8 @@ class Classification(Defaults):
                 continue
             labels = np.array(numbers)
             if self.words:
-                places = first_tokens(content, encoded["offset_mapping"])
-                labels = np.full(len(ids), IGNORED)
-                labels[places[places >= 0]] = np.array(numbers)[places >= 0]
-                unscored += int((places < 0).sum())
+                labels = _of_first_tokens(content, numbers, encoded["offset_mapping"])
+            unscored += len(numbers) - int((labels != IGNORED).sum())
             own = {"input_ids": ids, "labels": labels, "token_type_ids": encoded.get("token_type_ids", [0] * len(ids))}
             for name, column in columns.items():
                 column.append(own[name])
@@ -210,6 +208,13 @@ class Classification(Defaults):
         if self.words:
             return {"source": decode(tokenizer, shown), "prediction": predicted, "references": [true]}
         return {"source": decode(tokenizer, shown), "prediction": predicted[0], "references": true}
+
+
+def _of_first_tokens(words: Sequence[str], numbers: Sequence[int], spans: Sequence[Sequence[int]]) -> np.ndarray:
+    """[tokens] the class number of each word at its first token, IGNORED elsewhere; `spans` as in `first_tokens`."""
+    labels, places = np.full(len(spans), IGNORED), first_tokens(words, spans)
+    labels[places[places >= 0]] = np.array(numbers)[places >= 0]
+    return labels
 
 
 def _labels_of(config: PretrainedConfig) -> tuple[tuple[str, ...], bool]:
