@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from lmtrain.config.eval import PairEval
-from lmtrain.data.labels import labels_of_row
 from lmtrain.errors import InputError, UsageError, suggestion
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.baseline import differences, setup_of
@@ -21,7 +20,7 @@ from lmtrain.evaluation.bootstrap import RESAMPLES, Metric
 from lmtrain.evaluation.gates import finite
 from lmtrain.evaluation.label_metrics import label_metrics
 from lmtrain.evaluation.likelihood import metrics_of_sums
-from lmtrain.evaluation.predictions import Records, read_predictions, sums_of
+from lmtrain.evaluation.predictions import Records, labels_in, read_predictions, sums_of
 from lmtrain.evaluation.text_metrics import build_text_scorer
 from lmtrain.metrics import PER_TOKEN, PROBE_METRICS, TEXT_METRICS, base_name, distinct, higher_is_better, qualified
 from lmtrain.runs.saved_run import SavedRun
@@ -225,9 +224,8 @@ def _scored(run: SavedRun, names: Collection[str], console: Console) -> Scored |
 def _metrics_of(records: Records, run: SavedRun, names: Collection[str]) -> dict[str, Metric]:
     found = metrics_of_sums(sums_of(records), names, "")
     if any(name in PROBE_METRICS for name in names):
-        true, predicted = ([labels_of_row(row) for row in column] for column in _labels(records))
         entities = any(name.startswith("entity") for name in names)
-        found |= {n: m for n, m in label_metrics(true, predicted, "", entities).items() if n in names}
+        found |= {n: m for n, m in label_metrics(*labels_in(records), "", entities).items() if n in names}
     texts = [name for name in names if name in TEXT_METRICS]
     if texts and "prediction" in records[0]:
         section = PairEval(
@@ -238,11 +236,6 @@ def _metrics_of(records: Records, run: SavedRun, names: Collection[str]) -> dict
         scorer = build_text_scorer([record["references"] for record in records], section)
         found |= scorer.score([record["prediction"] for record in records])
     return found
-
-
-def _labels(records: Records) -> tuple[list[Any], list[Any]]:
-    """(the true label or tags of each row, those that were predicted)."""
-    return [record["references"][0] for record in records], [record["prediction"] for record in records]
 
 
 def _same_rows(a: Scored, b: Scored, console: Console) -> bool:

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.data.labels import labels_of_row
 from lmtrain.errors import InputError
 from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.evaluator import Evaluator
-from lmtrain.evaluation.predictions import Records, sums_of
+from lmtrain.evaluation.predictions import Records, labels_in, sums_of
 from lmtrain.evaluation.records import records
 from lmtrain.evaluation.scores import Scores, by_name
 from lmtrain.metrics import PER_TOKEN
@@ -32,7 +31,6 @@ def compare(evaluator: Evaluator, scores: Scores, others: Records, path: str | N
             f"--against {path}: another tokenizer or other settings, so metrics per token are not compared"
         )
     sums = sums_of(others)
-    labelled = [{**record, "true": record["references"][0]} for record in others]
     outputs = [record["prediction"] for record in others if "prediction" in record]
     found = {}
     for name, rows in evaluator.sets.items():
@@ -41,8 +39,7 @@ def compare(evaluator: Evaluator, scores: Scores, others: Records, path: str | N
             these = {metric: value for metric, value in these.items() if metric not in PER_TOKEN}
         theirs = rows.likelihood(sums, evaluator.section.metric_names, evaluator.signature)
         if evaluator.objective.labels:
-            true, predicted = ([labels_of_row(record[key]) for record in labelled] for key in ("true", "prediction"))
-            theirs |= rows.of_labels(true, predicted, evaluator.signature, evaluator.tags_entities)
+            theirs |= rows.of_labels(*labels_in(others), evaluator.signature, evaluator.tags_entities)
         theirs |= rows.of_outputs(outputs) if outputs else {}
         found[name] = bootstrap.compare(these, theirs) if these else {}
     return {name: asdict(comparison) for name, comparison in by_name(found).items()}

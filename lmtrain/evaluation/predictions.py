@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.data.labels import Labels, labels_of_row
 from lmtrain.errors import InputError
 from lmtrain.evaluation.gates import finite
 from lmtrain.evaluation.likelihood import RowSums
@@ -35,6 +36,12 @@ def read_predictions(path: str | Path, flag: str = "") -> Records:
         if odd := [name for name in SUMS if name in row and finite(row[name]) is None]:
             raise InputError(f"{where}, line {number}: {odd[0]} is not a finite number")
     return rows
+
+
+def labels_in(records: Records) -> tuple[Labels, Labels]:
+    """(the true labels of each row, those that were predicted), of a model that gives labels."""
+    true = [labels_of_row(record["references"][0]) for record in records]
+    return true, [labels_of_row(record["prediction"]) for record in records]
 
 
 def sums_of(records: Records) -> RowSums:

@@ -26,6 +26,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from lmtrain.config.architectures import LABELS, is_classifier
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
+from lmtrain.modeling.classifier_head import labels_of
 from lmtrain.modeling.sharding import is_sharded, load_whole
 
 if TYPE_CHECKING:
@@ -156,8 +157,7 @@ def _save_labels(network: PreTrainedModel, folder: Path) -> None:
     """Write the labels that the adapted model gives, if it gives any."""
     name = type(network).__name__
     if is_classifier([name]):
-        names = {int(number): str(label) for number, label in (network.config.id2label or {}).items()}
-        document = {"labels": [names[number] for number in sorted(names)], "words": "TokenClass" in name}
+        document = {"labels": labels_of(network.config), "words": "TokenClass" in name}
         (folder / LABELS).write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -26,6 +26,7 @@ from lmtrain.data.labels import LABELLED, labels_of_row
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
+from lmtrain.modeling.classifier_head import labels_of
 from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.generation import GenerationSettings, decode
 from lmtrain.objectives.mlm import MaskedLM
@@ -222,8 +223,7 @@ def _labels_of(config: PretrainedConfig) -> tuple[tuple[str, ...], bool]:
     classes = config.architectures or []
     if not is_classifier(classes):
         return (), False
-    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
-    return tuple(names[number] for number in sorted(names)), "TokenClass" in classes[0]
+    return labels_of(config), "TokenClass" in classes[0]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lmtrain.modeling.classifier_head import labels_of
 from lmtrain.modeling.loss import decoder_inputs
 from lmtrain.objectives.token_roles import (
     BLUE,
@@ -75,7 +76,7 @@ MASKED_VIEW = View(
 def label_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
     """Roles: `labelled` (the first token of a text or of a word, which gets the label) and `ignored`."""
     ids, labels, real = arrays_of(batch)
-    names = {int(number): str(name) for number, name in network.config.id2label.items()}
+    names = dict(enumerate(labels_of(network.config)))
     at = np.full(ids.shape, IGNORED)
     at[:, : labels.shape[1]] = labels
     role = np.where(at != IGNORED, "labelled", "ignored")

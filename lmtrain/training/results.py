@@ -16,6 +16,7 @@ from lmtrain.data.corpus import Corpus
 from lmtrain.evaluation.records import records
 from lmtrain.evaluation.scores import Scores, metrics_document
 from lmtrain.modeling import lora
+from lmtrain.modeling.classifier_head import labels_of
 from lmtrain.preprocessing.stream import Stream
 from lmtrain.runs.file_names import PREDICTIONS
 from lmtrain.runtime.device import environment
@@ -105,9 +106,8 @@ def results_document(
 
 def _labels(trainer: ExactTrainer) -> dict[str, list[str]]:
     """The labels of a classifier, which an adapter's folder has nowhere else."""
-    names = {int(number): str(name) for number, name in (trainer.model.config.id2label or {}).items()}
     is_labelled = is_classifier([type(trainer.model).__name__])
-    return {"labels": [names[number] for number in sorted(names)]} if is_labelled else {}
+    return {"labels": [*labels_of(trainer.model.config)]} if is_labelled else {}
 
 
 def settings_document(recipe: Recipe, lengths: Mapping[str, int], arguments: TrainingArguments) -> dict[str, Any]:
