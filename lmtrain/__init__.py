@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lmtrain.modeling.registration import register_when_imported
 from lmtrain.version import __version__
 
 if TYPE_CHECKING:
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from lmtrain.config.recipe import Recipe
 
 __all__ = ["Recipe", "Results", "__version__", "evaluate", "generate", "load_recipe", "train"]
+
+register_when_imported()
 
 
 def __getattr__(name: str) -> Any:

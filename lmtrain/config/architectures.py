@@ -24,6 +24,9 @@ The first table that lists a model type decides its objective: BERT is also in t
 it would see the tokens that it predicts.
 """
 
+OWN = {TABLES["seq2seq"][0]: {"lstm": "LSTMForConditionalGeneration"}}
+"""Table -> what lmtrain adds to it, see lmtrain/modeling/registration.py."""
+
 CLASSIFY = "classify"
 """The objective of encoders with a head for labels. It is made from a model of mlm, or continues one with such a head."""
 
@@ -57,7 +60,7 @@ ADAPTER = "adapter_config.json"
 
 @cache
 def model_table(name: str) -> dict[str, str]:
-    """A table of transformers: model type -> class name."""
+    """A table of transformers, with what lmtrain adds: model type -> class name."""
     folder = transformers_source("models", "auto")
     for file in ("modeling_auto.py", "auto_mappings.py", "configuration_auto.py"):
         path = folder / file
@@ -65,7 +68,7 @@ def model_table(name: str) -> dict[str, str]:
             if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call):
                 target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
                 if isinstance(target, ast.Name) and target.id == name and statement.value.args:
-                    return dict(ast.literal_eval(statement.value.args[0]))
+                    return dict(ast.literal_eval(statement.value.args[0])) | OWN.get(name, {})
     raise RuntimeError(f"transformers has no table {name}")
 
 
