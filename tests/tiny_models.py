@@ -59,6 +59,7 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any], str | None]]] = {
         "flan-t5": ("t5", T5_1_1, None),
         **{name: (name, {}, None) for name in ("bart", "mbart", "marian", "m2m_100", "pegasus", "prophetnet")},
         "led": ("led", {"attention_window": 8}, None),
+        "lstm": ("lstm", {"d_model": 32, "num_layers": 2, "attention": "luong"}, None),
         "bert2bert": ("bert+bert", {}, None),
         "bert2gpt2": ("bert+gpt2", {}, None),
     },

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from lmtrain.modeling.lstm_config import LSTMConfig
 from lmtrain.preprocessing.batch import IGNORED
@@ -49,7 +49,6 @@ class LSTMPreTrainedModel(PreTrainedModel):
 
     config_class = LSTMConfig
     base_model_prefix = "model"
-    _no_split_modules = ["LSTMEncoder", "LSTMDecoder"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -76,25 +75,22 @@ class LSTMEncoder(LSTMPreTrainedModel):
         )
         self.post_init()
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> EncoderOutput:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> EncoderOutput:
         """`input_ids` and `attention_mask` [rows, length], padded at the end."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         lengths = mask.sum(1)
         if self.config.reverse_source:
             input_ids = _reversed(input_ids, lengths)
-        embedded, rows, length = self.dropout(self.embed_tokens(input_ids)), *input_ids.shape
+        embedded = self.dropout(self.embed_tokens(input_ids))
         if embedded.is_meta:  # shapes alone: nothing can be packed
             states, last = self.lstm(embedded)
         else:
             packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            states, last = self.lstm(packed)
-            states, _ = pad_packed_sequence(states, batch_first=True, total_length=length)
-        if self.config.reverse_source:
-            states = _reversed(states, lengths)
+            packed_states, last = self.lstm(packed)
+            states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=input_ids.shape[1])
+        states = _reversed(states, lengths) if self.config.reverse_source else states
         # h and c are [layers · directions, rows, width]; the directions of a layer are put side by side.
-        h, c = (part.view(-1, self.directions, rows, part.shape[-1]).transpose(1, 2).flatten(2) for part in last)
+        h, c = (part.unflatten(0, (-1, self.directions)).transpose(1, 2).flatten(2) for part in last)
         return EncoderOutput(last_hidden_state=states, final_state=torch.cat([h, c]).transpose(0, 1))
 
 
@@ -156,10 +152,7 @@ class LSTMDecoder(LSTMPreTrainedModel):
 class LSTMModel(LSTMPreTrainedModel):
     """Encoder and decoder with one table of embeddings."""
 
-    _tied_weights_keys = {
-        "encoder.embed_tokens.weight": "shared.weight",
-        "decoder.embed_tokens.weight": "shared.weight",
-    }
+    _tied_weights_keys = dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight")
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
@@ -178,7 +171,7 @@ class LSTMModel(LSTMPreTrainedModel):
 class LSTMForConditionalGeneration(LSTMPreTrainedModel, GenerationMixin):
     """The model with its output layer, which is the table of embeddings again."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}  # noqa: RUF012 - transformers reads it from the class
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
@@ -210,7 +203,7 @@ class LSTMForConditionalGeneration(LSTMPreTrainedModel, GenerationMixin):
             encoder_outputs = self.model.encoder(input_ids, attention_mask)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        memory = encoder_outputs.last_hidden_state
+        memory = cast(torch.Tensor, encoder_outputs.last_hidden_state)
         mask = torch.ones(memory.shape[:2], device=memory.device) if attention_mask is None else attention_mask
         state = encoder_outputs.final_state if state is None else state
         states, state = self.model.decoder(decoder_input_ids, state, memory, mask)
@@ -238,7 +231,7 @@ class LSTMForConditionalGeneration(LSTMPreTrainedModel, GenerationMixin):
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *arguments, **more
         )
-        return {**updated, "state": outputs.state} if updated.get("use_cache", True) else updated
+        return {**updated, "state": outputs["state"]} if updated.get("use_cache", True) else updated
 
     def _reorder_cache(self, state: State, beam_idx: torch.Tensor) -> State:
         return state.index_select(0, beam_idx.to(state.device))

@@ -1,5 +1,7 @@
 """The configuration of the LSTM encoder-decoder."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
@@ -17,7 +19,7 @@ class LSTMConfig(PretrainedConfig):
     """
 
     model_type = "lstm"
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_layers"}
+    attribute_map: ClassVar = {"hidden_size": "d_model", "num_hidden_layers": "num_layers"}
 
     vocab_size: int = 32000
     d_model: int = 512
@@ -25,8 +27,8 @@ class LSTMConfig(PretrainedConfig):
     attention: str = "none"
     reverse_source: bool = False
     bidirectional: bool = False
-    dropout: float = 0.2
-    init_range: float = 0.08
+    dropout: float | int = 0.2
+    init_range: float | int = 0.08
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = True
     use_cache: bool = True

@@ -9,6 +9,8 @@ from lmtrain.runtime.reliance import Reliance
 
 TRAINER = "transformers.Trainer"
 CALLBACK = "transformers.TrainerCallback"
+MODEL = "transformers.PreTrainedModel"
+GENERATION = "transformers.GenerationMixin"
 RENDEZVOUS = "torch.distributed.elastic.rendezvous.dynamic_rendezvous.DynamicRendezvousHandler"
 EVENT = "args, state, control, ..."
 
@@ -132,6 +134,18 @@ RELIANCES = (
                 "bart.modeling_bart.BartForConditionalGeneration",
             )
         },
+    ),
+    Reliance(
+        "the LSTM would start from other weights, or generate without its state",
+        overridden={
+            f"{MODEL}._init_weights": "module",
+            f"{MODEL}.get_encoder": "...",
+            f"{MODEL}.get_input_embeddings": "",
+            f"{MODEL}.set_input_embeddings": "value",
+            f"{GENERATION}.prepare_inputs_for_generation": "input_ids, ...",
+            f"{GENERATION}._update_model_kwargs_for_generation": "outputs, model_kwargs, ...",
+        },
+        attributes=(f"{GENERATION}._supports_default_dynamic_cache",),
     ),
     Reliance(
         "rows could be longer than the positions of a model",

@@ -114,7 +114,7 @@ def subclasses() -> list[type]:
 
 
 def is_upstream(base: type) -> bool:
-    made_to_be_overridden = (torch.autograd.Function, torch.autograd.function._SingleLevelFunction)
+    made_to_be_overridden = (torch.nn.Module, torch.autograd.Function, torch.autograd.function._SingleLevelFunction)
     return base.__module__.partition(".")[0] in LIBRARIES and base not in made_to_be_overridden
 
 
@@ -123,7 +123,10 @@ def overrides() -> Iterator[tuple[type, str]]:
     for own in subclasses():
         for name, value in vars(own).items():
             upstream = any(name in vars(base) for base in own.__mro__[1:] if is_upstream(base))
-            if upstream and inspect.isfunction(value) and (name == "__call__" or not name.startswith("__")):
+            ours = (
+                inspect.isfunction(value) and value.__module__ == own.__module__
+            )  # `strict` adds a method of its own
+            if upstream and ours and (name == "__call__" or not name.startswith("__")):
                 yield own, name
 
 
@@ -224,14 +227,19 @@ def replacements(tree: ast.Module) -> Iterator[str]:
             )
 
 
+ELSEWHERE = (
+    "lmtrain.commands.bench",
+    "lmtrain.commands.chat",
+    "lmtrain.modeling.lstm",
+    "lmtrain.training.rendezvous",
+)
+"""Modules whose overrides a training of GPT-2 does not call."""
+
+
 # --- the overrides are called ----------------------------------------------------------------------------------------
 def test_training_evaluation_saving_and_resuming_call_every_override(material: Path, monkeypatch: pytest.MonkeyPatch):
     calls: Counter[str] = Counter()
-    expected = {
-        f"{own.__name__}.{name}": (own, name)
-        for own, name in overrides()
-        if own.__module__ not in ("lmtrain.commands.bench", "lmtrain.commands.chat", "lmtrain.training.rendezvous")
-    }
+    expected = {f"{own.__name__}.{name}": (own, name) for own, name in overrides() if own.__module__ not in ELSEWHERE}
     for key, (own, name) in expected.items():
         monkeypatch.setattr(own, name, counted(getattr(own, name), key, calls))
     often = ["--lr", 0.5, "--lr-scheduler", "constant", "--eval-every", 1, "--save-every", 1]
@@ -243,6 +251,26 @@ def test_training_evaluation_saving_and_resuming_call_every_override(material: P
     assert "keeping the model of step 1, the best" in outcome.err
     # lmtrain loads the best model itself, after the training.
     assert {key for key in expected if not calls[key]} == {"CheckpointingTrainer._load_best_model"}
+
+
+def test_training_and_generating_with_an_lstm_calls_every_override_of_its_model(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: Counter[str] = Counter()
+    expected = {
+        f"{own.__name__}.{name}": (own, name) for own, name in overrides() if own.__module__ == "lmtrain.modeling.lstm"
+    }
+    assert len(expected) == 6
+    for key, (own, name) in expected.items():
+        monkeypatch.setattr(own, name, counted(getattr(own, name), key, calls))
+    model = ["--model", "lstm", "--from-scratch", "--model-config", "d_model=16", "--tokenizer", "unigram:60"]
+    data = ["--data", material / "pairs.jsonl", "--max-steps", 1, "--samples", 1, "--num-beams", 2]
+    outcome = lmtrain("seq2seq", *model, *data, "-o", "run")
+    assert outcome.code == 0, outcome.err
+    network = transformers.AutoModelForSeq2SeqLM.from_pretrained("run")
+    network.resize_token_embeddings(80)
+    assert {key for key in expected if not calls[key]} == set()
+    assert network.model.encoder.embed_tokens.weight is network.lm_head.weight
 
 
 def counted(function: Any, key: str, calls: Counter[str]) -> Any:
