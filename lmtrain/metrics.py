@@ -15,8 +15,11 @@ TEXT_METRICS = ("bleu", "chrf", "chrfpp", "ter", "rouge1", "rouge2", "rougeL", "
 PROBE_METRICS = ("accuracy", "macro_f1", "entity_precision", "entity_recall", "entity_f1")
 """Metrics of `lmtrain probe`, between 0 and 1."""
 
+LABEL_METRICS = (*PROBE_METRICS, "micro_f1", "pearson", "spearman")
+"""Metrics of predicted labels, and of numbers."""
+
 HIGHER_IS_BETTER = frozenset(
-    ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", *TEXT_METRICS, *PROBE_METRICS]
+    ["token_accuracy", "masked_accuracy", "masked_accuracy_top5", *TEXT_METRICS, *LABEL_METRICS]
 ) - {"ter"}
 
 LOWER_IS_BETTER = frozenset(["eval_loss", "perplexity", "bits_per_byte", "pseudo_perplexity", "ter"])

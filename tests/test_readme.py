@@ -75,7 +75,7 @@ def test_every_metric_is_defined():
     names = {name for recipe in RECIPES.values() for name in recipe.model_fields["eval"].annotation.METRICS}
     names |= set(metrics.PROBE_METRICS)
     assert names == metrics.HIGHER_IS_BETTER | metrics.LOWER_IS_BETTER
-    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS + PAGES["probe"]))
+    defined = set(re.findall(r"`([a-zA-Z0-9_]+)`", METRICS + PAGES["probe"] + PAGES["classification"]))
     assert names <= defined, names - defined
 
 

@@ -18,11 +18,11 @@ from lmtrain.evaluation import bootstrap
 from lmtrain.evaluation.baseline import differences, setup_of
 from lmtrain.evaluation.bootstrap import RESAMPLES, Metric
 from lmtrain.evaluation.gates import finite
-from lmtrain.evaluation.label_metrics import label_metrics
+from lmtrain.evaluation.label_metrics import label_metrics, scheme_of
 from lmtrain.evaluation.likelihood import metrics_of_sums
 from lmtrain.evaluation.predictions import Records, labels_in, read_predictions, sums_of
 from lmtrain.evaluation.text_metrics import build_text_scorer
-from lmtrain.metrics import PER_TOKEN, PROBE_METRICS, TEXT_METRICS, base_name, distinct, higher_is_better, qualified
+from lmtrain.metrics import LABEL_METRICS, PER_TOKEN, TEXT_METRICS, base_name, distinct, higher_is_better, qualified
 from lmtrain.runs.saved_run import SavedRun
 from lmtrain.runtime.console import Console
 
@@ -223,9 +223,10 @@ def _scored(run: SavedRun, names: Collection[str], console: Console) -> Scored |
 
 def _metrics_of(records: Records, run: SavedRun, names: Collection[str]) -> dict[str, Metric]:
     found = metrics_of_sums(sums_of(records), names, "")
-    if any(name in PROBE_METRICS for name in names):
+    if any(name in LABEL_METRICS for name in names):
         entities = any(name.startswith("entity") for name in names)
-        found |= {n: m for n, m in label_metrics(*labels_in(records), "", entities).items() if n in names}
+        scheme = "entities" if entities else scheme_of(run.results.get("data", {}).get("kind", ""), ())
+        found |= {n: m for n, m in label_metrics(*labels_in(records), "", scheme).items() if n in names}
     texts = [name for name in names if name in TEXT_METRICS]
     if texts and "prediction" in records[0]:
         section = PairEval(

@@ -60,8 +60,9 @@ def evaluate(recipe: Recipe, rows: Rows, against: str | None, console: Console) 
     for line in [*rows.warnings, *examples.warnings, *model.warnings, *text_warnings]:
         console.warn(line)
     ledger, sets = _report_ledger(examples, recipe, console), set_counts(examples)
-    if against and len(others) != len(examples):
-        raise InputError(f"--against {against}: {len(others):,} rows, here are {len(examples):,}")
+    scored = int(examples.units[-1]) + 1
+    if against and len(others) != scored:
+        raise InputError(f"--against {against}: {len(others):,} rows, here are {scored:,}")
 
     evaluator = build_evaluator(recipe, objective, examples, model.tokenizer, collator, loss, dtype, console)
     release_memory()

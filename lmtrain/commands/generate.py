@@ -54,7 +54,7 @@ def load_for_prompts(request: GenerateRequest, objective_name: str, console: Con
     with console.working("loading tokenizer and model"):
         tokenizer, tokenizer_notes, warnings = load_tokenizer(request.model)
         set_languages(tokenizer, request.data.source_lang, request.data.target_lang)
-        network, notes = load_network(request.model, config, tokenizer, objective.auto_model, labels=objective.labels)
+        network, notes = load_network(request.model, config, tokenizer, objective.auto_model, head=objective.head)
     for line in [*tokenizer_notes, *notes]:
         console.note(line)
     for line in warnings:

@@ -30,7 +30,7 @@ def merge(model: Model, objective: str, output_dir: Path, console: Console) -> N
         tokenizer, notes, warnings = load_tokenizer(model)
         labels, kind = noted_labels(model.name)
         fitted = OBJECTIVES[objective].fitted(config, kind, labels)
-        network, more = load_network(model, config, tokenizer, fitted.auto_model, labels=fitted.labels)
+        network, more = load_network(model, config, tokenizer, fitted.auto_model, head=fitted.head)
         dtype = merging.saved_dtype(str(adapter_base(model.name)))
     notes += more
     if dtype != torch.float32:

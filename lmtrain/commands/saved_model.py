@@ -64,6 +64,8 @@ def generate_request(given: Document, objective: str | None) -> tuple[GenerateRe
     direction = {n: own.get("data", {}).get(n) for n in ("source_prefix", "source_lang", "target_lang")}
     data = own.get("data", {})
     inputs = [data.get(f"{name}_column") for name in ("source", "prompt", "messages", "text")]
+    if data.get("question_column"):
+        inputs = [joined_pair(data["question_column"], data["context_column"])]
     if pair := data.get("text_pair_column"):
         inputs = [joined_pair(data["text_column"], pair)]
     evaluation = own.get("eval", {})

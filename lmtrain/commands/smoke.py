@@ -7,7 +7,7 @@ as the real one would be. Data that are not on this machine are replaced by made
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -206,6 +206,14 @@ def _kind(data: Data) -> str:
     return "tagged" if data.train[0].partition("#")[0].endswith(".conll") else "labelled"
 
 
+def _labels(data: Data) -> Sequence[Any]:
+    """Two labels of a made-up text, in the form that the recipe's problem wants."""
+    problem = data.problem_type if isinstance(data, ClassData) else None
+    if problem == "regression":
+        return (1.5, 3.0)
+    return (["odd"], ["even", "number"]) if problem == "multi_label_classification" else ("odd", "even")
+
+
 def _pair_column(data: Data) -> str | None:
     """The column of the second text, of data that name one."""
     return data.text_pair_column if isinstance(data, ClassData) else None
@@ -230,8 +238,13 @@ def _write_rows(stem: Path, data: Data) -> None:
         values = [([{"role": "user", "content": a}, {"role": "assistant", "content": b}],) for a, b in values]
     if kind == "labelled":
         values = [
-            (text, *([answer] if _pair_column(data) else []), ("odd", "even")[n % 2])
+            (text, *([answer] if _pair_column(data) else []), _labels(data)[n % 2])
             for n, (text, answer) in enumerate(values)
+        ]
+    if kind == "question":
+        values = [
+            ("What comes after that?", text, {"text": [answer], "answer_start": [text.index(answer)]})
+            for text, answer in values
         ]
     if kind == "tagged":
         values = [(words := text.split(), ["B-NUM", *["O"] * (len(words) - 1)]) for text, _ in values]

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lmtrain.config.heads import HEADS, kind_of
 from lmtrain.config.training_arguments import transformers_source
 from lmtrain.errors import InputError, UsageError, visible
 
@@ -33,10 +34,8 @@ CLASSIFY = "classify"
 LABELS = "labels.json"
 """The labels of an adapter, beside it: the configuration of its base does not have them."""
 
-LABEL_TASKS = ("SEQ_CLS", "TOKEN_CLS")
+LABEL_TASKS = tuple({head.task_type for head in HEADS.values()})
 """peft's tasks of adapters that give labels."""
-
-HEADS = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES")
 
 TRAINED = re.compile(r"(bpe|wordpiece|unigram):(\d+)|(char|byte)")
 GONE = (
@@ -96,8 +95,8 @@ def adapter_base(name: str) -> str | None:
 
 
 def is_classifier(architectures: list[str] | None) -> bool:
-    """Whether a model of these classes gives labels to texts or words."""
-    return any(name.endswith(("ForSequenceClassification", "ForTokenClassification")) for name in architectures or ())
+    """Whether a model of these classes has a head for labels, or for answers in a text."""
+    return kind_of(architectures) is not None
 
 
 def types_of(objective: str) -> list[str]:
@@ -134,7 +133,7 @@ def check_objective(model_type: str, objective: str, shown: str | None = None) -
     if right is None:
         raise InputError(f"{named} is not a language model that clm, mlm or seq2seq can train")
     if objective == CLASSIFY and right == "mlm":
-        if not any(model_type in model_table(table) for table in HEADS):
+        if not any(model_type in model_table(head.table) for head in HEADS.values()):
             raise InputError(f"{named}: transformers has no classifier of this architecture")
         return
     if right != objective:

@@ -67,7 +67,10 @@ class MaskEval(Eval):
 
 
 class ClassEval(Eval):
-    METRICS = ("eval_loss", *metrics.PROBE_METRICS)
+    METRICS = ("eval_loss", *metrics.LABEL_METRICS, "exact_match", "f1")
+
+    max_answer_length: int = option(30, ge=1, hidden="training")
+    """Of questions: the most tokens that an answer can have."""
 
 
 class Decoding(Section):

@@ -1,6 +1,6 @@
 """The section `data` of labelled texts and tagged words: for `classify` and `probe`."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -20,7 +20,7 @@ def joined_pair(first: str, second: str) -> str:
 class Labelled(Split):
     """The columns of labelled texts and of tagged words."""
 
-    KINDS = ("labelled", "tagged")
+    KINDS: ClassVar[tuple[str, ...]] = ("labelled", "tagged")
 
     text_column: str | None = option(None, aliases=("dataset_text_field",))
     """Column of the texts to classify. Default: detected from the column names and reported."""
@@ -37,10 +37,24 @@ class Labelled(Split):
 
 
 class ClassData(Labelled, Data):
+    KINDS = ("labelled", "tagged", "question")
+
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = option(
+        None, hidden="training"
+    )
+    """What a label is: one of several, any of several, or a number. Default: any of several where the column holds lists."""
+    question_column: str | None = option(None, hidden="training")
+    """For answers in a text: column of the questions."""
+    context_column: str | None = option(None, hidden="training")
+    """For answers in a text: column of the texts that hold the answers."""
+    answers_column: str | None = option(None, hidden="training")
+    """For answers in a text: column of the answers, as in SQuAD, with answer_start; empty where there is none."""
+    doc_stride: int | None = option(None, ge=0, hidden="training")
+    """Tokens that two windows of a long context share. Default: 128, and at most a third of a window."""
     text_pair_column: str | None = option(None)
     """Column of the second text of a pair, e.g. hypothesis; the model reads both with a separator between them."""
     max_length: Length | None = option(None, short="L", aliases=("block_size", "max_seq_length"))
-    """Maximum tokens per row. Default: the model's maximum length, at most 512."""
+    """Maximum tokens per row, or per window of a context. Default: the model's, at most 512; of a window at most 384."""
     on_long: Literal["truncate", "drop", "error"] = option("truncate")
     """Rows that are longer than the maximum length."""
 

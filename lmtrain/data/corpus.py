@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmtrain.config.data import Data, Split
 from lmtrain.data.cache import Cache
-from lmtrain.data.labels import LABELLED, labels_of_row, sorted_labels
+from lmtrain.data.labels import LABELLED, distinct_labels
 from lmtrain.data.ledger import Ledger
 from lmtrain.data.reading import Position, RowReader, chunks, load
 from lmtrain.data.rows import Rows
@@ -111,7 +111,7 @@ class Corpus:
         """The distinct labels of the training rows, in the order of their class numbers; empty for rows without labels."""
         if self.kind not in LABELLED:
             return []
-        return sorted_labels(label for _, own in self.splits.train.values for label in labels_of_row(own))
+        return distinct_labels(self.kind, self.splits.train.values)
 
     @cached_property
     def train_reader(self) -> RowReader:

@@ -1,11 +1,12 @@
-"""Chooses the columns of a table: by the flags that name them, otherwise by the names of known layouts."""
+"""Chooses the columns of a table: by the flags that name them, otherwise by the names of familiar.py."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from lmtrain.config.data import Split
-from lmtrain.config.labelled_data import joined_pair
+from lmtrain.config.labelled_data import ClassData, joined_pair
 from lmtrain.data.chat_layouts import as_chats, only_chats, usual_chats
 from lmtrain.data.columns import (
     ABSENT,
@@ -17,96 +18,11 @@ from lmtrain.data.columns import (
     template_fields,
     with_line_breaks,
 )
+from lmtrain.data.familiar import FAMILIAR, JOINED, PARTNERS, QUESTION
+from lmtrain.data.labelled_rows import kind_of_labels
 from lmtrain.data.messages import COLUMNS, chat_column
 from lmtrain.data.selection import OPTIONS, Selection
 from lmtrain.errors import InputError, LmtrainError, UsageError, suggestion, visible
-
-FAMILIAR = (
-    ("messages", ("messages",)),
-    ("prompt", ("prompt", "completion")),
-    ("prompt", ("prompt", "response")),
-    ("text", ("text",)),
-    ("text", ("content",)),
-    ("text", ("document",)),
-    ("text", ("sentence",)),
-    ("prompt", ("instruction", "output")),
-    ("prompt", ("instruction", "response")),
-    ("prompt", ("instruction", "completion")),
-    ("prompt", ("instruction", "answer")),
-    ("prompt", ("question", "answer")),
-    ("prompt", ("question", "response")),
-    ("prompt", ("question", "answers.text")),
-    ("prompt", ("question", "answers")),
-    ("prompt", ("input", "output")),
-    ("prompt", ("q", "a")),
-    ("prompt", ("질문", "답변")),
-    ("pairs", ("source", "target")),
-    ("pairs", ("document", "summary")),
-    ("pairs", ("article", "highlights")),
-    ("pairs", ("article", "summary")),
-    ("pairs", ("dialogue", "summary")),
-    ("pairs", ("text", "summary")),
-    ("pairs", ("instruction", "output")),
-    ("pairs", ("instruction", "response")),
-    ("pairs", ("input", "target")),
-    ("pairs", ("input", "output")),
-    ("pairs", ("question", "answer")),
-    ("pairs", ("question", "response")),
-    ("pairs", ("question", "answers.text")),
-    ("pairs", ("question", "answers")),
-    ("pairs", ("q", "a")),
-    ("pairs", ("질문", "답변")),
-    ("labelled", ("text", "label")),
-    ("labelled", ("sentence", "label")),
-    ("labelled", ("document", "label")),
-    ("labelled", ("title", "label")),
-    ("labelled", ("premise", "label")),
-    ("labelled", ("premise", "gold_label")),
-    ("labelled", ("sentence1", "label")),
-    ("labelled", ("sentence1", "gold_label")),
-    ("labelled", ("sentence1", "labels.binary-label")),
-    ("labelled", ("question1", "label")),
-    ("labelled", ("text", "category")),
-    ("labelled", ("text", "intent")),
-    ("tagged", ("tokens", "tags")),
-    ("tagged", ("tokens", "ner_tags")),
-)
-"""(kind, column names) to detect, the least ambiguous names first. Columns may be written in capitals."""
-
-JOINED = {
-    "prompt": (("system", "system_prompt"), ()),
-    "instruction": (("system", "system_prompt"), ("question", "input", "context", "passage")),
-    "question": (("system", "system_prompt"), ("context", "passage")),
-    "input": (("system", "system_prompt", "instruction"), ("context",)),
-    "premise": ((), ("hypothesis",)),
-    "sentence1": ((), ("sentence2",)),
-    "question1": ((), ("question2",)),
-}
-"""Column of an input -> (columns that come before it, columns that come after it), where there are any."""
-
-QUESTION = "question: {{{}}} context: {{{}}}"
-"""How a question and its context are joined, as for T5."""
-
-PARTNERS = (
-    (
-        "prompt",
-        "system",
-        "system_prompt",
-        "instruction",
-        "question",
-        "query",
-        "input",
-        "context",
-        "passage",
-        "history",
-    ),
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-)
-"""Columns that are parts of one input."""
 
 
 class FirstValues(Mapping[str, Any]):
@@ -138,6 +54,14 @@ def value_of(record: Record, name: str) -> Any:
 
 
 def choose(first: Record, data: Split, where: str, hint: str = "") -> Selection:
+    """Choose the kind of rows and the columns to read, see `_columns`."""
+    selection = _columns(first, data, where, hint)
+    if selection.kind != "labelled" or not isinstance(data, ClassData):
+        return selection
+    return replace(selection, kind=kind_of_labels(first, selection.paths[1], data.problem_type))
+
+
+def _columns(first: Record, data: Split, where: str, hint: str) -> Selection:
     """Choose the columns to read by the flags and the columns of the first records, `first`.
 
     Raises UsageError for flags that do not fit together, InputError for columns that are missing or not detected;
@@ -200,7 +124,7 @@ def joined(first: Record, name: str, joint: str = "\n") -> str:
         for parts in JOINED.get(name.lower(), ((), ()))
     )
     names = [*before, name, *after]
-    if [part.lower() for part in names] == ["question", "context"]:
+    if joint == "\n" and [part.lower() for part in names] == ["question", "context"]:
         return QUESTION.format(*names)
     return joint.join(f"{{{part}}}" for part in names) if names[1:] else name
 

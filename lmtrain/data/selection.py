@@ -1,27 +1,19 @@
 """The selected columns, and the usable value that they give of each record.
 
-There are six kinds of rows: `text` (one string), `prompt` (prompt, completion), `messages` (a chat), `pairs` (source,
-target), `labelled` (text, label) and `tagged` (words, tags).
+There are these kinds of rows: `text` (one string), `prompt` (prompt, completion), `messages` (a chat), `pairs` (source,
+target), and those with labels (labelled_rows.py): `labelled` (text, label), `several` (text, labels), `number` (text, number),
+`tagged` (words, tags) and `question` (question and context, answers).
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from lmtrain.config.labelled_data import PAIR_SEPARATOR
 from lmtrain.data.chats import Chat
-from lmtrain.data.columns import (
-    ABSENT,
-    BadRow,
-    Record,
-    as_text,
-    is_number,
-    lookup,
-    number_or_text,
-    template_fields,
-    text_at,
-)
+from lmtrain.data.columns import ABSENT, BadRow, Record, lookup, number_or_text, template_fields, text_at
+from lmtrain.data.labelled_rows import count_numbers, labelled_value
+from lmtrain.data.labels import LABELLED
 from lmtrain.data.messages import check_trainable, read_chat
 from lmtrain.errors import visible
 
@@ -30,8 +22,9 @@ OPTIONS = {
     "prompt": ("prompt_column", "completion_column"),
     "text": ("text_column",),
     "pairs": ("source_column", "target_column"),
-    "labelled": ("text_column", "label_column"),
+    **dict.fromkeys(("labelled", "several", "number"), ("text_column", "label_column")),
     "tagged": ("tokens_column", "tags_column"),
+    "question": ("question_column", "context_column", "answers_column"),
 }
 """Kind of rows -> options that name its columns."""
 
@@ -51,17 +44,15 @@ class Selection:
     def value(self, record: Record, counts: Counter[str] | None = None) -> Any:
         """The value of a record, or None where it is empty. `counts` counts what is converted. Raises BadRow.
 
-        text: a string. prompt and labelled: two strings. pairs: the source and one or several targets. messages: a
-        Chat. tagged: two lists of strings.
+        text: a string. prompt: two strings. pairs: the source and one or several targets. messages: a Chat. Rows with
+        labels: see labelled_rows.py.
         """
         if self.kind == "messages":
             return _chat(record, self.paths)
         if self.kind == "pairs":
             return _pair(record, counts, *self.paths)
-        if self.kind == "labelled":
-            return _labelled(record, counts, *self.paths)
-        if self.kind == "tagged":
-            return _tagged(record, *self.paths)
+        if self.kind in LABELLED:
+            return labelled_value(self.kind, record, self.paths, counts)
         if self.kind == "prompt":
             return _pair(record, counts, *self.paths, several=False)
         text = text_at(record, self.paths[0])
@@ -75,43 +66,11 @@ def _pair(
     source = text_at(record, source_path)
     target = text_at(record, target_path) if template_fields(record, target_path) else lookup(record, target_path)
     references = target if isinstance(target, list | tuple) else [target]
-    _count_numbers(references, target_path, counts)
+    count_numbers(references, target_path, counts)
     targets = [text for text in (number_or_text(value, target_path) for value in references) if text.strip()]
     if counts is not None and not several and targets[1:]:
         counts[f"{{count}} lists in '{target_path}' have several texts, of which the first is used"] += 1
     return (source, *targets[: None if several else 1]) if source.strip() and targets else None
-
-
-def _labelled(record: Record, counts: Counter[str] | None, text_path: str, label_path: str) -> tuple[str, str] | None:
-    value = lookup(record, label_path)
-    _count_numbers([value], label_path, counts)
-    text, label = text_at(record, text_path), _label(value, label_path)
-    return (text, label) if text.strip() else None
-
-
-def _count_numbers(values: Iterable[Any], path: str, counts: Counter[str] | None) -> None:
-    if counts is not None and (numbers := sum(map(is_number, values))):
-        counts[f"{{count}} numbers in '{path}' are used as text"] += numbers
-
-
-def _tagged(record: Record, words_path: str, tags_path: str) -> tuple[list[str], list[str]] | None:
-    words, tags = (lookup(record, path) for path in (words_path, tags_path))
-    words = [
-        as_text(word, words_path)
-        for word in (words if isinstance(words, list) else as_text(words, words_path).split())
-    ]
-    tags = [_label(tag, tags_path) for tag in (tags if isinstance(tags, list) else as_text(tags, tags_path).split())]
-    if len(words) != len(tags):
-        raise BadRow(f"columns '{words_path}' and '{tags_path}': {len(words)} words, but {len(tags)} tags")
-    return (words, tags) if words else None
-
-
-def _label(value: Any, path: str) -> str:
-    """A label as text; it may be a name, a number or a boolean."""
-    label = number_or_text(value, path)
-    if not label.strip():
-        raise BadRow(f"column '{path}': is empty")
-    return label
 
 
 def _chat(record: Record, paths: tuple[str, ...]) -> Chat | None:

@@ -1,15 +1,21 @@
 """The evaluator of a recipe."""
 
+from dataclasses import replace
+from itertools import chain
+
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain import metrics
 from lmtrain.config.assertions import name_of
+from lmtrain.config.eval import ClassEval
 from lmtrain.config.recipe import Recipe
 from lmtrain.errors import UsageError
 from lmtrain.evaluation.baseline import Setup, check_baseline
 from lmtrain.evaluation.evaluation_set import evaluation_sets
 from lmtrain.evaluation.evaluator import Evaluator
+from lmtrain.evaluation.label_metrics import SCHEMES
 from lmtrain.evaluation.scores import by_name, signature
+from lmtrain.modeling.label_loss import SpanLoss
 from lmtrain.modeling.loss import TokenLoss
 from lmtrain.modeling.tokenizer import vocabulary_hash
 from lmtrain.objectives.generation import GenerationSettings
@@ -17,8 +23,6 @@ from lmtrain.objectives.objective import Objective
 from lmtrain.preprocessing.batch import Collator
 from lmtrain.preprocessing.dataset import Examples
 from lmtrain.runtime.console import Console
-
-ENTITY_METRICS = ("entity_precision", "entity_recall", "entity_f1")
 
 
 def build_evaluator(
@@ -53,6 +57,8 @@ def build_evaluator(
     signed = signature(limits.resolved, settings, precision)
     own = [name for name in section.metric_names if name not in metrics.TEXT_METRICS]
     sets = evaluation_sets(examples, section.generation)
+    if isinstance(section, ClassEval) and isinstance(loss, SpanLoss):
+        loss = replace(loss, longest_answer=section.max_answer_length)
     own_signatures = by_name({evaluation_set: dict.fromkeys(own, signed) for evaluation_set in sets})
     setup = Setup(examples.fingerprint or None, own_signatures)
     for line in check_baseline(recipe.gates, recipe.objective, setup, recipe.run.allow_drift):
@@ -69,10 +75,12 @@ def build_evaluator(
         signature=signed,
         console=console,
     )
-    if objective.labels:
-        absent = ("macro_f1",) if evaluator.tags_entities else ENTITY_METRICS
-        for metric in absent:
-            _refuse(recipe, metric, "not computed for these labels")
+    if evaluator.scheme:
+        for metric in dict.fromkeys(chain(*SCHEMES.values())):
+            if metric not in SCHEMES[evaluator.scheme]:
+                _refuse(
+                    recipe, metric, f"not computed for these labels; there are {', '.join(SCHEMES[evaluator.scheme])}"
+                )
     return evaluator
 
 

@@ -38,8 +38,8 @@ def compare(evaluator: Evaluator, scores: Scores, others: Records, path: str | N
         if not same_tokens:
             these = {metric: value for metric, value in these.items() if metric not in PER_TOKEN}
         theirs = rows.likelihood(sums, evaluator.section.metric_names, evaluator.signature)
-        if evaluator.objective.labels:
-            theirs |= rows.of_labels(*labels_in(others), evaluator.signature, evaluator.tags_entities)
+        if evaluator.scheme and evaluator.scheme != "answers":
+            theirs |= rows.of_labels(*labels_in(others), evaluator.signature, evaluator.scheme)
         theirs |= rows.of_outputs(outputs) if outputs else {}
         found[name] = bootstrap.compare(these, theirs) if these else {}
     return {name: asdict(comparison) for name, comparison in by_name(found).items()}

@@ -12,7 +12,7 @@ from lmtrain.evaluation.bootstrap import Metric
 from lmtrain.evaluation.label_metrics import label_metrics
 from lmtrain.evaluation.likelihood import RowSums, metrics_of_sums
 from lmtrain.evaluation.scores import SetScores
-from lmtrain.evaluation.text_metrics import TextScorer, build_text_scorer
+from lmtrain.evaluation.text_metrics import TextScorer, answer_scorer, build_text_scorer
 from lmtrain.preprocessing.batch import IGNORED
 from lmtrain.preprocessing.dataset import Examples
 
@@ -22,7 +22,7 @@ class EvaluationSet:
     """Rows of the evaluation data, with metrics of their own."""
 
     rows: np.ndarray
-    """Row numbers in the evaluation data, in their order."""
+    """Numbers of its rows (of its questions) in the evaluation data, in their order."""
     text_scorer: TextScorer | None = None
     """Compares generated outputs with references; None for objectives without references."""
 
@@ -31,10 +31,10 @@ class EvaluationSet:
         own = {name: column[self.rows] for name, column in sums.items()}
         return metrics_of_sums(own, names, signature)
 
-    def of_labels(self, true: Labels, predicted: Labels, signature: str, entities: bool) -> dict[str, Metric]:
-        """The metrics of predicted labels, or of tags of `entities`, from the labels of all rows."""
+    def of_labels(self, true: Labels, predicted: Labels, signature: str, scheme: str) -> dict[str, Metric]:
+        """The metrics of predicted labels under a scheme (label_metrics.py) from the labels of all rows."""
         own, given = ([labels[row] for row in self.rows] for labels in (true, predicted))
-        return label_metrics(own, given, signature, entities)
+        return label_metrics(own, given, signature, scheme)
 
     def of_outputs(self, outputs: Sequence[str]) -> dict[str, Metric]:
         """Lmtrain's own text metrics of these rows from the outputs of all rows."""
@@ -60,7 +60,9 @@ def evaluation_sets(examples: Examples, decoding: PairEval | None) -> dict[str, 
     found = {name: np.flatnonzero(of_rows == name) for name in dict.fromkeys(names)}
     if empty := [name for name, rows in found.items() if not _has_label(examples, rows)]:
         raise InputError(f"--eval-data {empty[0] or '…'}: nothing of it is left to score")
-    return {name: EvaluationSet(rows, _scorer(examples, rows, decoding)) for name, rows in found.items()}
+    units = examples.units
+    scored = {name: np.unique(units[rows]) for name, rows in found.items()}
+    return {name: EvaluationSet(rows, _scorer(examples, rows, decoding)) for name, rows in scored.items()}
 
 
 def _has_label(examples: Examples, rows: np.ndarray) -> bool:
@@ -70,6 +72,9 @@ def _has_label(examples: Examples, rows: np.ndarray) -> bool:
 
 
 def _scorer(examples: Examples, rows: np.ndarray, decoding: PairEval | None) -> TextScorer | None:
-    if decoding is None or examples.texts is None:
+    if examples.texts is None:
         return None
-    return build_text_scorer([examples.texts[row][1:] for row in rows], decoding)
+    references = [examples.texts[row][1:] for row in rows]
+    if examples.kind == "question":
+        return answer_scorer(references)
+    return build_text_scorer(references, decoding) if decoding else None

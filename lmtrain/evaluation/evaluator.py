@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lmtrain.config.eval import Eval
 from lmtrain.data.labels import Labels
-from lmtrain.evaluation.entities import OUTSIDE
 from lmtrain.evaluation.evaluation_set import EvaluationSet
+from lmtrain.evaluation.label_metrics import scheme_of
 from lmtrain.evaluation.likelihood import RowSums
 from lmtrain.evaluation.pseudo_perplexity import PseudoLikelihood
 from lmtrain.evaluation.scores import Scores, SetScores
@@ -24,7 +24,7 @@ from lmtrain.objectives.objective import Objective
 from lmtrain.objectives.samples import Sample
 from lmtrain.preprocessing.batch import IGNORED, Collator
 from lmtrain.preprocessing.dataset import Examples
-from lmtrain.preprocessing.ragged import Ragged
+from lmtrain.preprocessing.ragged import Ragged, row_offsets
 from lmtrain.preprocessing.sampler import longest_first
 from lmtrain.runtime import signals
 from lmtrain.runtime.console import Console
@@ -62,26 +62,36 @@ class Evaluator:
             if "pseudo_perplexity" in self.section.metric_names:
                 sums |= self._pseudo_likelihood(network, accelerator)
             names = self.section.metric_names
+            sums = {name: self._by_unit(column) for name, column in sums.items()}
             found = {name: own.likelihood(sums, names, self.signature) for name, own in self.sets.items()}
-            if self.objective.labels:
+            outputs = None
+            if self.scheme == "answers":
+                outputs = self.objective.answers(self.examples, predicted_tokens)
+                found = {name: found[name] | own.of_outputs(outputs) for name, own in self.sets.items()}
+            elif self.scheme:
                 true, predicted = self._labels(predicted_tokens)
                 found = {
-                    n: found[n] | own.of_labels(true, predicted, self.signature, self.tags_entities)
+                    n: found[n] | own.of_labels(true, predicted, self.signature, self.scheme)
                     for n, own in self.sets.items()
                 }
-            scores = Scores({name: SetScores(own) for name, own in found.items()}, sums, predicted_tokens)
+            scores = Scores({name: SetScores(own) for name, own in found.items()}, sums, predicted_tokens, outputs)
             return self._with_outputs(scores, network, accelerator) if generate and self.generates else scores
+
+    def _by_unit(self, sums: np.ndarray) -> np.ndarray:
+        """The sums of rows [rows], added up for what is scored together."""
+        return np.bincount(self.examples.units, weights=sums)
 
     def _labels(self, predicted: Ragged) -> tuple[Labels, Labels]:
         """(the true labels of each row, those that were predicted)."""
-        names, column = self.objective.labels, self.examples.columns["labels"]
-        true = [[names[number] for number in column[row] if number != IGNORED] for row in range(len(self.examples))]
-        return true, [[names[number] for number in predicted[row][: len(own)]] for row, own in enumerate(true)]
+        column, names = self.examples.columns["labels"], self.objective.names_of
+        at = [column[row] != IGNORED for row in range(len(self.examples))]
+        true = [names(column[row][scored]) for row, scored in enumerate(at)]
+        return true, [names(predicted[row][: int(scored.sum())]) for row, scored in enumerate(at)]
 
     @property
-    def tags_entities(self) -> bool:
-        """Whether labels are tags of entities, that is whether a word may be outside of all."""
-        return self.examples.kind == "tagged" and OUTSIDE in self.objective.labels
+    def scheme(self) -> str | None:
+        """How predicted labels are compared with the true ones; None for a language model."""
+        return scheme_of(self.examples.kind, self.objective.labels) if self.objective.labels else None
 
     @property
     def generates(self) -> bool:
@@ -122,9 +132,8 @@ class Evaluator:
         whose memory could then not be used again, and memory would grow with the data.
         """
         truths = self.examples.columns.get("labels", self.examples.columns["input_ids"])
-        return np.zeros((len(self.examples), len(SUMS))), Ragged(
-            np.zeros(len(truths.values), np.int32), truths.offsets
-        )
+        offsets = row_offsets(self.loss.answers_per_row(truths.lengths))
+        return np.zeros((len(self.examples), len(SUMS))), Ragged(np.zeros(offsets[-1], np.int32), offsets)
 
     def _score(self, network: Any, rows: list[int], device: torch.device, sums: np.ndarray, predicted: Ragged) -> None:
         """Score `rows` as one batch into the buffers; out of memory, as two halves. Raises Stopped."""

@@ -39,7 +39,7 @@ def read_predictions(path: str | Path, flag: str = "") -> Records:
 
 
 def labels_in(records: Records) -> tuple[Labels, Labels]:
-    """(the true labels of each row, those that were predicted), of a model that gives labels."""
+    """(the true labels of each row, those that were predicted), of a model that gives labels or numbers."""
     true = [labels_of_row(record["references"][0]) for record in records]
     return true, [labels_of_row(record["prediction"]) for record in records]
 

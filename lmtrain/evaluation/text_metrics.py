@@ -23,6 +23,7 @@ from lmtrain import metrics
 from lmtrain.config.eval import PairEval
 from lmtrain.evaluation import custom_metrics
 from lmtrain.evaluation.bootstrap import Metric
+from lmtrain.evaluation.label_metrics import SCHEMES
 from lmtrain.evaluation.scripts import CHARACTER, Script, detect_script
 
 Texts = Sequence[str]
@@ -66,6 +67,12 @@ def build_text_scorer(references: References, section: PairEval) -> TextScorer:
     script = detect_script(texts, section.bleu_tokenize, section.rouge_tokenize)
     custom = {name: custom_metrics.load(name) for name in section.other_metrics}
     return TextScorer(references, script, section.text_metrics, custom)
+
+
+def answer_scorer(references: References) -> TextScorer:
+    """The scorer of answers to questions: the metrics of SQuAD."""
+    script = detect_script((text for row in references for text in row), None, None)
+    return TextScorer(references, script, SCHEMES["answers"], {})
 
 
 def score(

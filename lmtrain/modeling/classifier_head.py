@@ -3,29 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PretrainedConfig
 
+from lmtrain.config.heads import HEADS, kind_of
+from lmtrain.data.labels import ANSWER_LABELS, NO_ANSWER, NUMBER_LABEL
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MAY_ABSTAIN = "may_abstain"
+"""In the configuration of a question answerer: whether it learnt from questions that have no answer."""
 
-def labels_of(config: PretrainedConfig) -> tuple[str, ...]:
-    """The labels of a configuration in the order of their class numbers; every configuration has some."""
+
+def labels_of(config: PretrainedConfig, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The labels of a model in the order of their class numbers; `classes` as in `head_of`. Every configuration has some."""
+    kind = head_of(config, classes)
+    if kind == "number":
+        return (NUMBER_LABEL,)
+    if kind == "question":
+        return (*ANSWER_LABELS, *([NO_ANSWER] if getattr(config, MAY_ABSTAIN, False) else []))
+    return _names(config)
+
+
+def head_of(config: PretrainedConfig, classes: Sequence[str] | None = None) -> str | None:
+    """The kind of rows that the head of a model learns from; None of a model without such a head.
+
+    `classes` are those of the model, else those that it was saved with. Without a problem, transformers takes a single output
+    for a number.
+    """
+    problem: str | None = config.problem_type or ("regression" if len(config.id2label or {}) == 1 else None)
+    return kind_of(classes or config.architectures, problem)
+
+
+@dataclass(frozen=True)
+class LabelHead:
+    """What a head is for."""
+
+    kind: str | None = None
+    """The kind of the rows; None: there is no head for labels."""
+    labels: tuple[str, ...] = ()
+
+
+NO_HEAD = LabelHead()
+
+
+def set_head(config: PretrainedConfig, head: LabelHead) -> bool:
+    """Give the configuration this head, and say whether it had another; without labels it stays as it is."""
+    kind, labels = head.kind, head.labels
+    if not labels or kind is None:
+        return False
+    if kind == "question":
+        setattr(config, MAY_ABSTAIN, NO_ANSWER in labels)
+        config.num_labels = len(ANSWER_LABELS)  # a score for each end of an answer
+        return False
+    before = _names(config)
+    config.problem_type = cast(Any, HEADS[kind].problem_type)
+    if kind == "number":
+        config.num_labels = 1
+        return len(before) != 1
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    return before != labels
+
+
+def _names(config: PretrainedConfig) -> tuple[str, ...]:
     names = {int(number): str(label) for number, label in (config.id2label or {}).items()}
     return tuple(names[number] for number in sorted(names))
-
-
-def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> bool:
-    """Give the configuration these labels, and say whether it had others; without any it stays as it is."""
-    before = labels_of(config)
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-        config.problem_type = None
-    return before != tuple(labels or before)
 
 
 @torch.no_grad()

@@ -23,10 +23,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from lmtrain.config.architectures import LABELS, is_classifier
+from lmtrain.config.architectures import LABELS
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
-from lmtrain.modeling.classifier_head import labels_of
+from lmtrain.modeling.classifier_head import head_of, labels_of
 from lmtrain.modeling.sharding import is_sharded, load_whole
 
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ def save_settings(network: PreTrainedModel, folder: Path | str) -> None:
 
 def _save_labels(network: PreTrainedModel, folder: Path) -> None:
     """Write the labels that the adapted model gives, if it gives any."""
-    name = type(network).__name__
-    if is_classifier([name]):
-        document = {"labels": labels_of(network.config), "words": "TokenClass" in name}
+    classes = [type(network).__name__]
+    if kind := head_of(network.config, classes):
+        document = {"labels": labels_of(network.config, classes), "kind": kind}
         (folder / LABELS).write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -213,6 +213,10 @@ def new_modules(network: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     """The modules of a new head, which are trained in full; without the output embeddings, which are tied."""
     modules, head = dict(network.named_modules()), _output_embeddings(network)
     owners = {name.rpartition(".")[0] for name in missing}
+    if head_of(network.config, [type(network).__name__]) == "question":
+        # peft trains the heads of its other tasks in full by itself, new or not.
+        body = f"{network.base_model_prefix}."
+        owners |= {n for n, m in modules.items() if isinstance(m, nn.Linear) and not n.startswith(body)}
     return sorted(name for name in owners if not [*modules[name].children()] and modules[name] is not head)
 
 

@@ -97,15 +97,21 @@ class TokenLoss:
             return output.loss * tokens / items if tokens else output.logits.sum() * 0.0
         if projects:
             return output.logits[0, 0, 0]
-        logits, labels = self._shifted(output.logits, labels)
-        total = F.cross_entropy(
+        return self._total(*self._shifted(self._logits(output, batch), labels)) / items
+
+    def _total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of all labels [rows, length] together."""
+        return F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
             labels.reshape(-1),
             ignore_index=IGNORED,
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        return total / items
+
+    def _logits(self, output: Any, batch: Batch) -> torch.Tensor:
+        """The scores that the model gives: [rows, length, classes], or [rows, classes] of texts that have a label."""
+        return output.logits
 
     def _projected(
         self, model: PreTrainedModel, labels: torch.Tensor, items: torch.Tensor
@@ -146,7 +152,11 @@ class TokenLoss:
         """(logits [rows, length, vocabulary], labels [rows, length]) so that position t is scored on label t."""
         inputs, separated = replace(self, own=False)._inputs(unwrapped(network), batch)
         with separated:
-            return self._shifted(network(**inputs).logits, batch["labels"])
+            return self._shifted(self._logits(network(**inputs), batch), batch["labels"])
+
+    def answers_per_row(self, labels: np.ndarray) -> np.ndarray:
+        """[rows] how many predictions `score` has for rows with so many `labels`."""
+        return labels
 
     @torch.no_grad()
     def score(self, network: Any, batch: Batch) -> RowScores:
@@ -232,7 +242,9 @@ def ends_with_head(network: PreTrainedModel, batch: Batch) -> bool:
 
 
 @torch.no_grad()
-def depends_on_padding(network: PreTrainedModel, alone: Batch, together: Batch, head_last: bool) -> bool:
+def depends_on_padding(
+    network: PreTrainedModel, loss: TokenLoss, alone: Batch, together: Batch, head_last: bool
+) -> bool:
     """Whether the logits of a row depend on how far its batch is padded.
 
     `alone` holds one row, `together` the same row first in a longer batch. No model should; ProphetNet does (the
@@ -240,10 +252,10 @@ def depends_on_padding(network: PreTrainedModel, alone: Batch, together: Batch, 
     """
     head = network.get_output_embeddings() if head_last else None
     with evaluating(network), without_head(network, head):
-        (bare, _), (padded, _) = (TokenLoss(0).aligned(network, batch) for batch in (alone, together))
+        (bare, _), (padded, _) = (loss.aligned(network, batch) for batch in (alone, together))
         bare = bare[0][: min(bare.shape[1], padded.shape[1])]
         counted = (alone["labels"][0] != IGNORED)[: len(bare)]
-        gap = (bare - padded[0][: len(bare)])[counted].abs()
+        gap = (bare - padded[0][: len(bare), : bare.shape[-1]])[counted].abs()
         return bool(len(gap) and gap.max() > PADDING_TOLERANCE * bare.abs().max())
 
 

@@ -81,13 +81,13 @@ class LSTMEncoder(LSTMPreTrainedModel):
         lengths = mask.sum(1)
         if self.config.reverse_source:
             input_ids = _reversed(input_ids, lengths)
-        embedded = self.dropout(self.embed_tokens(input_ids))
+        embedded = self.dropout(self.embed_tokens(input_ids) * self.config.embedding_scale)
         if embedded.is_meta:  # shapes alone: nothing can be packed
             states, last = self.lstm(embedded)
         else:
             packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
             packed_states, last = self.lstm(packed)
-            states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=input_ids.shape[1])
+            states = pad_packed_sequence(packed_states, batch_first=True, total_length=input_ids.shape[1])[0]
         states = _reversed(states, lengths) if self.config.reverse_source else states
         # h and c are [layers · directions, rows, width]; the directions of a layer are put side by side.
         h, c = (part.unflatten(0, (-1, self.directions)).transpose(1, 2).flatten(2) for part in last)
@@ -124,7 +124,7 @@ class LSTMDecoder(LSTMPreTrainedModel):
 
         `memory` [rows, source length, d_model] are the states of the encoder, `mask` [rows, source length] its real ones.
         """
-        embedded = self.dropout(self.embed_tokens(decoder_input_ids))
+        embedded = self.dropout(self.embed_tokens(decoder_input_ids) * self.config.embedding_scale)
         h, c = (part.contiguous() for part in state.transpose(0, 1).chunk(2))
         if self.config.attention == "bahdanau":
             states, context, h, c = self._step_by_step(embedded, h, c, memory, mask)

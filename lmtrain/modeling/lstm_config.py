@@ -37,6 +37,14 @@ class LSTMConfig(PretrainedConfig):
     eos_token_id: int | None = 2
     decoder_start_token_id: int | None = 1
 
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by where they are read: small ones, as the output layer needs, would hide the text.
+
+        As in Vaswani et al. 2017, section 3.4.
+        """
+        return float(self.d_model**0.5)
+
     def validate_attention(self) -> None:
         """Raise ValueError for an attention that there is not, and for a width that has no half."""
         if self.attention not in ATTENTIONS:

@@ -104,7 +104,9 @@ def _logits(network: PreTrainedModel) -> torch.Tensor:
     """What the network predicts for its first tokens."""
     ids = torch.arange(min(8, len(_embeddings(network)[1].weight)), device=network.device)[None]
     more = {"decoder_input_ids": ids} if network.config.is_encoder_decoder else {}
-    return cast(torch.Tensor, network.eval()(input_ids=ids, **more).logits)
+    output = network.eval()(input_ids=ids, **more)
+    ends = ("start_logits", "end_logits")  # of a model that answers questions
+    return cast(torch.Tensor, torch.stack([output[n] for n in ends]) if ends[0] in output else output.logits)
 
 
 def _agree(logits: torch.Tensor, expected: torch.Tensor) -> bool:

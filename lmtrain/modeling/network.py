@@ -1,6 +1,5 @@
 """The network: from the hub, from a folder, or from scratch."""
 
-from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from lmtrain.config.architectures import adapter_base, is_classifier
 from lmtrain.config.model import Model
 from lmtrain.errors import InputError, UsageError
 from lmtrain.modeling import lora, merging
-from lmtrain.modeling.classifier_head import renew_head, set_labels
+from lmtrain.modeling.classifier_head import NO_HEAD, LabelHead, renew_head, set_head
 from lmtrain.modeling.configuration import LOADING, not_loaded, sized_config
 from lmtrain.modeling.cpu_kernels import fuse_gelu
 from lmtrain.modeling.encoder_decoder import is_cross_attention, join, set_special_tokens
@@ -62,21 +61,21 @@ def load_network(
     auto_model: Any,
     task_type: str | None = None,
     kernels: bool = True,
-    labels: Sequence[str] = (),
+    head: LabelHead = NO_HEAD,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The network in float32, and notes for the user. Its head has these `labels`, if there are any.
+    """The network in float32, and notes for the user; `head` is what its head for labels is for.
 
     With `model.lora` the network has an adapter of peft's `task_type`, and only the adapter is trainable. Without it, a
     model that is an adapter is merged into its base. `kernels` allows faster implementations of the same functions.
     Raises InputError for weights that are damaged or do not fit, UsageError for an adapter that the network cannot have.
     """
     if model.from_scratch:
-        network, notes = _from_scratch(model, config, tokenizer, auto_model, labels)
+        network, notes = _from_scratch(model, config, tokenizer, auto_model, head)
     elif model.encoder:
         network, notes = _pair(model, config, tokenizer)
     else:
-        others = bool(labels) and set_labels(config, labels)
-        network, notes = _pretrained(model, config, tokenizer, auto_model, task_type, bool(labels))
+        others = set_head(config, head)
+        network, notes = _pretrained(model, config, tokenizer, auto_model, task_type, bool(head.labels))
         if others and is_classifier(config.architectures) and not adapter_base(model.name):
             notes.append(f"the head is new and starts at random, because the labels are others: {renew_head(network)}")
     if kernels:
@@ -127,10 +126,10 @@ def _pretrained(
 
 
 def _from_scratch(
-    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any, labels: Sequence[str]
+    model: Model, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, auto_model: Any, head: LabelHead
 ) -> tuple[PreTrainedModel, list[str]]:
     config = sized_config(config, model, tokenizer)
-    set_labels(config, labels)
+    set_head(config, head)
     try:
         network: PreTrainedModel = auto_model.from_config(
             config, trust_remote_code=model.trust_remote_code, **_attention(model)

@@ -6,37 +6,37 @@ word has a tag, which it predicts from the word's first token (Devlin et al., "B
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from lmtrain.config.architectures import is_classifier
 from lmtrain.config.data import Data
+from lmtrain.config.heads import HEADS
 from lmtrain.config.labelled_data import PAIR_SEPARATOR, ClassData
 from lmtrain.data.labels import LABELLED, labels_of_row
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
-from lmtrain.modeling.classifier_head import labels_of
+from lmtrain.modeling.classifier_head import LabelHead, head_of, labels_of
+from lmtrain.modeling.label_loss import LOSSES, as_bits, from_bits
+from lmtrain.modeling.loss import TokenLoss
 from lmtrain.objectives.defaults import Defaults
 from lmtrain.objectives.generation import GenerationSettings, decode
 from lmtrain.objectives.mlm import MaskedLM
 from lmtrain.objectives.prompting import Answer, PromptingOptions, text_of
+from lmtrain.objectives.question_answering import QuestionAnswering
 from lmtrain.objectives.samples import RowTexts, Sample
 from lmtrain.objectives.token_roles import View
 from lmtrain.objectives.views import LABEL_VIEW
-from lmtrain.preprocessing.batch import IGNORED, Batch, Collator, Row, pad_id, padded, padded_batch
+from lmtrain.preprocessing.batch import IGNORED, Collator, pad_id
 from lmtrain.preprocessing.dataset import Examples, Limits
 from lmtrain.preprocessing.documents import apply_long_policy, finish_examples, start_ledgers
+from lmtrain.preprocessing.label_collator import LabelCollator
 from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.words import check_is_fast, first_tokens, joined
 
@@ -46,14 +46,23 @@ LONGEST = 512
 SHOWN = 5
 """Labels that an answer names, with their probabilities."""
 
+DOES = {
+    "labelled": "gives texts a label",
+    "several": "gives texts any of several labels",
+    "number": "gives texts a number",
+    "tagged": "tags words",
+    "question": "answers questions",
+}
+"""Kind of rows -> what a model for them does."""
+
 
 @dataclass(frozen=True)
 class Classification(Defaults):
     """Give texts or words their labels."""
 
     labels: tuple[str, ...] = ()
-    words: bool = False
-    """Whether words are tagged; otherwise a text has one label."""
+    kind: str = "labelled"
+    """The kind of the rows: one of several labels, `several` at once, a `number`, or `tagged` words."""
 
     name = "classify"
     special_tokens = MaskedLM.special_tokens
@@ -61,36 +70,48 @@ class Classification(Defaults):
     writes = False
 
     @property
+    def head(self) -> LabelHead:
+        return LabelHead(self.kind, self.labels)
+
+    @property
+    def loss_type(self) -> type[TokenLoss]:
+        return LOSSES.get(self.kind, TokenLoss)
+
+    @property
     def auto_model(self) -> Any:
-        return AutoModelForTokenClassification if self.words else AutoModelForSequenceClassification
+        return getattr(transformers, HEADS[self.kind].auto_class)
 
     @property
     def task_type(self) -> str | None:
-        return "TOKEN_CLS" if self.words else "SEQ_CLS"
+        return HEADS[self.kind].task_type
+
+    @property
+    def words(self) -> bool:
+        """Whether words are tagged; otherwise texts have labels."""
+        return self.kind == "tagged"
 
     @property
     def view(self) -> View:
         return LABEL_VIEW
 
-    def fitted(self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]) -> Self:
-        """The objective with the labels of the model, if it has those of the data already; else with those of the data.
+    def fitted(
+        self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]
+    ) -> Classification | QuestionAnswering:
+        """The objective for these rows, with the labels of the model if it has those of the data already.
 
-        Without `labels` those of the model are taken. Raises InputError where there are none.
+        Without rows or `labels` those of the model are taken. Raises InputError where there are none.
         """
-        own, words = _labels_of(config)
-        words = kind == "tagged" if kind in LABELLED else words
-        if not labels and own and kind in LABELLED and words != _labels_of(config)[1]:
-            does = ("gives texts a label", "tags words") if words else ("tags words", "gives texts a label")
-            raise InputError(
-                f"{config.name_or_path or config.model_type}: this model {does[0]}, but the rows need one that {does[1]}"
-            )
-        if not labels and not own:
-            raise InputError(
-                f"{config.name_or_path or config.model_type}: this model gives no labels; train it with classify"
-            )
-        if labels and len(labels) < 2 and not set(labels) < set(own):
+        model, own = config.name_or_path or config.model_type, head_of(config)
+        kind = kind if kind in LABELLED else own
+        if kind is None or not (labels or own):
+            raise InputError(f"{model}: this model gives no labels; train it with classify")
+        if not labels and own != kind:
+            raise InputError(f"{model}: this model {DOES[own or '']}, but the rows need one that {DOES[kind]}")
+        of_model = labels_of(config) if own == kind else ()
+        if kind != "number" and len(labels) == 1 and not set(labels) <= set(of_model):
             raise InputError(f"all training rows have one label, '{visible(labels[0])}'; at least two are needed")
-        return replace(self, labels=own if set(labels) <= set(own) else tuple(labels), words=words)
+        found = of_model if set(labels) <= set(of_model) else tuple(labels)
+        return QuestionAnswering(found) if kind == "question" else Classification(found, kind)
 
     def encode(
         self, rows: Rows, tokenizer: PreTrainedTokenizerBase, data: Data, limits: Limits, measure: bool
@@ -109,7 +130,7 @@ class Classification(Defaults):
         ledgers, origins, unscored = start_ledgers(rows), [], 0
         columns: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"token_type_ids": []} if pairs else {})
         for index, (content, label) in enumerate(rows.values):
-            numbers = self._numbers(labels_of_row(label), rows.location(index))
+            numbers = self._targets(labels_of_row(label), rows.location(index))
             parts = [joined(content)] if self.words else content.split(PAIR_SEPARATOR, 1)
             encoded = tokenizer(
                 *parts, truncation=True, max_length=length, return_offsets_mapping=self.words, verbose=False
@@ -120,10 +141,10 @@ class Classification(Defaults):
                 ledger.use(len(ids))
             elif not apply_long_policy(ledger, whole, len(ids), rows.location(index), data.on_long):
                 continue
-            labels = np.array(numbers)
+            labels = np.array(numbers, np.int32)
             if self.words:
                 labels = _of_first_tokens(content, numbers, encoded["offset_mapping"])
-            unscored += len(numbers) - int((labels != IGNORED).sum())
+                unscored += len(numbers) - int((labels != IGNORED).sum())
             own = {"input_ids": ids, "labels": labels, "token_type_ids": encoded.get("token_type_ids", [0] * len(ids))}
             for name, column in columns.items():
                 column.append(own[name])
@@ -136,12 +157,27 @@ class Classification(Defaults):
             ragged.pop("token_type_ids", None)
         return finish_examples(ragged, ledgers, rows, origins, limits, warnings=warnings)
 
-    def _numbers(self, labels: list[str], where: str) -> list[int]:
-        """The class numbers of labels. Raises InputError for one that is not known."""
+    def _targets(self, labels: list[Any], where: str) -> Sequence[int] | np.ndarray:
+        """What is learnt of a row: class numbers, or for each class whether it applies, or the bits of a number.
+
+        Raises InputError for a label that is not known.
+        """
+        if self.kind == "number":
+            return as_bits(labels)
         if unknown := next((own for own in labels if own not in self.labels), None):
             known = ", ".join(visible(own) for own in self.labels[:10])
             raise InputError(f"{where}: the label '{visible(unknown)}' is not known; there are {known}")
+        if self.kind == "several":
+            return [int(own in labels) for own in self.labels]
         return [self.labels.index(own) for own in labels]
+
+    def names_of(self, targets: np.ndarray) -> list[Any]:
+        """The inverse of `_targets`, of what is true or of what a model predicts: labels, or a number."""
+        if self.kind == "number":
+            return [float(number) for number in from_bits(targets)]
+        if self.kind == "several":
+            return [self.labels[number] for number in np.flatnonzero(targets == 1)]
+        return [self.labels[number] for number in targets]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> LabelCollator:
         return LabelCollator(pad_id(tokenizer), self.words)
@@ -166,10 +202,13 @@ class Classification(Defaults):
         for row in rows:
             batch = {name: tensor.to(network.device) for name, tensor in collator([examples[None, row]]).items()}
             labels = batch.pop("labels")[0].cpu().numpy()
-            best = network(**batch).logits.argmax(-1).reshape(-1).cpu().numpy()
+            best = self._best(network(**batch).logits[0]).reshape(-1)
             shown = batch["input_ids"][0].cpu().numpy()
-            texts = self.describe_row(tokenizer, shown, labels, best[labels != IGNORED])
-            names = [" ".join(labels_of_row(own)) for own in (texts["prediction"], texts["references"][0])]
+            texts = self.describe_row(tokenizer, shown, labels, best[: len(labels)][labels != IGNORED])
+            names = [
+                " ".join(f"{own:.4g}" if isinstance(own, float) else own for own in labels_of_row(given))
+                for given in (texts["prediction"], texts["references"][0])
+            ]
             samples.append({"input": texts["source"], "output": names[0], "reference": names[1]})
         return samples
 
@@ -188,7 +227,11 @@ class Classification(Defaults):
             cut = {"truncation": True, "max_length": length, "verbose": False}
             encoded = tokenizer(*parts, return_tensors="pt", return_offsets_mapping=self.words, **cut)
             spans = encoded.pop("offset_mapping")[0].tolist() if self.words else []
-            shares = network(**encoded.to(network.device)).logits[0].float().softmax(-1).cpu()
+            logits = network(**encoded.to(network.device)).logits[0].float().cpu()
+            if self.kind in ("several", "number"):
+                answers.append(self._answer(logits))
+                continue
+            shares = logits.softmax(-1)
             if self.words:
                 places = first_tokens(words, spans)
                 tags = [self.labels[int(shares[at].argmax())] if at >= 0 else "" for at in places]
@@ -201,55 +244,36 @@ class Classification(Defaults):
             answers.append({"output": found[0]["label"], "labels": found})
         return answers
 
+    def _best(self, logits: torch.Tensor) -> np.ndarray:
+        """What a model predicts by its scores of a row [classes], or of its tokens, in the form of `_targets`."""
+        if self.kind == "number":
+            return as_bits(logits.float().cpu().numpy())
+        return ((logits > 0).int() if self.kind == "several" else logits.argmax(-1)).cpu().numpy()
+
+    def _answer(self, logits: torch.Tensor) -> Answer:
+        """The number of a text, or the labels that are more likely than not, with the probabilities of the best ones."""
+        names = self.names_of(self._best(logits))
+        if self.kind == "number":
+            return {"output": f"{names[0]:.6g}", "number": names[0]}
+        best = logits.sigmoid().sort(descending=True)
+        named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found = [{"label": self.labels[number], "probability": share} for number, share in named]
+        return {"output": ", ".join(names), "labels": found[: max(SHOWN, len(names))]}
+
     def describe_row(
         self, tokenizer: PreTrainedTokenizerBase, shown: np.ndarray, labels: np.ndarray, best: np.ndarray
     ) -> RowTexts:
-        """The text, the label that is predicted, and its own; of a tagged sentence a list of tags."""
-        predicted, true = ([self.labels[number] for number in own] for own in (best, labels[labels != IGNORED]))
-        if self.words:
+        """The text, the label that is predicted, and its own; of several labels, and of a tagged sentence, lists of them."""
+        predicted, true = (self.names_of(own) for own in (best, labels[labels != IGNORED]))
+        if self.kind in ("tagged", "several"):
             return {"source": decode(tokenizer, shown), "prediction": predicted, "references": [true]}
         return {"source": decode(tokenizer, shown), "prediction": predicted[0], "references": true}
 
 
-def _of_first_tokens(words: Sequence[str], numbers: Sequence[int], spans: Sequence[Sequence[int]]) -> np.ndarray:
+def _of_first_tokens(
+    words: Sequence[str], numbers: Sequence[int] | np.ndarray, spans: Sequence[Sequence[int]]
+) -> np.ndarray:
     """[tokens] the class number of each word at its first token, IGNORED elsewhere; `spans` as in `first_tokens`."""
     labels, places = np.full(len(spans), IGNORED), first_tokens(words, spans)
     labels[places[places >= 0]] = np.array(numbers)[places >= 0]
     return labels
-
-
-def _labels_of(config: PretrainedConfig) -> tuple[tuple[str, ...], bool]:
-    """(the labels that a model's head has names for, whether it tags words); none of a model without such a head."""
-    classes = config.architectures or []
-    if not is_classifier(classes):
-        return (), False
-    return labels_of(config), "TokenClass" in classes[0]
-
-
-@dataclass(frozen=True)
-class LabelCollator:
-    """Texts with a label each, or with one for each token."""
-
-    pad: int
-    words: bool
-    length: int | None = None
-    """Tokens that every row is padded to; None: as long as the longest of its batch."""
-
-    @property
-    def fixed(self) -> bool:
-        return self.length is not None
-
-    def padded_to(self, lengths: Mapping[str, int]) -> LabelCollator:
-        return replace(self, length=lengths["max_length"])
-
-    def __call__(self, rows: list[Row]) -> Batch:
-        target = self.length if self.words else None
-        batch = padded_batch(rows, [self.scored(row) for row in rows], self.pad, self.length, target)
-        if any("token_type_ids" in row for row in rows):
-            # A blank row, which fills up the last batches, has none.
-            types = [row.get("token_type_ids", np.zeros(len(row["input_ids"]), np.int64)) for row in rows]
-            batch["token_type_ids"] = padded(types, 0, self.length)
-        return batch
-
-    def scored(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        return row["input_ids"], row["labels"]

@@ -1,14 +1,18 @@
 """What an objective does unless its own file says otherwise."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
+from lmtrain.modeling.classifier_head import NO_HEAD, LabelHead
+from lmtrain.modeling.loss import TokenLoss
 from lmtrain.objectives.samples import RowTexts, describe_row
 from lmtrain.preprocessing.batch import IGNORED, Batch
+from lmtrain.preprocessing.dataset import Examples
+from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
 
@@ -20,9 +24,25 @@ class Defaults:
     streams_answers = False
     writes = True
 
-    def fitted(self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]) -> Self:
+    @property
+    def head(self) -> LabelHead:
+        return NO_HEAD
+
+    @property
+    def loss_type(self) -> type[TokenLoss]:
+        return TokenLoss
+
+    def fitted(self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]) -> Any:
         """As it is: a language model has no labels."""
         return self
+
+    def names_of(self, targets: np.ndarray) -> list[Any]:
+        """None: a language model has no labels."""
+        return []
+
+    def answers(self, examples: Examples, found: Ragged) -> list[str]:
+        """None: there are no questions."""
+        return []
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         """The same for all data."""

@@ -11,6 +11,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lmtrain.config.data import Data
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
+from lmtrain.modeling.classifier_head import LabelHead
+from lmtrain.modeling.loss import TokenLoss
 from lmtrain.objectives.classification import Classification
 from lmtrain.objectives.clm import CausalLM
 from lmtrain.objectives.generation import GenerationSettings
@@ -21,6 +23,7 @@ from lmtrain.objectives.seq2seq import Seq2SeqLM
 from lmtrain.objectives.token_roles import View
 from lmtrain.preprocessing.batch import Batch, Collator
 from lmtrain.preprocessing.dataset import Examples, Limits
+from lmtrain.preprocessing.ragged import Ragged
 from lmtrain.preprocessing.train_tokenizer import SpecialTokens
 
 
@@ -34,6 +37,14 @@ class Objective(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the model chooses from, in the order of their class numbers; empty for a language model."""
+
+    @property
+    def head(self) -> LabelHead:
+        """The head for labels, if the model has one."""
+
+    @property
+    def loss_type(self) -> type[TokenLoss]:
+        """The class of its loss."""
 
     @property
     def auto_model(self) -> Any:
@@ -65,6 +76,12 @@ class Objective(Protocol):
 
     def fitted(self, config: PretrainedConfig, kind: str | None, labels: Sequence[str]) -> Objective:
         """The objective for this model and rows of this kind with these labels. Raises InputError."""
+
+    def names_of(self, targets: np.ndarray) -> list[Any]:
+        """The labels, or the number, that a row's class numbers stand for."""
+
+    def answers(self, examples: Examples, found: Ragged) -> list[str]:
+        """The answer to each question by what is predicted for its windows."""
 
     def special_tokens_for(self, data: Data) -> SpecialTokens:
         """The special tokens of a tokenizer that is trained for this data section."""

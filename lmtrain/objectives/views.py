@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lmtrain.modeling.classifier_head import labels_of
+from lmtrain.modeling.classifier_head import head_of, labels_of
+from lmtrain.modeling.label_loss import from_bits
 from lmtrain.modeling.loss import decoder_inputs
 from lmtrain.objectives.token_roles import (
     BLUE,
@@ -76,15 +77,37 @@ MASKED_VIEW = View(
 def label_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
     """Roles: `labelled` (the first token of a text or of a word, which gets the label) and `ignored`."""
     ids, labels, real = arrays_of(batch)
-    names = dict(enumerate(labels_of(network.config)))
-    at = np.full(ids.shape, IGNORED)
-    at[:, : labels.shape[1]] = labels
-    role = np.where(at != IGNORED, "labelled", "ignored")
+    classes = [type(network).__name__]
+    kind, names = head_of(network.config, classes), labels_of(network.config, classes)
+    shown: list[dict[int, str]] = []
+    for row in labels:
+        if kind == "several":
+            own = {0: ", ".join(names[number] for number in np.flatnonzero(row == 1)) or "none"}
+        elif kind == "number":
+            own = {0: f"{from_bits(row)[0]:.6g}"}
+        else:
+            own = {at: names[row[at]] for at in np.flatnonzero(row != IGNORED).tolist()}
+        shown.append(own)
+    return _with_names(ids, real, shown)
+
+
+def _with_names(ids: np.ndarray, real: np.ndarray, names: list[dict[int, str]]) -> list[Lines]:
+    """The tokens of each row, of which some have a label: position -> its name."""
+    role = np.full(ids.shape, "ignored", dtype="<U8")
+    for row, own in enumerate(names):
+        role[row, [*own]] = "labelled"
     lines = tokens_of(ids, role, np.full(ids.shape, IGNORED), real)
     return [
-        {"tokens": [replace(token, name=names.get(label)) for token, label in zip(line, row, strict=True)]}
-        for line, row in zip(lines, at.tolist(), strict=True)
+        {"tokens": [replace(token, name=own.get(at)) for at, token in enumerate(line)]}
+        for line, own in zip(lines, names, strict=True)
     ]
+
+
+def answer_roles(rows: list[Row], batch: Batch, tokenizer: PreTrainedTokenizerBase, network: Any) -> list[Lines]:
+    """Roles: `labelled` (the first and the last token of the answer) and `ignored`."""
+    ids, labels, real = arrays_of(batch)
+    names = [{last: "end", first: "start" if first != last else "start, end"} for first, last in labels.tolist()]
+    return _with_names(ids, real, names)
 
 
 LABEL_VIEW = View(
@@ -96,6 +119,18 @@ LABEL_VIEW = View(
             "labelled", "the model gives the label positive here", "[cat=positive]", GREEN, form="[{token}={label}]"
         ),
         "ignored": Look("ignored", "read; no label here", "cat", GREY),
+        "pad": PAD,
+    },
+)
+
+
+ANSWER_VIEW = View(
+    "The model reads a question and a window of its context, and learns to choose the first and the last token of the answer; "
+    "the first token of the row where the window does not hold it. No token is predicted.",
+    answer_roles,
+    {
+        "labelled": Look("labelled", "the answer begins or ends here", "[cat=start]", GREEN, form="[{token}={label}]"),
+        "ignored": Look("ignored", "read; not an end of the answer", "cat", GREY),
         "pad": PAD,
     },
 )

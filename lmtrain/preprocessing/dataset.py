@@ -82,7 +82,7 @@ class Examples:
     evaluation_sets: tuple[str, ...] = ()
     """Name of the evaluation set that each source belongs to; empty if they have none."""
     texts: list[tuple[str, ...]] | None = None
-    """Source and references of each pair as text, for evaluation."""
+    """Source and references of each pair (of each question) as text, for evaluation."""
     shared: Ragged | None = None
     rest: dict[str, list[int]] = field(default_factory=dict)
     """Ids that a chunk of a stream carries over into the next chunk, by column."""
@@ -171,6 +171,11 @@ class Examples:
         """[rows] source index of each example."""
         sources = self.source_of_texts()
         return sources if self.shared is None else sources[self.shared.values[self.shared.offsets[:-1]]]
+
+    @property
+    def units(self) -> np.ndarray:
+        """[rows] number of what each row is scored with: the question that a window is of, otherwise the row itself."""
+        return self.columns["question"].values if "question" in self.columns else np.arange(len(self))
 
     @property
     def ledger(self) -> Ledger:

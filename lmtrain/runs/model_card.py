@@ -8,6 +8,7 @@ from typing import Any
 
 from lmtrain.config.architectures import HUB_NAME
 from lmtrain.config.evaluation_sets import source_of
+from lmtrain.config.heads import HEADS
 from lmtrain.errors import visible
 from lmtrain.metrics import base_name, distinct
 from lmtrain.runs.file_names import RECIPE
@@ -21,16 +22,14 @@ AUTO_CLASSES = {
     "clm": "AutoModelForCausalLM",
     "mlm": "AutoModelForMaskedLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
-    "classify": "AutoModelForSequenceClassification",
-    "tagged": "AutoModelForTokenClassification",
+    **{kind: head.auto_class for kind, head in HEADS.items()},
 }
 """Objective, or kind of its rows -> the class that loads its models."""
 
 PIPELINE_TAGS = {
     "clm": "text-generation",
     "mlm": "fill-mask",
-    "classify": "text-classification",
-    "tagged": "token-classification",
+    **{kind: head.pipeline_tag for kind, head in HEADS.items()},
 }
 """Objective -> the task of its models on the Hub; encoder-decoders have one where the languages are known."""
 

@@ -68,7 +68,7 @@ def noted_labels(name: str) -> tuple[list[str], str | None]:
     if not (file.is_file() and (Path(name) / ADAPTER).is_file()):
         return [], None
     document = read_json(file)
-    return [str(label) for label in document.get("labels") or ()], "tagged" if document.get("words") else "labelled"
+    return [str(label) for label in document.get("labels") or ()], str(document.get("kind"))
 
 
 def check_labels(name: str, kind: str, labels: Collection[str]) -> list[str]:

@@ -153,10 +153,11 @@ def fit_scoring(
 ) -> tuple[Collator, TokenLoss]:
     """The collator and the loss for scoring this model, found by running it on two rows."""
     short, long = (examples[0, int(pick(examples.lengths))] for pick in (np.argmin, np.argmax))
-    head_last = ends_with_head(network, collator([short]))
-    if depends_on_padding(network, collator([short]), collator([short, long]), head_last):
+    loss = objective.loss_type(objective.shift)
+    head_last = not objective.labels and ends_with_head(network, collator([short]))
+    if depends_on_padding(network, loss, collator([short]), collator([short, long]), head_last):
         collator = collator.padded_to(examples.limits.resolved)
-    return collator, TokenLoss(objective.shift, head_last=head_last)
+    return collator, replace(loss, head_last=head_last)
 
 
 def fit_training(
@@ -171,6 +172,8 @@ def fit_training(
     """The loss for training this model. Raises UsageError if the model's own loss cannot be smoothed."""
     rows = [examples[0, row] for row in range(min(len(examples), 4))]
     own = not objective.labels and has_own_loss(network, collator(rows), objective.shift)
+    if recipe.train.label_smoothing and objective.loss_type is not TokenLoss:
+        raise UsageError("--label-smoothing: only where one of several labels is right")
     if own and recipe.train.label_smoothing:
         raise UsageError("--label-smoothing: this model has a training loss of its own, which cannot be smoothed")
     return replace(

@@ -9,7 +9,7 @@ from lmtrain.config.model import Model
 from lmtrain.config.recipe import Recipe
 from lmtrain.data.corpus import Corpus
 from lmtrain.errors import InputError
-from lmtrain.modeling.classifier_head import set_labels
+from lmtrain.modeling.classifier_head import set_head
 from lmtrain.modeling.configuration import LOADING, sized_config
 from lmtrain.modeling.network import check_vocabulary, load_network, positions
 from lmtrain.modeling.tokenizer import load_tokenizer
@@ -69,7 +69,7 @@ def load_model(
                 objective.auto_model,
                 objective.task_type if corpus else None,
                 kernels=recipe.train.fast_kernels,
-                labels=objective.labels,
+                head=objective.head,
             )
         else:
             network, notes = outline(recipe.model, config, tokenizer, objective), []
@@ -83,7 +83,7 @@ def outline(
 ) -> PreTrainedModel:
     """The network on the meta device, without weights. Raises InputError as loading it would."""
     config = sized_config(config, model, tokenizer) if model.from_scratch else config
-    set_labels(config, objective.labels)
+    set_head(config, objective.head)
     try:
         with torch.device("meta"):
             network: PreTrainedModel = objective.auto_model.from_config(

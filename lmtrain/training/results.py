@@ -106,8 +106,8 @@ def results_document(
 
 def _labels(trainer: ExactTrainer) -> dict[str, list[str]]:
     """The labels of a classifier, which an adapter's folder has nowhere else."""
-    is_labelled = is_classifier([type(trainer.model).__name__])
-    return {"labels": [*labels_of(trainer.model.config)]} if is_labelled else {}
+    classes = [type(trainer.model).__name__]
+    return {"labels": [*labels_of(trainer.model.config, classes)]} if is_classifier(classes) else {}
 
 
 def settings_document(recipe: Recipe, lengths: Mapping[str, int], arguments: TrainingArguments) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_entities_match_conlleval(tags: str):
 def test_an_entity_is_correct_only_if_both_ends_and_the_type_match():
     true = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"], ["O", "O", "O"]]
     predicted = [["B-PER", "I-PER", "O", "B-ORG"], ["B-ORG", "I-ORG", "I-ORG"], ["O", "O", "I-PER"]]
-    found = label_metrics(true, predicted, "", True)
+    found = label_metrics(true, predicted, "", "entities")
     # In both: the first PER. Predicted: PER, ORG, ORG, PER. True: PER, LOC, ORG. Words: 3 of 4, 1 of 3, 2 of 3.
     assert {name: metric.value for name, metric in found.items()} == pytest.approx(
         {"accuracy": 6 / 10, "entity_precision": 1 / 4, "entity_recall": 1 / 3, "entity_f1": 2 / 7}
@@ -50,7 +50,7 @@ def test_an_entity_is_correct_only_if_both_ends_and_the_type_match():
 
 
 def test_f1_is_zero_without_any_entity():
-    found = label_metrics([["O", "O"]], [["O", "O"]], "", True)
+    found = label_metrics([["O", "O"]], [["O", "O"]], "", "entities")
     assert {name: metric.value for name, metric in found.items()} == {
         "accuracy": 1.0,
         "entity_precision": 0.0,
@@ -61,7 +61,7 @@ def test_f1_is_zero_without_any_entity():
 
 def test_macro_f1_averages_over_labels_that_are_true_or_predicted():
     true, predicted = [["a"], ["a"], ["a"], ["b"], ["c"]], [["a"], ["a"], ["b"], ["b"], ["d"]]
-    found = label_metrics(true, predicted, "", False)
+    found = label_metrics(true, predicted, "", "classes")
     # a: 2 right, 3 true, 2 predicted; b: 1, 1, 2; c: 0, 1, 0; d: 0, 0, 1.
     assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3 + 0 + 0) / 4)
     assert found["accuracy"].value == pytest.approx(3 / 5)

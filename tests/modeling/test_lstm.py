@@ -54,7 +54,7 @@ def by_hand(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
         return o.sigmoid() * c.tanh(), c
 
     source = ids.flip(0) if config.reverse_source else ids
-    inputs, last = list(table[source]), []
+    inputs, last = list(4.0 * table[source]), []
     for layer in range(2):
         sides = []
         for suffix in ("", "_reverse")[: 1 + config.bidirectional]:
@@ -70,7 +70,7 @@ def by_hand(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
 
     logits = []
     for token in [config.decoder_start_token_id, *targets.tolist()[:-1]]:
-        x, context = table[token], torch.zeros(0)
+        x, context = 4.0 * table[token], torch.zeros(0)
         if config.attention == "bahdanau":
             scores = [
                 weights["decoder.score.weight"]

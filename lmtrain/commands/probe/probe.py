@@ -50,6 +50,10 @@ class Task:
         return self.train.kind == "tagged"
 
     @property
+    def scheme(self) -> str:
+        return "entities" if self.entities else "classes"
+
+    @property
     def label_word(self) -> str:
         return "tags" if self.tagged else "labels"
 
@@ -100,7 +104,7 @@ def probe(request: ProbeRequest, splits: Splits, console: Console) -> dict[str, 
     _report_data(task, splits, request, console)
     unknown = _warn_of_unknown_labels(task, console)
     method, predictions = baseline(task.train, task.held_out)
-    baseline_metrics = label_metrics(labels_of(task.held_out), predictions, "", task.entities)
+    baseline_metrics = label_metrics(labels_of(task.held_out), predictions, "", task.scheme)
     scores = [_probe_encoder(model, request.probe, task, console) for model in request.encoders()]
     models = [scores[0].document, *({**own.document, "against": _compare(own, scores[0])} for own in scores[1:])]
     last = models[-1]
@@ -180,7 +184,7 @@ def _probe_encoder(model: Model, section: Probing, task: Task, console: Console)
     learn = fine_tune if section.fine_tune else train_on_frozen
     predictions, settings = learn(encoder, train, targets, held_out, len(task.classes), section, console)
     signature = _signature(section, task, encoder, settings)
-    metrics = label_metrics(labels_of(task.held_out), task.to_labels(predictions, held_out), signature, task.entities)
+    metrics = label_metrics(labels_of(task.held_out), task.to_labels(predictions, held_out), signature, task.scheme)
     document = {
         "model": model.name,
         "metrics": {name: metric.value for name, metric in metrics.items()},

@@ -1,0 +1,91 @@
+"""The names that the columns of published data have."""
+
+FAMILIAR = (
+    ("messages", ("messages",)),
+    ("prompt", ("prompt", "completion")),
+    ("prompt", ("prompt", "response")),
+    ("text", ("text",)),
+    ("text", ("content",)),
+    ("text", ("document",)),
+    ("text", ("sentence",)),
+    ("prompt", ("instruction", "output")),
+    ("prompt", ("instruction", "response")),
+    ("prompt", ("instruction", "completion")),
+    ("prompt", ("instruction", "answer")),
+    ("prompt", ("question", "answer")),
+    ("prompt", ("question", "response")),
+    ("prompt", ("question", "answers.text")),
+    ("prompt", ("question", "answers")),
+    ("prompt", ("input", "output")),
+    ("prompt", ("q", "a")),
+    ("prompt", ("질문", "답변")),
+    ("pairs", ("source", "target")),
+    ("pairs", ("document", "summary")),
+    ("pairs", ("article", "highlights")),
+    ("pairs", ("article", "summary")),
+    ("pairs", ("dialogue", "summary")),
+    ("pairs", ("text", "summary")),
+    ("pairs", ("instruction", "output")),
+    ("pairs", ("instruction", "response")),
+    ("pairs", ("input", "target")),
+    ("pairs", ("input", "output")),
+    ("pairs", ("question", "answer")),
+    ("pairs", ("question", "response")),
+    ("pairs", ("question", "answers.text")),
+    ("pairs", ("question", "answers")),
+    ("pairs", ("q", "a")),
+    ("pairs", ("질문", "답변")),
+    ("labelled", ("text", "label")),
+    ("labelled", ("sentence", "label")),
+    ("labelled", ("document", "label")),
+    ("labelled", ("title", "label")),
+    ("labelled", ("premise", "label")),
+    ("labelled", ("premise", "gold_label")),
+    ("labelled", ("sentence1", "label")),
+    ("labelled", ("sentence1", "gold_label")),
+    ("labelled", ("sentence1", "labels.binary-label")),
+    ("labelled", ("question1", "label")),
+    ("labelled", ("text", "category")),
+    ("labelled", ("text", "intent")),
+    ("tagged", ("tokens", "tags")),
+    ("tagged", ("tokens", "ner_tags")),
+    ("labelled", ("text", "labels")),
+    ("question", ("question", "context", "answers")),
+    ("question", ("question", "context", "answer")),
+)
+"""(kind, column names) to detect, the least ambiguous names first. Columns may be written in capitals."""
+
+JOINED = {
+    "prompt": (("system", "system_prompt"), ()),
+    "instruction": (("system", "system_prompt"), ("question", "input", "context", "passage")),
+    "question": (("system", "system_prompt"), ("context", "passage")),
+    "input": (("system", "system_prompt", "instruction"), ("context",)),
+    "premise": ((), ("hypothesis",)),
+    "sentence1": ((), ("sentence2",)),
+    "question1": ((), ("question2",)),
+}
+"""Column of an input -> (columns that come before it, columns that come after it), where there are any."""
+
+QUESTION = "question: {{{}}} context: {{{}}}"
+"""How a question and its context are joined, as for T5."""
+
+PARTNERS = (
+    (
+        "prompt",
+        "system",
+        "system_prompt",
+        "instruction",
+        "question",
+        "query",
+        "input",
+        "context",
+        "passage",
+        "history",
+    ),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
+"""Columns that are parts of one input."""
