@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import lmtrain
 
-from lmtrain.config.architectures import TABLES, made_for, model_table
+from lmtrain.config.architectures import OWN, TABLES, made_for, model_table
 
 MADE_FOR = {
     "clm": "gpt2 llama qwen3 opt gemma3_text",
@@ -25,7 +25,7 @@ def test_tables_read_from_source_match_transformers():
     from transformers.models.auto import modeling_auto
 
     for name, _ in TABLES.values():
-        assert model_table(name) == dict(getattr(modeling_auto, name))
+        assert model_table(name) == dict(getattr(modeling_auto, name)) | OWN.get(name, {})
 
 
 @pytest.mark.parametrize(
