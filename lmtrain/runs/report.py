@@ -8,7 +8,8 @@ from typing import Any
 
 from lmtrain.metrics import base_name, distinct
 from lmtrain.runs.charts import Line, chart
-from lmtrain.runs.file_names import METRICS, SAMPLES
+from lmtrain.runs.file_names import METRICS, PREDICTIONS, SAMPLES
+from lmtrain.runs.label_tables import label_sections
 from lmtrain.runs.model_card import shown_name
 from lmtrain.runs.page import card, page, section, table
 from lmtrain.runs.summary import gate_outcome
@@ -38,6 +39,7 @@ def report(folder: Path, results: Document) -> str:
             section("Figures", f'<div class="cards">{_headlines(results)}</div>'),
             section("Gates", table(["gate", "value", ""], _gates(results))),
             section("Curves", _curves(events)),
+            label_sections(results.get("data", {}).get("kind"), read_lines(folder / PREDICTIONS)),
             section("Samples", _samples(samples)),
             section("Rows and tokens", _ledger(results)),
             section("Settings", table([], _settings(results))),

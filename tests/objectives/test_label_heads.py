@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 import torch
 from conftest import lmtrain, outcome_of, scratch, trained
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score
-from test_classification import FILLER, answered, read, write
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from test_classification import FILLER, answered, read, reviews, write
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
 MODEL = (*scratch("bert"), "--learning-rate", 3e-3, "--batch-size", 16, "--val-split", 0.25)
@@ -319,3 +321,39 @@ def test_what_cannot_be_is_refused(flags: tuple, message: str):
     outcome = lmtrain("classify", *MODEL, "--data", questions("rows.jsonl", 40), *flags, "--max-steps", 1, "-o", "run")
     assert outcome.code == 2
     assert message in outcome.err.replace("\n", " ")
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+def tables_of(page: str, title: str) -> list[list[str]]:
+    """The cells of the table under a heading of a page."""
+    part = page.split(f">{title}<", 1)[1].split("</table>", 1)[0]
+    rows = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in part.split("<tr>")[1:])
+    return [list(map(unescape, row)) for row in rows]
+
+
+def test_the_report_has_figures_of_each_label_and_a_table_of_confusions():
+    trained("classify", *MODEL, "--data", reviews("rows.jsonl", 60), "--max-steps", 8, "-o", "run")
+    records, page = read("run/predictions.jsonl"), Path("run/report.html").read_text()
+    true, given = [r["references"][0] for r in records], [r["prediction"] for r in records]
+    labels = ["negative", "positive"]
+    head, *rows = tables_of(page, "Which label was taken for which")
+    assert head[1:] == labels
+    assert [list(map(int, row[1:])) for row in rows] == confusion_matrix(true, given, labels=labels).tolist()
+    values = precision_recall_fscore_support(true, given, labels=labels, zero_division=0)
+    for row, precision, recall, f1, count in zip(tables_of(page, "Labels")[1:], *values, strict=True):
+        assert int(row[1]) == count
+        shown = [0.0 if cell == "–" else float(cell) for cell in row[2:]]
+        assert shown == pytest.approx([precision, recall, f1], abs=1e-4)
+
+
+def test_the_report_has_figures_of_several_labels():
+    trained("classify", *MODEL, "--data", topics("rows.jsonl", 80), "--max-steps", 30, "-o", "run")
+    records, page = read("run/predictions.jsonl"), Path("run/report.html").read_text()
+    for label, count, *_, f1 in tables_of(page, "Labels")[1:]:
+        true, given = ([int(label in row) for row in rows] for rows in _columns(records))
+        assert int(count) == sum(true)
+        assert float(f1) == pytest.approx(f1_score(true, given), abs=1e-4)
+
+
+def _columns(records: list[dict]) -> tuple[list[list[str]], list[list[str]]]:
+    return [record["references"][0] for record in records], [record["prediction"] for record in records]
