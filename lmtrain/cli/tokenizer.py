@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lmtrain.data.rows import Rows
 
 app = typer.Typer(
-    help="Train a tokenizer, or see how one suits a text.", no_args_is_help=True, context_settings=SETTINGS
+    help="Train a tokenizer, or see how some suit a text.", no_args_is_help=True, context_settings=SETTINGS
 )
 
 DataFlag = Annotated[list[str], typer.Option("--data", "-d", help="As for training: file, folder, glob, -, hub id.")]
@@ -85,7 +85,7 @@ def tokenizer_train(
 
 @app.command("stats")
 def tokenizer_stats(
-    tokenizer: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    tokenizers: Annotated[list[str], typer.Argument(help="Folders or hub ids; several are put side by side.")],
     data: DataFlag,
     text_column: Column = None,
     encoding: Encoding = None,
@@ -98,8 +98,16 @@ def tokenizer_stats(
     with loading_libraries(console):
         from lmtrain.modeling.tokenizer import load_tokenizer
         from lmtrain.preprocessing.tokenizing import stats
-    loaded = load_tokenizer(Model(name=tokenizer))
-    for line in loaded.notes:
-        console.note(line)
-    values = stats(loaded.tokenizer, rows.texts())
-    console.result(values, [(n, format_number(v)) for n, v in values.items()], title=short_name(tokenizer))
+    found = []
+    for name in tokenizers:
+        loaded = load_tokenizer(Model(name=name))
+        for line in loaded.notes:
+            console.note(line)
+        found.append({"tokenizer": name, **stats(loaded.tokenizer, rows.texts())})
+    measures = [measure for measure in found[0] if measure != "tokenizer"]
+    table = [(measure, *(format_number(values[measure]) for values in found)) for measure in measures]
+    if len(found) == 1:
+        console.result({m: found[0][m] for m in measures}, table, title=short_name(tokenizers[0]))
+    else:
+        header = ("", *map(short_name, tokenizers))
+        console.result(found, table, title="Tokenizers on the same texts", header=header)

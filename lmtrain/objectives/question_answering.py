@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+import transformers
+from transformers import PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
 from lmtrain.config.heads import HEADS
@@ -58,9 +59,12 @@ class QuestionAnswering(Defaults):
     special_tokens = MaskedLM.special_tokens
     shift = 0
     writes = False
-    auto_model = AutoModelForQuestionAnswering
     task_type = HEADS["question"].task_type
     view: View = ANSWER_VIEW
+
+    @property
+    def auto_model(self) -> Any:
+        return getattr(transformers, HEADS["question"].auto_class)  # when it is needed: it imports all models
 
     @property
     def loss_type(self) -> type[SpanLoss]:

@@ -31,12 +31,16 @@ def _tables(name: str, kind: str, records: Sequence[Mapping[str, Any]]) -> str:
     where = f" · {name}" if name else ""
     figures = section(
         f"Labels{where}",
-        table(["label", "rows", "precision", "recall", "F1"], [_figures(label, pairs) for label in labels], numbers=True),
+        table(
+            ["label", "rows", "precision", "recall", "F1"], [_figures(label, pairs) for label in labels], numbers=True
+        ),
     )
     if kind == "several" or len(labels) > MOST_LABELS:
         return figures
     rows = [[true, *(f"{pairs[true, given]:,}" for given in labels)] for true in labels]
-    return figures + section(f"Which label was taken for which{where}", table(["true ↓ predicted →", *labels], rows, numbers=True))
+    return figures + section(
+        f"Which label was taken for which{where}", table(["true ↓ predicted →", *labels], rows, numbers=True)
+    )
 
 
 def _pairs(kind: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
