@@ -1,6 +1,6 @@
 """The configuration of the LSTM encoder-decoder."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
@@ -36,6 +36,13 @@ class LSTMConfig(PretrainedConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | None = 2
     decoder_start_token_id: int | None = 1
+
+    def __post_init__(self, **settings: Any) -> None:
+        """Let transformers know the models now, because they are only asked for with a configuration."""
+        from lmtrain.modeling.registration import register_models
+
+        super().__post_init__(**settings)
+        register_models()
 
     @property
     def embedding_scale(self) -> float:

@@ -1,11 +1,13 @@
-"""The model types that lmtrain adds to transformers, registered once transformers is imported.
+"""The model types that lmtrain adds to transformers.
 
-`import lmtrain` does not import transformers, which takes seconds. So a finder waits for the module that holds
-transformers' table, and fills it as soon as that is loaded.
+`import lmtrain` does not import transformers, which takes seconds. So a finder waits for the module that holds transformers'
+table of configurations, and fills it as soon as that is loaded. The models follow with the first configuration, so that a
+command that needs none does not import them.
 """
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -13,16 +15,14 @@ from types import ModuleType
 from typing import Any
 
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
-MODELS = "transformers.models.auto.modeling_auto"
 
 
 def register_when_imported() -> None:
-    """Register with transformers: at once if it is there, otherwise when it is imported."""
-    for name, register in ((CONFIGURATIONS, _register_configurations), (MODELS, _register_models)):
-        if module := sys.modules.get(name):
-            register(module)
-        else:
-            sys.meta_path.insert(0, _Waiting(name, register))
+    """Register the configurations with transformers: at once if it is there, otherwise when it is imported."""
+    if module := sys.modules.get(CONFIGURATIONS):
+        _register_configurations(module)
+    else:
+        sys.meta_path.insert(0, _Waiting(CONFIGURATIONS, _register_configurations))
 
 
 def _register_configurations(auto: ModuleType) -> None:
@@ -31,12 +31,16 @@ def _register_configurations(auto: ModuleType) -> None:
     auto.AutoConfig.register(LSTMConfig.model_type, LSTMConfig, exist_ok=True)
 
 
-def _register_models(auto: ModuleType) -> None:
+@cache
+def register_models() -> None:
+    """Register the models of these configurations, once."""
+    from transformers import AutoModel, AutoModelForSeq2SeqLM
+
     from lmtrain.modeling.lstm import LSTMForConditionalGeneration, LSTMModel
     from lmtrain.modeling.lstm_config import LSTMConfig
 
-    auto.AutoModel.register(LSTMConfig, LSTMModel, exist_ok=True)
-    auto.AutoModelForSeq2SeqLM.register(LSTMConfig, LSTMForConditionalGeneration, exist_ok=True)
+    AutoModel.register(LSTMConfig, LSTMModel, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(LSTMConfig, LSTMForConditionalGeneration, exist_ok=True)
 
 
 class _Waiting(MetaPathFinder):
