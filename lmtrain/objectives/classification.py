@@ -106,7 +106,9 @@ class Classification(Defaults):
         if kind is None or not (labels or own):
             raise InputError(f"{model}: this model gives no labels; train it with classify")
         if not labels and own != kind:
-            raise InputError(f"{model}: this model {DOES[own or '']}, but the rows need one that {DOES[kind]}")
+            problem = HEADS[own].problem_type if own else None
+            remedy = f"; --problem-type {problem} reads labels so" if problem else ""
+            raise InputError(f"{model}: this model {DOES[own or '']}, but the rows need one that {DOES[kind]}{remedy}")
         of_model = labels_of(config) if own == kind else ()
         if kind != "number" and len(labels) == 1 and not set(labels) <= set(of_model):
             raise InputError(f"all training rows have one label, '{visible(labels[0])}'; at least two are needed")

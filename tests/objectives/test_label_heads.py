@@ -147,6 +147,14 @@ def test_a_value_that_is_no_number_is_named_with_its_row():
     assert "rows.jsonl, line 2, column 'label': is many, not a number" in outcome.err
 
 
+def test_a_model_of_numbers_says_how_to_read_labels_as_numbers():
+    data = numbers("rows.jsonl", 40)
+    trained("classify", *MODEL, "--data", data, "--problem-type", "regression", "--max-steps", 1, "-o", "run")
+    outcome = lmtrain("eval", "--model", "run", "--data", data, "--problem-type", "single_label_classification")
+    assert outcome.code == 3
+    assert "--problem-type regression reads labels so" in outcome.err
+
+
 # --- several labels at once ------------------------------------------------------------------------------------------
 def test_several_labels_are_learnt_and_measured_as_by_scikit_learn():
     results = trained("classify", *MODEL, "--data", topics("rows.jsonl", 400), "--max-steps", 300, "-o", "run")
