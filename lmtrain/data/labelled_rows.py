@@ -14,6 +14,9 @@ from lmtrain.errors import visible
 Counts = Counter[str] | None
 """What is converted, counted (remarks.py)."""
 
+LARGEST = 3.4e38
+"""The largest number that fits into float32."""
+
 MOVED = "{count} answers do not begin where 'answer_start' says; the occurrence that is nearest is used"
 
 
@@ -62,10 +65,16 @@ def _label(value: Any, path: str) -> str:
 
 
 def _labels(value: Any, path: str, counts: Counts) -> list[str]:
-    """The distinct labels of a list; a single label may stand without one."""
+    """The labels of a list; a single label may stand without one."""
     found = value if isinstance(value, list | tuple) else [value]
     count_numbers(found, path, counts)
-    return list(dict.fromkeys(_label(label, path) for label in found))
+    labels = [_label(label, path) for label in found]
+    if twice := next((label for label, times in Counter(labels).items() if times > 1), None):
+        raise BadRow(
+            f"column '{path}': has the label '{visible(twice, 30)}' twice; if these are zeros and ones for each label, list the "
+            "names of those that apply"
+        )
+    return labels
 
 
 def _number(value: Any, path: str) -> float:
@@ -74,7 +83,7 @@ def _number(value: Any, path: str) -> float:
         number = math.nan if isinstance(value, bool) else float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not math.isfinite(number) or abs(number) > LARGEST:
         raise BadRow(f"column '{path}': is {visible(text, 30)}, not a number")
     return number
 
@@ -101,7 +110,10 @@ def _question(
     if not question.strip() or not context.strip():
         return None
     answers: list[list[Any]] = []
-    if record.get("is_impossible") is True:  # SQuAD 2.0 and KLUE-MRC: what is listed would only be plausible
+    if str(record.get("is_impossible")).lower() in (
+        "true",
+        "1",
+    ):  # SQuAD 2.0 and KLUE-MRC: what is listed would only be plausible
         return f"{question}{PAIR_SEPARATOR}{context}", answers
     for text, start in _answers(value, answers_path):
         at = _nearest(context, text, start)
@@ -126,7 +138,12 @@ def _answers(value: Any, path: str) -> list[tuple[str, int | None]]:
     for _, start in found:
         if start is not None and (isinstance(start, bool) or not isinstance(start, int)):
             raise BadRow(f"column '{path}': 'answer_start' is {visible(repr(start), 30)}, not a whole number")
-    return [(text, start) for text, start in ((as_text(t, path), start) for t, start in found) if text.strip()]
+    texts = [(as_text(text, path), start) for text, start in found]
+    return [
+        (text.strip(), None if start is None else start + len(text) - len(text.lstrip()))
+        for text, start in texts
+        if text.strip()
+    ]
 
 
 def _nearest(context: str, text: str, start: int | None) -> int:

@@ -213,8 +213,8 @@ def new_modules(network: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     """The modules of a new head, which are trained in full; without the output embeddings, which are tied."""
     modules, head = dict(network.named_modules()), _output_embeddings(network)
     owners = {name.rpartition(".")[0] for name in missing}
-    if head_of(network.config, [type(network).__name__]) == "question":
-        # peft trains the heads of its other tasks in full by itself, new or not.
+    if head_of(network.config, [type(network).__name__]):
+        # The head of a classifier is trained in full, new or not; peft would adapt some, and save others by itself.
         body = f"{network.base_model_prefix}."
         owners |= {n for n, m in modules.items() if isinstance(m, nn.Linear) and not n.startswith(body)}
     return sorted(name for name in owners if not [*modules[name].children()] and modules[name] is not head)

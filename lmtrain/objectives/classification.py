@@ -110,7 +110,7 @@ class Classification(Defaults):
             remedy = f"; --problem-type {problem} reads labels so" if problem else ""
             raise InputError(f"{model}: this model {DOES[own or '']}, but the rows need one that {DOES[kind]}{remedy}")
         of_model = labels_of(config) if own == kind else ()
-        if kind != "number" and len(labels) == 1 and not set(labels) <= set(of_model):
+        if kind not in ("number", "several") and len(labels) == 1 and not set(labels) <= set(of_model):
             raise InputError(f"all training rows have one label, '{visible(labels[0])}'; at least two are needed")
         found = of_model if set(labels) <= set(of_model) else tuple(labels)
         return QuestionAnswering(found) if kind == "question" else Classification(found, kind)

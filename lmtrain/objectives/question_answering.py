@@ -93,6 +93,7 @@ class QuestionAnswering(Defaults):
         windows = Windows(tokenizer, limits["max_length"], data.doc_stride)
         ledgers, origins = start_ledgers(rows), []
         texts: list[tuple[str, ...]] = []
+        unseen = 0
         columns: dict[str, list[Any]] = {name: [] for name in windows.COLUMNS} | {"labels": [], "question": []}
         for index, (content, answers) in enumerate(rows.values):
             question, context = content.split(PAIR_SEPARATOR, 1)
@@ -107,8 +108,10 @@ class QuestionAnswering(Defaults):
             found = windows.of(question, context)
             ledger.use(sum(len(window["input_ids"]) for window in found))
             base = len(question) + len(BETWEEN)
-            for window in found:
-                columns["labels"].append(_ends_of_answer(window, answers))
+            ends = [_ends_of_answer(window, answers) for window in found]
+            unseen += bool(answers) and not any(map(any, ends))
+            for window, own_ends in zip(found, ends, strict=True):
+                columns["labels"].append(own_ends)
                 columns["question"].append([len(texts)])
                 for name in ("begins", "ends"):
                     own = np.array(window[name])
@@ -120,7 +123,19 @@ class QuestionAnswering(Defaults):
         ragged = {name: Ragged.of(own) for name, own in columns.items()}
         if "token_type_ids" not in tokenizer.model_input_names:
             del ragged["token_type_ids"]
-        return finish_examples(ragged, ledgers, rows, origins, limits, texts=texts if measure else None)
+        warnings = self._warnings(unseen, sum(text[1:] == ("",) for text in texts) if measure else 0)
+        return finish_examples(
+            ragged, ledgers, rows, origins, limits, texts=texts if measure else None, warnings=warnings
+        )
+
+    def _warnings(self, unseen: int, unanswered: int) -> tuple[str, ...]:
+        """What to say about questions whose answer no window holds, and about those without one."""
+        about_windows = f"{unseen:,} answers are in no window as a whole and count as missing there; --doc-stride or --max-length help"
+        about_none = f"{unanswered:,} questions have no answer, but the model always gives one: it was not trained on such questions"
+        return (
+            *((about_windows,) if unseen else ()),
+            *((about_none,) if unanswered and not self.may_abstain else ()),
+        )
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, data: Data, seed: int) -> LabelCollator:
         return LabelCollator(pad_id(tokenizer), words=False)
@@ -141,7 +156,7 @@ class QuestionAnswering(Defaults):
             number = int(examples.columns["question"][row][0])
             text = examples.texts[number][0]
             own = text[examples.columns["begins"][row][first] : examples.columns["ends"][row][last]]
-            best[number] = max(best.get(number, (-np.inf, "")), (score, own), key=lambda answer: answer[0])
+            best[number] = max(best.get(number, (-np.inf, "")), (score, own.strip()), key=lambda answer: answer[0])
             nothing[number] = min(nothing.get(number, np.inf), without)
         return [
             "" if self.may_abstain and nothing[number] > best[number][0] else best[number][1]
@@ -212,7 +227,7 @@ class QuestionAnswering(Defaults):
             top = scores.topk(min(CANDIDATES, len(scores)))
             for score, at in zip(top.values.tolist(), top.indices.tolist(), strict=True):
                 first, last = divmod(at, logits.shape[1])
-                own = text[int(window["begins"][first]) : int(window["ends"][last])]
+                own = text[int(window["begins"][first]) : int(window["ends"][last])].strip()
                 best[own] = max(best.get(own, -np.inf), score)
             nothing = min(nothing, float(logits[:, 0].sum()))
         if self.may_abstain:

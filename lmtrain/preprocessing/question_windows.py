@@ -25,6 +25,8 @@ class Windows:
         self.stride = min(SHARED, length // 3) if stride is None else stride
         self.special = tokenizer.num_special_tokens_to_add(pair=True)
         if self.stride >= length - self.special:
+            if stride is None:
+                raise UsageError(f"--max-length {length}: leaves no room for question and context")
             raise UsageError(f"--doc-stride {stride}: is no shorter than a window of --max-length {length}")
 
     def leaves_no_room(self, question: str) -> bool:

@@ -331,6 +331,62 @@ def test_what_cannot_be_is_refused(flags: tuple, message: str):
     assert message in outcome.err.replace("\n", " ")
 
 
+def test_white_space_around_an_answer_is_not_part_of_it():
+    rows = [json.loads(line) for line in Path(questions("plain.jsonl", 40)).read_text().splitlines()]
+    plain_run = trained("classify", *MODEL, "--data", "plain.jsonl", "--max-steps", 3, "-o", "plain")
+    for row in rows:
+        starts = row["answers"]["answer_start"]
+        before = [start > 0 for start in starts]
+        row["answers"]["text"] = [" " * b + text for b, text in zip(before, row["answers"]["text"], strict=True)]
+        row["answers"]["answer_start"] = [start - b for b, start in zip(before, starts, strict=True)]
+    spaced = trained("classify", *MODEL, "--data", write("spaced.jsonl", rows), "--max-steps", 3, "-o", "spaced")
+    assert spaced["metrics"] == plain_run["metrics"]
+
+
+def test_answers_that_no_window_holds_and_questions_without_one_are_reported():
+    trained("classify", *MODEL, "--data", questions("rows.jsonl", 40), "--max-steps", 2, "-o", "run")
+    outcome = lmtrain("eval", "--model", "run", "--data", questions("none.jsonl", 20, without=0.5))
+    assert "questions have no answer, but the model always gives one" in outcome.err
+    row = {
+        "question": "who?",
+        "context": "a film with music and actors",
+        "answers": {"text": ["film with music and actors"]},
+    }
+    outcome = lmtrain(
+        "preview", "classify", *MODEL, "--data", write("long.jsonl", [row] * 8), "-L", 9, "--doc-stride", 0
+    )
+    assert "answers are in no window as a whole" in outcome.err
+
+
+@pytest.mark.parametrize(("make", "more"), [(numbers, ("--problem-type", "regression")), (reviews, ())])
+def test_an_adapter_on_a_classifier_is_scored_and_merged(make: Any, more: tuple):
+    data = make("rows.jsonl", 60)
+    trained("classify", *MODEL, "--data", data, *more, "--max-steps", 3, "-o", "base")
+    adapter = trained(
+        "classify", "--model", "base", "--lora", "--data", data, *more, "--max-steps", 3, "-o", "adapter"
+    )
+    outcome = lmtrain("eval", "--model", "adapter", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["metrics"]["eval_loss"] == pytest.approx(adapter["metrics"]["eval_loss"], rel=1e-5)
+    assert lmtrain("merge", "adapter", "-o", "merged", "--quiet").code == 0
+    merged = lmtrain("eval", "--model", "merged", "--json", "--quiet").json["metrics"]
+    assert merged["eval_loss"] == pytest.approx(adapter["metrics"]["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "message"),
+    [
+        ([1.0, 0.0, 0.0], (), "has the label '0.0' twice"),
+        (1e39, ("--problem-type", "regression"), "not a number"),
+    ],
+)
+def test_a_label_that_cannot_be_is_named(labels: Any, more: tuple, message: str):
+    data = write("rows.jsonl", [{"text": "the film", "label": labels}] * 8)
+    outcome = lmtrain("classify", *MODEL, "--data", data, *more, "-o", "run")
+    assert outcome.code == 3
+    assert message in outcome.err
+
+
 # --- the report ------------------------------------------------------------------------------------------------------
 def tables_of(page: str, title: str) -> list[list[str]]:
     """The cells of the table under a heading of a page."""
