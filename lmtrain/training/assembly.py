@@ -172,6 +172,10 @@ def fit_training(
     """The loss for training this model. Raises UsageError if the model's own loss cannot be smoothed."""
     rows = [examples[0, row] for row in range(min(len(examples), 4))]
     own = not objective.labels and has_own_loss(network, collator(rows), objective.shift)
+    if recipe.train.gradient_checkpointing and not network.supports_gradient_checkpointing:
+        raise UsageError(
+            f"--gradient-checkpointing: transformers has none for {network.config.model_type}; leave it out"
+        )
     if recipe.train.label_smoothing and objective.loss_type is not TokenLoss:
         raise UsageError("--label-smoothing: only where one of several labels is right")
     if own and recipe.train.label_smoothing:

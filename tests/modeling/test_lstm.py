@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import lmtrain, trained
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM
+
+from lmtrain.modeling.lstm_config import LSTMConfig
 
 LENGTHS = (7, 4, 1)
 VARIANTS = [*product(("none", "luong", "bahdanau"), (False, True), (False, True))]
@@ -19,8 +21,7 @@ SIZES = "d_model=16,num_layers=2,dropout=0"
 
 def network(attention: str, reverse: bool, bidirectional: bool) -> Any:
     """A small model with large weights, so that a difference is seen."""
-    config = AutoConfig.for_model(
-        "lstm",
+    config = LSTMConfig(
         vocab_size=50,
         d_model=16,
         attention=attention,
@@ -155,3 +156,11 @@ def test_a_configuration_that_cannot_be_is_one_sentence(sizes: str, message: str
     assert outcome.code == 2
     assert message in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_checkpointing_that_the_model_does_not_have_is_refused(material: Path):
+    model = ["--model", "lstm", "--from-scratch", "--model-config", SIZES, "--tokenizer", "unigram:60"]
+    data = ["--data", material / "pairs.jsonl", "--max-steps", 1, "-o", "run"]
+    outcome = lmtrain("seq2seq", *model, *data, "--gradient-checkpointing")
+    assert outcome.code == 2
+    assert "--gradient-checkpointing: transformers has none for lstm; leave it out" in outcome.err
