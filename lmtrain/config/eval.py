@@ -10,6 +10,9 @@ from lmtrain.config.options import Section, option
 from lmtrain.config.values import Every, Length, Strings, as_percent, fraction
 from lmtrain.errors import suggestion
 
+LONGEST_ANSWER = 30
+"""Tokens of an answer at most, unless --max-answer-length says otherwise."""
+
 
 class Eval(Section):
     every: Every = option("epoch", flag="eval_every", aliases=("eval_steps", "eval_every"))
@@ -69,7 +72,7 @@ class MaskEval(Eval):
 class ClassEval(Eval):
     METRICS = ("eval_loss", *metrics.LABEL_METRICS, "exact_match", "f1")
 
-    max_answer_length: int = option(30, ge=1, hidden="training")
+    max_answer_length: int = option(LONGEST_ANSWER, ge=1, hidden="training")
     """Of questions: the most tokens that an answer can have."""
 
 

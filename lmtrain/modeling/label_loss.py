@@ -13,11 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lmtrain.config.eval import LONGEST_ANSWER
 from lmtrain.modeling.loss import RowScores, TokenLoss
 from lmtrain.preprocessing.batch import IGNORED, Batch
-
-LONGEST_ANSWER = 30
-"""Tokens of an answer at most, unless --max-answer-length says otherwise."""
 
 
 def as_bits(numbers: Any) -> np.ndarray:
@@ -33,53 +31,64 @@ def from_bits(bits: np.ndarray) -> np.ndarray:
     return np.asarray(bits).astype(np.int32).view(np.float32)
 
 
-class NumberLoss(TokenLoss):
-    """The squared error of a number for each text; labels [rows, 1] are the bits of the numbers."""
+class LabelLoss(TokenLoss):
+    """A loss that a subclass gives for each row, with what is predicted for it."""
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[rows] loss of each row over its labels [rows, length]; `logits` as in `aligned`."""
+        raise NotImplementedError
+
+    def _predictions(self, logits: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+        """What is predicted for each row, as many int32 as `answers_per_row`."""
+        raise NotImplementedError
 
     def _total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self._errors(logits, labels).sum()
+        return self._losses(logits, labels).sum()
 
-    def _errors(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[rows] squared error of each row with a label."""
+    @torch.no_grad()
+    def score(self, network: Any, batch: Batch) -> RowScores:
+        """The losses as `nll`; nothing counts as `correct`, because no class is chosen."""
+        logits, labels = self.aligned(network, batch)
+        zeros = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+        precise = torch.float32 if logits.device.type == "mps" else torch.float64
+        losses = self._losses(logits, labels).to(precise)
+        return RowScores(losses, (labels != IGNORED).sum(1), zeros, zeros, self._predictions(logits, batch))
+
+
+class NumberLoss(LabelLoss):
+    """The squared error of a number for each text; labels [rows, 1], and predictions, are the bits of the numbers."""
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         numbers = labels.to(torch.int32).view(torch.float32)
         errors = (logits[..., 0].float() - numbers) ** 2
         return errors.masked_fill(labels == IGNORED, 0.0).sum(1)
 
-    @torch.no_grad()
-    def score(self, network: Any, batch: Batch) -> RowScores:
-        """Squared errors as `nll`, and the bits of the estimates as predictions."""
-        logits, labels = self.aligned(network, batch)
-        estimates = as_bits(logits[:, 0, :1].float().cpu().numpy())
-        return _row_scores(self._errors(logits, labels), labels, [*estimates])
+    def _predictions(self, logits: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+        return [*as_bits(logits[:, 0, :1].float().cpu().numpy())]
 
 
-class SeveralLabelsLoss(TokenLoss):
-    """The binary cross entropy of each class for each text; labels [rows, classes] are 1 or 0."""
+class SeveralLabelsLoss(LabelLoss):
+    """The binary cross entropy of each class for each text; labels [rows, classes] are 1 or 0.
+
+    Predictions are 1 for each class that is more likely than not.
+    """
 
     def _shifted(self, values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each class has a position of its own: scores [rows, classes, 1]."""
         return values[..., None], labels
 
-    def _total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self._losses(logits, labels).sum()
-
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[rows] loss of each row over its classes."""
         losses = F.binary_cross_entropy_with_logits(
             logits[..., 0].float(), labels.clamp(min=0).float(), reduction="none"
         )
         return losses.masked_fill(labels == IGNORED, 0.0).sum(1)
 
-    @torch.no_grad()
-    def score(self, network: Any, batch: Batch) -> RowScores:
-        """The loss as `nll`; predictions are 1 for each class that is more likely than not."""
-        logits, labels = self.aligned(network, batch)
-        chosen = (logits[..., 0] > 0).int().cpu().numpy()
-        return _row_scores(self._losses(logits, labels), labels, [*chosen])
+    def _predictions(self, logits: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+        return [*(logits[..., 0] > 0).int().cpu().numpy()]
 
 
 @dataclass(frozen=True)
-class SpanLoss(TokenLoss):
+class SpanLoss(LabelLoss):
     """The cross entropy of the first and of the last token of an answer over the tokens of its row; labels [rows, 2].
 
     A row whose context has no answer is to choose its first token, as Devlin et al. ("BERT", 2019, section 4.3) do. Padding is
@@ -100,16 +109,16 @@ class SpanLoss(TokenLoss):
         """The first and the last token of the best answer, and the bits of its score and of that of no answer."""
         return np.full_like(labels, 4)
 
-    @torch.no_grad()
-    def score(self, network: Any, batch: Batch) -> RowScores:
-        """The loss as `nll`, and the best answer in the context of each row, see `answers_per_row`."""
-        logits, labels = self.aligned(network, batch)
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        found = [
+        return losses.view(labels.shape).sum(1)
+
+    def _predictions(self, logits: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+        """The best answer in the context of each row, see `answers_per_row`."""
+        return [
             _best_answer(row, context, self.longest_answer)
             for row, context in zip(logits.cpu(), batch["in_context"].cpu(), strict=True)
         ]
-        return _row_scores(losses.view(labels.shape).sum(1), labels, found)
 
 
 def _best_answer(logits: torch.Tensor, in_context: torch.Tensor, longest: int) -> np.ndarray:
@@ -133,12 +142,6 @@ def best_span(logits: torch.Tensor, in_context: torch.Tensor, longest: int) -> t
     scores = span_scores(logits, in_context, longest)
     at = int(scores.argmax())
     return at // len(scores), at % len(scores), float(scores.flatten()[at])
-
-
-def _row_scores(losses: torch.Tensor, labels: torch.Tensor, predictions: list[np.ndarray]) -> RowScores:
-    zeros = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
-    precise = torch.float32 if losses.device.type == "mps" else torch.float64
-    return RowScores(losses.to(precise), (labels != IGNORED).sum(1), zeros, zeros, predictions)
 
 
 LOSSES: dict[str, type[TokenLoss]] = {

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
@@ -22,12 +21,10 @@ from lmtrain.data.labels import LABELLED, labels_of_row
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, UsageError, visible
-from lmtrain.modeling.classifier_head import LabelHead, head_of, labels_of
-from lmtrain.modeling.label_loss import LOSSES, as_bits, from_bits
-from lmtrain.modeling.loss import TokenLoss
-from lmtrain.objectives.defaults import Defaults
+from lmtrain.modeling.classifier_head import head_of, labels_of
+from lmtrain.modeling.label_loss import as_bits, from_bits
 from lmtrain.objectives.generation import GenerationSettings, decode
-from lmtrain.objectives.mlm import MaskedLM
+from lmtrain.objectives.label_objective import LabelObjective
 from lmtrain.objectives.prompting import Answer, PromptingOptions, text_of
 from lmtrain.objectives.question_answering import QuestionAnswering
 from lmtrain.objectives.samples import RowTexts, Sample
@@ -57,33 +54,8 @@ DOES = {
 
 
 @dataclass(frozen=True)
-class Classification(Defaults):
-    """Give texts or words their labels."""
-
-    labels: tuple[str, ...] = ()
-    kind: str = "labelled"
-    """The kind of the rows: one of several labels, `several` at once, a `number`, or `tagged` words."""
-
-    name = "classify"
-    special_tokens = MaskedLM.special_tokens
-    shift = 0
-    writes = False
-
-    @property
-    def head(self) -> LabelHead:
-        return LabelHead(self.kind, self.labels)
-
-    @property
-    def loss_type(self) -> type[TokenLoss]:
-        return LOSSES.get(self.kind, TokenLoss)
-
-    @property
-    def auto_model(self) -> Any:
-        return getattr(transformers, HEADS[self.kind].auto_class)
-
-    @property
-    def task_type(self) -> str | None:
-        return HEADS[self.kind].task_type
+class Classification(LabelObjective):
+    """Give texts or words their labels: one of several, `several` at once, a `number`, or a tag for each word."""
 
     @property
     def words(self) -> bool:

@@ -13,24 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from lmtrain.config.data import Data
-from lmtrain.config.heads import HEADS
+from lmtrain.config.eval import LONGEST_ANSWER
 from lmtrain.config.labelled_data import PAIR_SEPARATOR, ClassData
 from lmtrain.data.labels import NO_ANSWER
 from lmtrain.data.prompts import Prompt
 from lmtrain.data.rows import Rows
 from lmtrain.errors import InputError, visible
-from lmtrain.modeling.classifier_head import LabelHead
-from lmtrain.modeling.label_loss import LONGEST_ANSWER, SpanLoss, span_scores
-from lmtrain.objectives.defaults import Defaults
+from lmtrain.modeling.label_loss import SpanLoss, span_scores
 from lmtrain.objectives.generation import GenerationSettings
-from lmtrain.objectives.mlm import MaskedLM
+from lmtrain.objectives.label_objective import LabelObjective
 from lmtrain.objectives.prompting import Answer, PromptingOptions, text_of
 from lmtrain.objectives.samples import Sample
-from lmtrain.objectives.token_roles import View
 from lmtrain.objectives.views import ANSWER_VIEW
 from lmtrain.preprocessing.batch import Collator, Row, pad_id
 from lmtrain.preprocessing.dataset import Examples, Limits
@@ -50,29 +46,11 @@ BETWEEN = "\n"
 
 
 @dataclass(frozen=True)
-class QuestionAnswering(Defaults):
+class QuestionAnswering(LabelObjective):
     """Find the answer to a question in a text."""
 
-    labels: tuple[str, ...] = ()
-
-    name = "classify"
-    special_tokens = MaskedLM.special_tokens
-    shift = 0
-    writes = False
-    task_type = HEADS["question"].task_type
-    view: View = ANSWER_VIEW
-
-    @property
-    def auto_model(self) -> Any:
-        return getattr(transformers, HEADS["question"].auto_class)  # when it is needed: it imports all models
-
-    @property
-    def loss_type(self) -> type[SpanLoss]:
-        return SpanLoss
-
-    @property
-    def head(self) -> LabelHead:
-        return LabelHead("question", self.labels)
+    kind: str = "question"
+    view = ANSWER_VIEW
 
     @property
     def may_abstain(self) -> bool:
@@ -153,7 +131,7 @@ class QuestionAnswering(Defaults):
         for row in range(len(found)):
             first, last = found[row][:2].tolist()
             score, without = found[row][2:].view(np.float32).tolist()
-            number = int(examples.columns["question"][row][0])
+            number = int(examples.units[row])
             text = examples.texts[number][0]
             own = text[examples.columns["begins"][row][first] : examples.columns["ends"][row][last]]
             best[number] = max(best.get(number, (-np.inf, "")), (score, own.strip()), key=lambda answer: answer[0])
@@ -175,11 +153,10 @@ class QuestionAnswering(Defaults):
     ) -> list[Sample]:
         """Questions, the answers that the model gives and their own; `rows` are the numbers of the questions."""
         assert examples.texts is not None
-        numbers = examples.columns["question"].values
         samples = []
         for number in rows:
             source, *references = examples.texts[number]
-            windows: list[Row] = [examples[None, int(row)] for row in np.flatnonzero(numbers == number)]
+            windows: list[Row] = [examples[None, int(row)] for row in np.flatnonzero(examples.units == number)]
             candidates = self._candidates(network, collator, windows, source)
             samples.append({"input": source, "output": candidates[0][0], "reference": references[0]})
         return samples
